@@ -1,0 +1,33 @@
+"""dloop: training loops of one's own, with the page of conditions taken over.
+
+See `Loop`, `Event` and `LoopEvents`.
+"""
+
+from ._backend import BACKEND, BACKEND_REASON, core
+from .errors import DataExhaustedError, DataLengthError, LoopError, LoopWarning
+from .events import Event, EventUnion, LoopEvents
+from .loop import Loop
+
+LoopState = core.LoopState
+
+__all__ = [
+    "BACKEND",
+    "BACKEND_REASON",
+    "DataExhaustedError",
+    "DataLengthError",
+    "Event",
+    "EventUnion",
+    "Loop",
+    "LoopError",
+    "LoopEvents",
+    "LoopState",
+    "LoopWarning",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module 'dloop' has no attribute {name!r}")
+    from importlib.metadata import version  # slow to import, and seldom asked for
+
+    return version("dloop")

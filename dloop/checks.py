@@ -1,0 +1,133 @@
+"""What an argument may be: numbers of steps, seconds and points, checked where they are given."""
+
+from __future__ import annotations
+
+from operator import index
+
+from .errors import not_stop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import SupportsFloat, TypeVar
+
+    Number = TypeVar("Number", int, float)
+
+MOST = 2**62
+"""The greatest number of steps or epochs, and of nanoseconds: two of them add up in 64 bits."""
+
+SECOND = 10**9
+"""Nanoseconds."""
+
+
+def shown(value: object) -> str:
+    """`value` as an error message shows it: its repr in one line of bounded length."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # the message is about something else; an int of 5000 digits has no repr
+        text = object.__repr__(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def count(name: str, value: object, least: int = 1) -> int:
+    """The whole number `value` of steps, epochs or batches.
+
+    Raises:
+        TypeError: it is no whole number (nothing with `__index__`, or a bool).
+        ValueError: it is below `least` or above 2**62.
+    """
+    wanted = f"{name}={shown(value)}: pass a whole number from {least} to 2**62"
+    if isinstance(value, bool):
+        raise TypeError(wanted)
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(wanted) from None
+    if not least <= number <= MOST:
+        raise ValueError(wanted)
+    return number
+
+
+def seconds(name: str, value: object, *, zero: bool = False) -> float:
+    """The finite number `value` of seconds, as an int or a float.
+
+    Raises:
+        TypeError: it is no number (a bool and a str are none).
+        ValueError: it is nan or infinite, negative, zero unless `zero`, or above 2**62 ns.
+    """
+    sign = "0 or more" if zero else "above 0"
+    wanted = f"{name}={shown(value)}: pass a finite number of seconds, {sign}, at most 2**62 ns"
+    number = _real(value)
+    if number is None:
+        raise TypeError(wanted)
+    if not 0 <= number <= MOST or (number == 0 and not zero) or nanoseconds(number) > MOST:
+        raise ValueError(wanted)
+    return number
+
+
+def nanoseconds(seconds: float) -> int:
+    """`seconds` in whole nanoseconds, to the nearest (half to even)."""
+    return seconds * SECOND if isinstance(seconds, int) else round(seconds * SECOND)
+
+
+def points(
+    name: str, value: object, check: Callable[[str, object], Number]
+) -> Number | tuple[Number, ...]:
+    """`value` as one checked point, or a collection of them as a sorted tuple without repeats.
+
+    Raises:
+        TypeError: neither a point nor a collection of points.
+        ValueError: a point out of range, or an empty collection.
+    """
+    if isinstance(value, (str, bytes)) or not hasattr(type(value), "__iter__"):
+        return check(name, value)
+    if getattr(value, "ndim", None) == 0:  # a NumPy array that holds one number
+        return check(name, value)
+    several = sorted({check(name, each) for each in value})  # type: ignore[attr-defined]
+    if not several:
+        raise ValueError(f"{name}={shown(value)}: pass at least one number, or leave {name} out")
+    return several[0] if len(several) == 1 else tuple(several)
+
+
+def flag(name: str, value: object) -> bool:
+    """The bool `value`.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={shown(value)}: pass True or False")
+    return value
+
+
+def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
+    """The user's `clock`, which returns seconds, as one that returns checked nanoseconds.
+
+    The returned callable raises TypeError or ValueError when `clock` returns no usable number.
+    """
+
+    def tick() -> int:
+        try:
+            value = clock()
+        except StopIteration as exception:
+            raise not_stop(exception) from exception
+        number = _real(value)
+        wanted = f"clock() returned {shown(value)}: it has to return a finite number of seconds"
+        if number is None:
+            raise TypeError(wanted)
+        if not -MOST < number < MOST or not -MOST < nanoseconds(number) < MOST:
+            raise ValueError(wanted)
+        return nanoseconds(number)
+
+    return tick
+
+
+def _real(value: object) -> float | None:
+    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
+        return None
+    if isinstance(value, int):
+        return int(value)
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None

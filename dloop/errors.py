@@ -1,0 +1,94 @@
+"""What goes wrong: the exceptions and the warning of dloop, and the way to the user's line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+
+class LoopError(RuntimeError):
+    """A loop was asked for something that it cannot give in its present state.
+
+    Example:
+        >>> from dloop import Loop, LoopError
+        >>> loop = Loop([1, 2], max_epochs=1)
+        >>> for batch, events in loop:
+        ...     pass
+        >>> try:
+        ...     iter(loop)
+        ... except LoopError as error:
+        ...     print(error)
+        this run is finished; restart() begins a new one
+    """
+
+
+class DataLengthError(LoopError):
+    """An epoch ended before the number of batches that its length promised."""
+
+
+class DataExhaustedError(LoopError):
+    """An epoch had no batch at all."""
+
+
+class LoopWarning(UserWarning):
+    """The category of every warning of dloop: something that a person should act on."""
+
+
+def warn(message: str) -> None:
+    """Warn with `message`, shown at the line outside of dloop that led here.
+
+    The number of dloop's own frames in between differs from core to core, hence the walk.
+    """
+    frame = sys._getframe(1)
+    level = 2
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, LoopWarning, stacklevel=level)
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith("dloop.") and not module.startswith("dloop.demo")
+
+
+def finished() -> LoopError:
+    """The error of entering a run that has handed over its last batch."""
+    return LoopError("this run is finished; restart() begins a new one")
+
+
+def replaced() -> LoopError:
+    """The error of an iterator after `iter(loop)` has made a newer one."""
+    return LoopError("this iterator was replaced: the loop was entered again")
+
+
+def closed() -> LoopError:
+    """The error of going on with a loop that was closed."""
+    return LoopError("this loop was closed; restart() begins a new run")
+
+
+def failed(first: BaseException) -> LoopError:
+    """The error of going on after a run ended with the exception `first`."""
+    error = LoopError("this run ended with an exception; restart() begins a new one")
+    error.__cause__ = first
+    return error
+
+
+def not_stop(exception: Exception) -> Exception:
+    """`exception`, or what stands for a StopIteration, which would end the `for` in silence.
+
+    PEP 479 does the same for generators.
+    """
+    if not isinstance(exception, StopIteration):
+        return exception
+    error = RuntimeError("StopIteration was raised where it would end the loop in silence")
+    error.__cause__ = exception
+    return error
+
+
+def annotate(exception: BaseException, note: str) -> None:
+    """Add a note to an exception, as PEP 678 has it, on Python 3.10 too."""
+    if sys.version_info >= (3, 11):
+        exception.add_note(note)
+    else:
+        notes = getattr(exception, "__notes__", None) or []
+        exception.__notes__ = [*notes, note]  # type: ignore[attr-defined]

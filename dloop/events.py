@@ -1,0 +1,276 @@
+"""What people write: Event, its joins with `|`, and LoopEvents."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from . import checks
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Final, NoReturn, SupportsFloat, SupportsIndex
+
+    from ._core import LoopState
+
+
+class LoopEvents(Enum):
+    """The events that dloop itself adds to a step.
+
+    They are asked for like any other event, and can be joined with an Event.
+
+    Attributes:
+        EPOCH_END: the step has the last batch of its epoch.
+        TRAINING_END: the step has the last batch of the run.
+
+    Example:
+        >>> from dloop import Loop, LoopEvents
+        >>> for batch, events in Loop("ab", max_epochs=2):
+        ...     print(batch, LoopEvents.EPOCH_END in events, LoopEvents.TRAINING_END in events)
+        a False False
+        b True False
+        a False False
+        b True True
+    """
+
+    EPOCH_END = "epoch_end"
+    TRAINING_END = "training_end"
+
+    # Enum hashes the member's name in Python code, at every `in`; members are singletons.
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"LoopEvents.{self.name}"
+
+    def __or__(self, other: Event | EventUnion) -> EventUnion:
+        if not isinstance(other, (Event, EventUnion)):
+            return NotImplemented
+        return _join(self, other)
+
+
+for _member in LoopEvents:
+    # Up to Python 3.11 Enum looks members up through Python code; a plain attribute costs nothing.
+    type.__setattr__(LoopEvents, _member.name, _member)
+
+
+_DEFAULTS: dict[str, object] = {
+    "condition_function": None,
+    "every_n_steps": None,
+    "at_step": None,
+    "every_n_seconds": None,
+    "at_time": None,
+    "every_n_epochs": None,
+    "at_epoch": None,
+    "from_step": 0,
+    "until_step": None,
+    "per_epoch": False,
+    "per_launch": False,
+}
+_LAST = "per_launch"  # what Event.__init__ sets last; from then on nothing changes
+
+
+class Event:
+    """When something is due. An immutable value: hashable, comparable, good for many loops.
+
+    It needs at least one criterion. With several, it fires at each step at which any is due.
+    Every criterion is looked at in every step, so a timer that is due together with a step
+    criterion has fired with it.
+
+    Args:
+        condition_function: called once per step with the `LoopState`; fires when it returns
+            something true. What it raises ends the run.
+        every_n_steps: a period in steps: fires when `(global_step + 1) % every_n_steps == 0`.
+        at_step: a `global_step`, or a collection of them, counted from 0.
+        every_n_seconds: a period in seconds of training time: fires at the first step at which
+            that much has passed since it last fired (first: since training started). Missed
+            periods are not made up for.
+        at_time: seconds of training time, or a collection: fires once for each, at the first
+            step at or after it.
+        every_n_epochs: a period in epochs: fires on the last batch of every n-th epoch.
+        at_epoch: an epoch, or a collection, counted from 0: fires on its last batch.
+        from_step: the first `global_step` at which any of this is looked at. A timer that was
+            due before fires then.
+        until_step: the first `global_step` at which none of it is looked at any more.
+        per_epoch: the step criteria count `epoch_step`, from 0 in every epoch, instead.
+        per_launch: the time criteria count from this process's first request for a batch.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or there is no criterion.
+
+    Example:
+        >>> from dloop import Event, Loop, LoopEvents
+        >>> every_third_and_last = Event(every_n_steps=3) | LoopEvents.TRAINING_END
+        >>> loop = Loop(range(5), max_epochs=1, events={"Save": every_third_and_last})
+        >>> [batch for batch, events in loop if "Save" in events]
+        [2, 4]
+    """
+
+    __slots__ = tuple(_DEFAULTS)
+
+    def __init__(
+        self,
+        condition_function: Callable[[LoopState], object] | None = None,
+        *,
+        every_n_steps: SupportsIndex | None = None,
+        at_step: SupportsIndex | Iterable[SupportsIndex] | None = None,
+        every_n_seconds: SupportsFloat | None = None,
+        at_time: SupportsFloat | Iterable[SupportsFloat] | None = None,
+        every_n_epochs: SupportsIndex | None = None,
+        at_epoch: SupportsIndex | Iterable[SupportsIndex] | None = None,
+        from_step: SupportsIndex = 0,
+        until_step: SupportsIndex | None = None,
+        per_epoch: bool = False,
+        per_launch: bool = False,
+    ) -> None:
+        if condition_function is not None and not callable(condition_function):
+            raise TypeError(
+                f"condition_function={checks.shown(condition_function)}: pass a callable that "
+                "takes a LoopState; periods have names, such as every_n_steps="
+            )
+        self.condition_function: Final = condition_function
+        self.every_n_steps: Final = _count("every_n_steps", every_n_steps)
+        self.at_step: Final = _points("at_step", at_step, _from_zero)
+        self.every_n_seconds: Final = _seconds("every_n_seconds", every_n_seconds)
+        self.at_time: Final = _points("at_time", at_time, _time)
+        self.every_n_epochs: Final = _count("every_n_epochs", every_n_epochs)
+        self.at_epoch: Final = _points("at_epoch", at_epoch, _from_zero)
+        self.from_step: Final = _from_zero("from_step", from_step)
+        self.until_step: Final = _count("until_step", until_step)
+        self.per_epoch: Final = checks.flag("per_epoch", per_epoch)
+        self.per_launch: Final = checks.flag("per_launch", per_launch)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.until_step is not None and self.until_step <= self.from_step:
+            raise ValueError(
+                f"until_step={self.until_step}: pass a step above from_step={self.from_step}"
+            )
+        if self.per_epoch and self.every_n_steps is None and self.at_step is None:
+            raise ValueError("per_epoch=True: it bears upon every_n_steps and at_step; pass one")
+        if self.per_launch and self.every_n_seconds is None and self.at_time is None:
+            raise ValueError("per_launch=True: it bears upon every_n_seconds and at_time; pass one")
+        criteria = list(_DEFAULTS)[: list(_DEFAULTS).index("from_step")]
+        if all(getattr(self, name) is None for name in criteria):
+            raise ValueError(f"{self!r}: pass at least one of {', '.join(criteria)}")
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple([getattr(self, name) for name in _DEFAULTS])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Event):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        given = []
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if name == "condition_function" and value is not None:
+                given.append(repr(value))
+            elif value != default:
+                given.append(f"{name}={value!r}")
+        return f"Event({', '.join(given)})"
+
+    def __or__(self, other: Event | EventUnion | LoopEvents) -> EventUnion:
+        if not isinstance(other, (Event, EventUnion, LoopEvents)):
+            return NotImplemented
+        return _join(self, other)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, _LAST):
+            raise AttributeError(f"{name}: an Event does not change; make another")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name}: an Event does not change; make another")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _event, (self._values(),)
+
+
+class EventUnion:
+    """Several Events (and LoopEvents members) joined with `|`: due when any of them is.
+
+    Attributes:
+        parts: the Events and LoopEvents members, as they were joined, each once.
+
+    Example:
+        >>> from dloop import Event, LoopEvents
+        >>> Event(every_n_steps=16) | LoopEvents.TRAINING_END
+        Event(every_n_steps=16) | LoopEvents.TRAINING_END
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Iterable[Event | LoopEvents]) -> None:
+        self.parts: Final = tuple(dict.fromkeys(parts))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EventUnion):
+            return NotImplemented
+        return frozenset(self.parts) == frozenset(other.parts)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.parts))
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.parts))
+
+    def __or__(self, other: Event | EventUnion | LoopEvents) -> EventUnion:
+        if not isinstance(other, (Event, EventUnion, LoopEvents)):
+            return NotImplemented
+        return _join(self, other)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, "parts"):
+            raise AttributeError(f"{name}: an EventUnion does not change; make another")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name}: an EventUnion does not change; make another")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return EventUnion, (self.parts,)
+
+
+def parts_of(event: Event | EventUnion) -> tuple[Event | LoopEvents, ...]:
+    """The Events and LoopEvents members that `event` is made of, in their order."""
+    return event.parts if isinstance(event, EventUnion) else (event,)
+
+
+def _join(*joined: Event | EventUnion | LoopEvents) -> EventUnion:
+    parts: list[Event | LoopEvents] = []
+    for each in joined:
+        parts += each.parts if isinstance(each, EventUnion) else [each]
+    return EventUnion(parts)
+
+
+def _event(values: tuple[object, ...]) -> Event:
+    arguments = dict(zip(_DEFAULTS, values))
+    return Event(**arguments)  # type: ignore[arg-type]
+
+
+def _count(name: str, value: object) -> int | None:
+    return None if value is None else checks.count(name, value)
+
+
+def _seconds(name: str, value: object) -> float | None:
+    return None if value is None else checks.seconds(name, value)
+
+
+def _from_zero(name: str, value: object) -> int:
+    return checks.count(name, value, 0)
+
+
+def _time(name: str, value: object) -> float:
+    return checks.seconds(name, value, zero=True)
+
+
+def _points(
+    name: str, value: object, check: Callable[[str, object], checks.Number]
+) -> checks.Number | tuple[checks.Number, ...] | None:
+    return None if value is None else checks.points(name, value, check)

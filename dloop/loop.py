@@ -1,0 +1,177 @@
+"""Loop: its arguments and its life cycle."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import GenericAlias
+
+from . import _backend, checks
+from .schedule import NEVER, Schedule
+from .source import Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
+    from types import TracebackType
+    from typing import Any, Generic, SupportsFloat, SupportsIndex, TypeVar
+
+    from ._core import LoopState
+    from .events import Event, EventUnion
+
+    Batch = TypeVar("Batch")
+    Self = TypeVar("Self", bound="Loop[Any]")
+else:
+    # typing would take longer to import than all of dloop
+    Batch = None
+
+    class Generic:
+        """Stands in for typing.Generic."""
+
+        __class_getitem__ = classmethod(GenericAlias)
+
+
+class Loop(Generic[Batch]):
+    """A run over the batches of a dataloader, each handed over with the events that are due.
+
+    A Loop is one run. Leaving the `for` and entering it again goes on with the next batch;
+    `restart()` begins a new run.
+
+    Args:
+        dataloader: any iterable, gone through once per epoch, or a callable without arguments that
+            returns a fresh one for each epoch.
+        events: a mapping of names (anything hashable) to Events.
+        max_epochs: ends the run after this many epochs.
+        max_steps: ends the run after this many steps.
+        max_seconds: ends the run at the first step at which this much training time has passed.
+            Exactly one of the three is to be given.
+        stop_when: an Event that ends the run early, at the step on which it fires.
+        dataloader_len: batches per epoch; an epoch is cut there. Without it, `len()` counts.
+        lookahead: True looks one batch ahead at every step, to know an epoch's last batch from the
+            data alone; False never fetches a batch before it is asked for; None, the default, looks
+            ahead where no length is known, and at the last batch that `len()` promises.
+        clock: a callable that returns seconds, in place of the real clock.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or arguments contradict each other.
+
+    Iterating yields pairs of a batch and the set of the events that are due at its step. It raises
+    what the dataloader, a condition or the clock raises, `DataLengthError` when an epoch is shorter
+    than its length, `DataExhaustedError` when it is empty, and `LoopError` when the run is over.
+
+    Example:
+        >>> from dloop import Event, Loop, LoopEvents
+        >>> loop = Loop(["a", "b", "c"], max_epochs=2, events={"Log": Event(every_n_steps=2)})
+        >>> for batch, events in loop:
+        ...     if "Log" in events:
+        ...         print("log at", loop.global_step)
+        ...     if LoopEvents.EPOCH_END in events:
+        ...         print("epoch", loop.epoch, "ends with", batch)
+        log at 1
+        epoch 0 ends with c
+        log at 3
+        log at 5
+        epoch 1 ends with c
+    """
+
+    def __init__(
+        self,
+        dataloader: Iterable[Batch] | Callable[[], Iterable[Batch]],
+        events: Mapping[Any, Event | EventUnion] | None = None,
+        *,
+        max_epochs: SupportsIndex | None = None,
+        max_steps: SupportsIndex | None = None,
+        max_seconds: SupportsFloat | None = None,
+        stop_when: Event | EventUnion | None = None,
+        dataloader_len: SupportsIndex | None = None,
+        lookahead: bool | None = None,
+        clock: Callable[[], SupportsFloat] | None = None,
+    ) -> None:
+        if clock is not None and not callable(clock):
+            raise TypeError(f"clock={checks.shown(clock)}: pass a callable that returns seconds")
+        self._tick = None if clock is None else checks.in_nanoseconds(clock)
+        self._schedule = Schedule(events, stop_when, max_epochs, max_steps, max_seconds)
+        limit = self._schedule.max_epochs
+        self._open_source = partial(
+            Source, dataloader, dataloader_len, lookahead, None if limit == NEVER else limit
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        self._source = self._open_source()
+        clock = _backend.core.Clock(self._tick, 0)
+        self._core = _backend.core.Core(self._schedule, self._source, clock)
+
+    def __iter__(self) -> Iterator[tuple[Batch, AbstractSet[Hashable]]]:
+        return self._core.steps()
+
+    def __len__(self) -> int:
+        """The number of batches still to come.
+
+        Raises:
+            TypeError: it is not known.
+        """
+        core = self._core
+        if core.stop_reason is not None:
+            return 0
+        if self._schedule.max_steps < NEVER:
+            return self._schedule.max_steps - core.step - 1
+        epoch_len = self._source.epoch_len()
+        if self._schedule.max_epochs == NEVER or epoch_len is None:
+            raise TypeError("the number of batches to come is not known")
+        epochs = self._schedule.max_epochs - core.epoch
+        return epochs * epoch_len - (core.step - core.epoch_start + 1)
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def state(self) -> LoopState:
+        """The `LoopState` of the latest step; before the first its counters are 0, -1 and -1."""
+        return self._core.state
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the latest step, from 0."""
+        return self._core.epoch
+
+    @property
+    def global_step(self) -> int:
+        """The latest step, from 0, counted across epochs; -1 before the first."""
+        return self._core.step
+
+    @property
+    def epoch_step(self) -> int:
+        """The latest step, from 0, counted within its epoch; -1 before the first."""
+        return self._core.step - self._core.epoch_start
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run ended; None as long as its last batch was not handed over.
+
+        The first of these that applies: "exception", "stop_when", "max_steps", "max_epochs",
+        "max_seconds", "exhausted" (a dataloader that can be gone through once ran dry).
+        """
+        return self._core.stop_reason
+
+    def restart(self) -> None:
+        """Begin a new run with the same arguments. Iterators on the old one raise LoopError."""
+        self.close()
+        self._begin()
+
+    def close(self) -> None:
+        """End the run, and close the dataloader's iterator (and so its workers), if ours."""
+        self._core.close()
+        self._source.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,222 @@
+"""Any loader as epochs of batches: its length, where to look ahead, `set_epoch`, wrong lengths."""
+
+from __future__ import annotations
+
+from . import checks
+from .errors import DataExhaustedError, DataLengthError, not_stop, warn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, SupportsIndex, TypeGuard
+
+NEVER = 2**63 - 1
+
+
+class Source:
+    """Opens one epoch after the other, and judges where they end.
+
+    An epoch's length may be promised: by `dataloader_len`, which cuts the epoch there, or by
+    `len()`, which a look ahead at the promised last batch verifies (with `lookahead=False` it is
+    taken on faith). Where nothing is promised, every step looks one batch ahead (with
+    `lookahead=False` none does).
+
+    Attributes:
+        once: whether the batches can be gone through only once.
+    """
+
+    def __init__(
+        self,
+        dataloader: Iterable[Any] | Callable[[], Iterable[Any]],
+        dataloader_len: SupportsIndex | None,
+        lookahead: bool | None,
+        max_epochs: int | None,
+    ) -> None:
+        if lookahead is not None and not isinstance(lookahead, bool):
+            raise TypeError(f"lookahead={checks.shown(lookahead)}: pass True, False or None")
+        self._loader: Iterable[Any] | None = None  # in use, or to be used in every epoch
+        self._load: Callable[[], Iterable[Any]] | None = None
+        if _is_iterable(dataloader):
+            self._loader = dataloader
+        elif callable(dataloader):
+            self._load = dataloader
+        else:
+            raise TypeError(
+                f"dataloader={checks.shown(dataloader)}: pass an iterable, or a callable that "
+                "returns a fresh one for each epoch"
+            )
+        self.once = hasattr(type(self._loader), "__next__")
+        self._len = (
+            None if dataloader_len is None else checks.count("dataloader_len", dataloader_len)
+        )
+        self._lookahead = lookahead
+        self._by_epochs = max_epochs is not None
+        # A stream is taken exactly when asked for, since no epoch is at stake
+        self._is_stream = self.once and not self._by_epochs
+        self._check(max_epochs)
+
+        self._batches: Iterator[Any] | None = None
+        self._on_faith: Iterator[Any] | None = None
+        self._promise: int | None = None
+        self._warned_of_more = False
+
+    def _check(self, max_epochs: int | None) -> None:
+        if self.once and (max_epochs or 0) > 1 and (self._len is None or self._lookahead):
+            raise ValueError(
+                f"max_epochs={max_epochs}: this dataloader can be gone through only once; give its "
+                "epochs a dataloader_len, or pass a callable that returns a fresh iterable"
+            )
+        if self._loader is not None:
+            self._refuse_unknown_end(self._read_promise(self._loader))
+
+    def _refuse_unknown_end(self, promise: int | None) -> None:
+        if self._lookahead is False and self._by_epochs and promise is None:
+            raise ValueError(
+                "lookahead=False: max_epochs needs to know where an epoch ends; pass "
+                "dataloader_len, or let the loop look ahead"
+            )
+
+    def open_epoch(self, epoch: int) -> tuple[Iterator[Any], int, int]:
+        """Begin `epoch`: its iterator, the epoch step from which to look ahead, and its last one.
+
+        Either step is NEVER where it does not apply.
+
+        Raises:
+            DataExhaustedError: the loader says that it is empty.
+            ValueError: `lookahead=False`, and no length is to be had.
+        """
+        self._drop_surplus(epoch - 1)
+        try:
+            batches = self._iterate(epoch)
+        except StopIteration as exception:
+            raise not_stop(exception) from exception
+        promise = self._promise
+        if promise is None:
+            looks = self._lookahead or (self._lookahead is None and not self._is_stream)
+            return batches, 0 if looks else NEVER, NEVER
+        if self._len is not None:
+            return batches, NEVER, promise - 1
+        if self._lookahead is False:
+            self._on_faith = batches
+            return batches, NEVER, promise - 1
+        return batches, promise - 1, NEVER
+
+    def _iterate(self, epoch: int) -> Iterator[Any]:
+        if self._load is not None:
+            self._loader = self._load()
+        loader: Any = self._loader
+        _set_epoch(loader, epoch, {})
+        self._promise = self._read_promise(loader)
+        self._refuse_unknown_end(self._promise)
+        if self._promise == 0:
+            raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
+        batches: Iterator[Any] = iter(loader)
+        self._batches = batches
+        return batches
+
+    def goes_on_after(self, epoch: int, taken: int, step: int) -> bool:
+        """Judge that `epoch` ended, unforeseen, after `taken` batches, the last of them at `step`.
+
+        Returns whether another epoch may begin.
+
+        Raises:
+            DataExhaustedError: it had no batch.
+            DataLengthError: it had fewer than were promised.
+        """
+        self._on_faith = None
+        if taken == 0 and (epoch == 0 or not self.once):
+            raise DataExhaustedError(
+                f"epoch {epoch} has no batch: the dataloader is empty or was consumed before"
+            )
+        if self._promise is not None and 0 < taken < self._promise:
+            promised_by = "len(dataloader)" if self._len is None else "dataloader_len"
+            raise DataLengthError(
+                f"epoch {epoch} ended after {taken} of the {self._promise} batches that "
+                f"{promised_by} promised; pass lookahead=True to go by the data itself"
+            )
+        if self.once:
+            self.ran_dry(step)
+        return not self.once
+
+    def goes_past_promise(self, epoch: int) -> None:
+        """Take note of a batch after the one from which on the loop has looked ahead."""
+        if self._promise is not None and not self._warned_of_more:
+            self._warned_of_more = True
+            warn(
+                f"epoch {epoch} has more than the {self._promise} batches that len(dataloader) "
+                "promised; it goes on to its true end"
+            )
+
+    def ran_dry(self, step: int) -> None:
+        """Warn that the source ended at `step`, before the run's limit."""
+        warn(f"the dataloader ran dry at global_step {step}, before the run's limit")
+
+    def finish(self, epoch: int, stop_reason: str | None) -> None:
+        """End the run, whose last epoch was `epoch`."""
+        if stop_reason == "max_epochs":
+            self._drop_surplus(epoch)
+
+    def epoch_len(self) -> int | None:
+        """The length that is promised of the open epoch, or of the first where none was opened."""
+        if self._batches is not None:
+            return self._promise
+        if self._loader is None:
+            return None if self._lookahead else self._len
+        return self._read_promise(self._loader)
+
+    def close(self) -> None:
+        """Close the open epoch's iterator, unless it is the dataloader that the user passed."""
+        batches, self._batches, self._on_faith = self._batches, None, None
+        close = getattr(batches, "close", None)
+        if callable(close) and not self.once:
+            close()
+
+    def _drop_surplus(self, epoch: int) -> None:
+        batches, self._on_faith = self._on_faith, None
+        if batches is not None and next(batches, NEVER) is not NEVER:
+            warn(
+                f"epoch {epoch} had more than the {self._promise} batches that len(dataloader) "
+                "promised; the rest is dropped; pass lookahead=True to use it"
+            )
+
+    def _read_promise(self, loader: Iterable[Any]) -> int | None:
+        if self._lookahead:
+            return None
+        if self._len is not None:
+            return self._len
+        if self._is_stream or _is_iterable_style(loader):
+            return None
+        try:
+            return len(loader)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):
+            return None
+
+
+def _is_iterable(dataloader: object) -> TypeGuard[Iterable[Any]]:
+    kind = type(dataloader)
+    return hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")
+
+
+def _is_iterable_style(loader: object) -> bool:
+    """Whether `loader` loads a data set that is only iterated, so that its length is a guess.
+
+    PyTorch gives such data sets a `__getitem__` that only raises, hence the look at their class.
+    """
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None:
+        return False
+    kind = type(dataset)
+    named = any(base.__name__ == "IterableDataset" for base in kind.__mro__)
+    return named or not hasattr(kind, "__getitem__")
+
+
+def _set_epoch(loader: object, epoch: int, seen: dict[int, object]) -> None:
+    """Call `set_epoch(epoch)` on `loader` and on all that it draws from, once each."""
+    if loader is None or id(loader) in seen:
+        return
+    seen[id(loader)] = loader
+    set_epoch = getattr(loader, "set_epoch", None)
+    if callable(set_epoch):
+        set_epoch(epoch)
+    for name in ("sampler", "batch_sampler", "dataset"):
+        _set_epoch(getattr(loader, name, None), epoch, seen)

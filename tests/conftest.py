@@ -1,0 +1,24 @@
+"""One fixture runs every test over both cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cores import CORES, use_core
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("no_core") is None:
+        metafunc.parametrize("core", CORES, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def core(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """The core that the test's loops use; None in a test that is marked `no_core`."""
+    name: str | None = getattr(request, "param", None)
+    if name is None:
+        yield None
+        return
+    with use_core(name):
+        yield name

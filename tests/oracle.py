@@ -1,0 +1,841 @@
+"""A naive model of a whole run, to judge both cores by.
+
+It is written from the contract, rule by rule, and evaluates every trigger of every event at every
+step with the plain formula. It is slow on purpose: no next due step, no heap, no cache. It does not
+know dloop. Numbers like 3.5 are the contract's sections and rules; 1. to 8. is the order in a step.
+
+Four parts: the plan (plain data), the world around the loop (clock, data, conditions; it writes the
+journal), the loop itself, and the driver, which is the user's program and serves every loop alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Journal = list[tuple[object, ...]]
+Counters = tuple[int, int, int, bool, bool]
+
+# Many runs would be endless (a clock that stands still): the user goes home after this many bodies.
+MAX_BODIES = 30
+
+EPOCH_END = "EPOCH_END"
+TRAINING_END = "TRAINING_END"
+
+
+# ----------------------------------------------------------------------------------------- the plan
+
+
+class Plain:
+    """A repr that shows what differs from the defaults, so that a failing plan can be read."""
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, field.name) != field.default
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # for hypothesis, too
+        printer.text(repr(self))
+
+
+@dataclass(frozen=True, repr=False)
+class Condition(Plain):
+    """A condition function: its answers in turn, and the call at which it raises instead."""
+
+    name: str
+    answers: tuple[object, ...] = (False,)
+    looks: bool = False
+    raises_at: int | None = None
+    error: str = "ValueError"  # or "StopIteration", or "truth": the answer's __bool__ raises
+
+
+@dataclass(frozen=True, repr=False)
+class Part(Plain):
+    """One Event. Collections are sorted and without repeats: equal Parts are equal Events."""
+
+    condition: Condition | None = None
+    every_n_steps: int | None = None
+    at_step: tuple[int, ...] = ()
+    every_n_seconds: float | None = None
+    at_time: tuple[float, ...] = ()
+    every_n_epochs: int | None = None
+    at_epoch: tuple[int, ...] = ()
+    from_step: int = 0
+    until_step: int | None = None
+    per_epoch: bool = False
+    per_launch: bool = False
+
+
+Joined = tuple["Part | str", ...]  # a | b | LoopEvents.EPOCH_END, a LoopEvents member by its name
+
+
+@dataclass(frozen=True, repr=False)
+class Node(Plain):
+    """An object in which set_epoch is looked for. `style` matters for a `dataset` only."""
+
+    name: str
+    has_set_epoch: bool = True
+    sampler: str | None = None
+    batch_sampler: str | None = None
+    dataset: str | None = None
+    # or "iterable": no __getitem__; or "IterableDataset": it has a class of this name in its MRO
+    style: str = "map"
+
+
+@dataclass(frozen=True, repr=False)
+class Source(Plain):
+    """The dataloader: "iterable", "once" (it has __next__), "callable" (it returns an iterable) or
+    "generator" (a callable that returns a generator)."""
+
+    kind: str = "iterable"
+    # how long each iteration really is; the last one repeats
+    lengths: tuple[int, ...] = (3,)
+    # what len() says before each, or the exception that it raises; None: there is no __len__
+    promised: tuple[int, ...] | str | None = None
+    # which fetch of the whole program raises what
+    raises: tuple[tuple[int, str], ...] = ()
+    # where set_epoch is looked for; the first is the loader itself
+    nodes: tuple[Node, ...] = (Node("loader", has_set_epoch=False),)
+
+
+@dataclass(frozen=True, repr=False)
+class Clock(Plain):
+    """How time moves, in units, in each fetch, body and so on. Negative: it goes backwards."""
+
+    unit: float = 1  # seconds; an int gives int readings
+    start: int = 0
+    launch_gap: int = 0
+    iter_cost: int = 0
+    fetch_costs: tuple[int, ...] = (0,)
+    body_costs: tuple[int, ...] = (1,)
+    condition_cost: int = 0
+    raises_at: int | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Plan(Plain):
+    source: Source
+    limit: str  # max_epochs, max_steps or max_seconds
+    limit_value: float
+    events: tuple[tuple[Hashable, Joined], ...] = ()
+    stop_when: Joined | None = None
+    dataloader_len: int | None = None
+    lookahead: bool | None = None
+    clock: Clock = Clock()
+    # which bodies look at loop.state.elapsed, in turn
+    looks: tuple[bool, ...] = (False,)
+    # the bodies that leave the `for`; then it is entered again
+    leaves: frozenset[int] = frozenset()
+    # after the run: restart() and a second run
+    restarts: bool = False
+
+
+# ---------------------------------------------------------------------------------------- the world
+
+
+class Undecided(BaseException):
+    """The contract does not say what happens here, so there is nothing to compare."""
+
+
+class ClockError(Exception):
+    """What a broken clock raises."""
+
+
+class StateLike(Protocol):
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def global_step(self) -> int: ...
+    @property
+    def epoch_step(self) -> int: ...
+    @property
+    def epoch_end(self) -> bool: ...
+    @property
+    def training_end(self) -> bool: ...
+    @property
+    def elapsed(self) -> float: ...
+
+
+def counters(state: StateLike) -> Counters:
+    return (
+        state.epoch,
+        state.global_step,
+        state.epoch_step,
+        state.epoch_end,
+        state.training_end,
+    )
+
+
+class NoTruth:
+    """Like an array of two elements."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth is ambiguous")
+
+
+@dataclass(eq=False)
+class Stream:
+    """One iteration of the source: how many batches it still has."""
+
+    left: int
+    dead: bool = False
+
+
+def in_turn(values: tuple[int, ...], index: int) -> int:
+    return values[index % len(values)]
+
+
+class World:
+    """What is outside the loop. All that the loop or the user does to it goes into the journal."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.journal: Journal = []
+        self.now = plan.clock.start
+        self.reads = self.opened = self.fetches = self.batches = self.bodies = 0
+        self.calls: dict[str, int] = {}
+        # of a source that can be consumed only once
+        self.only_stream = Stream(sum(plan.source.lengths))
+
+    def clock(self) -> float:
+        self.reads += 1
+        if self.reads - 1 == self.plan.clock.raises_at:
+            raise ClockError("the clock is broken")
+        reading = self.now * self.plan.clock.unit
+        self.journal.append(("clock", reading))
+        return reading
+
+    def set_epoch(self, name: str, epoch: int) -> None:
+        self.journal.append(("set_epoch", name, epoch))
+
+    def call_loader(self) -> None:
+        self.journal.append(("call",))
+
+    def length(self) -> int:
+        """What len() says about the iteration that would be opened next."""
+        promised = self.plan.source.promised
+        assert isinstance(promised, tuple)
+        return promised[min(self.opened, len(promised) - 1)]
+
+    def open(self) -> Stream:
+        source = self.plan.source
+        if source.kind != "generator":  # nobody sees that a generator is asked for its iterator
+            self.journal.append(("iter",))
+            self.now += self.plan.clock.iter_cost
+        opened, self.opened = self.opened, self.opened + 1
+        if source.kind == "once":
+            return self.only_stream
+        return Stream(source.lengths[min(opened, len(source.lengths) - 1)])
+
+    def fetch(self, stream: Stream) -> int:
+        """`__next__` of the source's iterator. Batches are numbered as they leave the source."""
+        if stream.dead:  # a generator that raised is at its end, and its code does not run again
+            raise StopIteration
+        self.journal.append(("next",))
+        fetch, self.fetches = self.fetches, self.fetches + 1
+        self.now += in_turn(self.plan.clock.fetch_costs, fetch)
+        error = dict(self.plan.source.raises).get(fetch)
+        if error is not None:
+            stream.dead = self.plan.source.kind == "generator"
+            if error == "KeyboardInterrupt":
+                raise KeyboardInterrupt(f"in fetch {fetch}")
+            raise OSError(f"fetch {fetch} failed")
+        if stream.left == 0:
+            raise StopIteration
+        stream.left -= 1
+        self.batches += 1
+        return self.batches - 1
+
+    def condition(self, condition: Condition, state: StateLike) -> object:
+        call = self.calls.get(condition.name, 0)
+        self.calls[condition.name] = call + 1
+        elapsed = state.elapsed if condition.looks else None
+        self.journal.append(("condition", condition.name, (*counters(state), elapsed)))
+        self.now += self.plan.clock.condition_cost
+        if call == condition.raises_at:
+            if condition.error == "truth":
+                return NoTruth()
+            if condition.error == "StopIteration":
+                raise StopIteration
+            raise ValueError(f"call {call} of {condition.name}")
+        return condition.answers[call % len(condition.answers)]
+
+
+# ----------------------------------------------------------------------------------------- the loop
+
+
+class LoopError(Exception):
+    pass
+
+
+class DataLengthError(LoopError):
+    pass
+
+
+class DataExhaustedError(LoopError):
+    pass
+
+
+class RanDryError(Exception):
+    """A source that can be consumed only once has ended, and with it the run."""
+
+
+def to_ns(seconds: float) -> int:
+    """Section 2: all comparisons are between ints of ns."""
+    return seconds * 10**9 if isinstance(seconds, int) else round(seconds * 1e9)
+
+
+def period_ns(seconds: float) -> int:
+    return max(1, to_ns(seconds))
+
+
+@dataclass
+class OracleState:
+    """loop.state; its elapsed is asked for when somebody looks at it."""
+
+    epoch: int
+    global_step: int
+    epoch_step: int
+    epoch_end: bool
+    training_end: bool
+    look: Callable[[], float]
+
+    @property
+    def elapsed(self) -> float:
+        return self.look()
+
+
+@dataclass
+class Now:
+    """What a step's triggers are judged by."""
+
+    global_step: int
+    epoch: int
+    epoch_step: int
+    epoch_end: bool
+    dry: bool
+    looked: list[int]  # training time in ns, if the clock was read in this step
+
+    def is_in(self, part: Part) -> bool:
+        """2.10: from_step <= global_step < until_step."""
+        if part.until_step is not None and self.global_step >= part.until_step:
+            return False
+        return part.from_step <= self.global_step
+
+
+class OracleIterator:
+    """The light iterator of 3.8: it knows which entering of the loop it belongs to."""
+
+    def __init__(self, loop: OracleLoop) -> None:
+        self.loop = loop
+        self.entry = loop.entry
+
+    def __iter__(self) -> OracleIterator:
+        return self
+
+    def __next__(self) -> tuple[int, frozenset[Hashable]]:
+        return self.loop.request(self.entry)
+
+
+def parts_of(joined: Joined) -> list[Part | str]:
+    """Repeated equal parts of `a | b` count once."""
+    return list(dict.fromkeys(joined))
+
+
+class OracleLoop:
+    def __init__(self, plan: Plan, world: World) -> None:
+        self.plan = plan
+        self.world = world
+        self.once = plan.source.kind == "once"
+        self.refuse()
+        self.told_longer = False  # the warning comes once per Loop
+        self.entry = 0
+        self.restart()
+
+    def refuse(self) -> None:
+        """What is refused at construction, of the things that a plan can contain."""
+        plan = self.plan
+        if plan.limit != "max_epochs":
+            return
+        ignored = plan.lookahead is True
+        if self.once and plan.limit_value > 1 and (plan.dataloader_len is None or ignored):
+            raise ValueError("dataloader_len")  # 3.7
+        is_callable = plan.source.kind in ("callable", "generator")
+        if plan.lookahead is False and not is_callable and self.read_promise() is None:
+            raise ValueError("dataloader_len")  # 3.5
+
+    def restart(self) -> None:
+        self.entry += 1  # older iterators are replaced
+        self.failure: Exception | None = None
+        self.over = False
+        self.final_request_done = False
+        self.stop_reason: str | None = None
+        # the counters
+        self.epoch = 0
+        self.taken = 0  # batches of this epoch that were asked for and not only looked at
+        self.global_step = -1
+        # the source
+        self.stream: Stream | None = None
+        self.promise: int | None = None
+        self.epoch_over = False
+        self.in_hand: int | None = None  # fetched and not yet handed over
+        self.ahead: list[int] = []  # what a look has found: a batch, or ...
+        self.ahead_error: Exception | None = None
+        # time, in ns; what the time criteria remember, each by its event's and its part's number
+        self.elapsed = 0
+        self.last_reading = 0
+        self.last_due: dict[tuple[int, int], int] = {}
+        self.times_fired: set[tuple[int, int, float]] = set()
+        self.state = OracleState(0, -1, -1, False, False, lambda: 0.0)
+
+    # 3.8: entering, and asking for the next batch
+
+    def __iter__(self) -> Iterator[tuple[int, frozenset[Hashable]]]:
+        if self.failure is not None:
+            raise self.failed() from self.failure
+        if self.over:
+            raise LoopError("this run is finished; restart() begins a new one")
+        self.entry += 1
+        return OracleIterator(self)
+
+    def failed(self) -> LoopError:
+        return LoopError("this run ended with an exception; restart() begins a new one")
+
+    def request(self, entry: int) -> tuple[int, frozenset[Hashable]]:
+        if entry != self.entry:
+            raise LoopError("this iterator was replaced: the loop was entered again")
+        if self.failure is not None:
+            raise self.failed() from self.failure
+        if self.over:
+            self.final_request()
+            raise StopIteration
+        try:
+            return self.step()
+        except RanDryError as dry:  # 3.7, without lookahead: no TRAINING_END
+            self.over, self.stop_reason = True, "exhausted"
+            self.warn(str(dry))
+            raise StopIteration from None
+        except Exception as error:
+            self.failure, self.stop_reason = error, "exception"
+            raise
+
+    def final_request(self) -> None:
+        """The request that ends the `for` looks for a surplus too, after max_epochs."""
+        if self.final_request_done:
+            return
+        self.final_request_done = True
+        if self.stop_reason == "max_epochs" and self.on_faith():
+            try:
+                self.drop_surplus()
+            except (Exception, KeyboardInterrupt):
+                raise Undecided("the run is over, and the look for a surplus raises") from None
+
+    def warn(self, text: str) -> None:
+        self.world.journal.append(("warning", text))
+
+    # Section 3: the source
+
+    def on_faith(self) -> bool:
+        """Whether EPOCH_END falls on what len() promised, without a look."""
+        return (
+            self.plan.lookahead is False
+            and self.plan.dataloader_len is None
+            and self.promise is not None
+        )
+
+    def read_promise(self) -> int | None:
+        """How many batches this epoch is said to have; the first rule that applies."""
+        plan = self.plan
+        if plan.lookahead is True:
+            return None
+        if plan.dataloader_len is not None:
+            return plan.dataloader_len
+        if self.once and plan.limit != "max_epochs":
+            return None
+        nodes = {node.name: node for node in plan.source.nodes}
+        dataset = nodes["loader"].dataset if nodes else None
+        if dataset is not None and nodes[dataset].style != "map":
+            return None  # lengths over iterable-style data sets are guesses
+        return self.world.length() if isinstance(plan.source.promised, tuple) else None
+
+    def open_epoch(self) -> None:
+        """3.4: set_epoch wherever it is found, then len(), then iter()."""
+        plan, world = self.plan, self.world
+        if plan.source.kind in ("callable", "generator"):
+            world.call_loader()
+        nodes = {node.name: node for node in plan.source.nodes}
+        seen: set[str] = set()
+
+        def walk(name: str | None) -> None:
+            if name is None or name in seen:
+                return
+            seen.add(name)
+            if nodes[name].has_set_epoch:
+                world.set_epoch(name, self.epoch)
+            walk(nodes[name].sampler)
+            walk(nodes[name].batch_sampler)
+            walk(nodes[name].dataset)
+
+        walk("loader" if nodes else None)
+        self.promise = self.read_promise()
+        if self.promise is None and plan.lookahead is False and plan.limit == "max_epochs":
+            raise ValueError("dataloader_len")  # a callable's epochs are only known now
+        if self.promise == 0:
+            raise DataExhaustedError(f"epoch {self.epoch} has no batch: len(dataloader) is 0")
+        self.stream = world.open()
+        self.taken = 0
+
+    def fetch(self) -> int:
+        """The next batch of the run: of this epoch, or the first one of the next."""
+        if self.stream is None:
+            self.open_epoch()
+            self.last_reading = to_ns(self.world.clock())  # 2.5: training time starts here
+        elif self.epoch_over:
+            if self.on_faith():
+                try:
+                    self.drop_surplus()
+                except KeyboardInterrupt:
+                    raise Undecided("interrupted while it looks for a surplus") from None
+            self.next_epoch()
+        if self.ahead_error is not None:
+            raise self.ahead_error
+        if self.ahead:
+            self.taken += 1
+            return self.ahead.pop()
+        while True:
+            assert self.stream is not None
+            try:
+                batch = self.world.fetch(self.stream)
+            except StopIteration:
+                self.found_end()
+                self.next_epoch()
+            else:
+                self.taken += 1
+                return batch
+
+    def next_epoch(self) -> None:
+        self.epoch_over = False
+        self.epoch += 1
+        self.open_epoch()
+
+    def found_end(self) -> None:
+        """A fetch, not a look, has found the end of this epoch's iterator."""
+        if self.taken == 0 and (not self.once or self.epoch == 0):
+            raise DataExhaustedError(
+                f"epoch {self.epoch} has no batch: the dataloader is empty or was consumed before"
+            )
+        if self.promise is not None and 0 < self.taken < self.promise:
+            what = "dataloader_len" if self.plan.dataloader_len is not None else "len(dataloader)"
+            raise DataLengthError(
+                f"epoch {self.epoch} ended after {self.taken} of the {self.promise} batches "
+                f"that {what} promised; pass lookahead=True to go by the data itself"
+            )
+        if self.once:
+            raise RanDryError(self.dry_text(self.global_step))
+
+    def dry_text(self, global_step: int) -> str:
+        return f"the dataloader ran dry at global_step {global_step}, before the run's limit"
+
+    def drop_surplus(self) -> None:
+        """3.5, lookahead=False: what comes after the promised length is dropped with a warning."""
+        assert self.stream is not None
+        try:
+            self.world.fetch(self.stream)
+        except StopIteration:
+            return
+        self.warn(
+            f"epoch {self.epoch} had more than the {self.promise} batches that "
+            "len(dataloader) promised; the rest is dropped; pass lookahead=True to use it"
+        )
+
+    def must_look(self) -> bool:
+        """3.5: whether the loop looks one batch ahead at this step."""
+        if self.plan.lookahead is not None:
+            return self.plan.lookahead
+        if self.plan.dataloader_len is not None:
+            return False
+        if self.once and self.plan.limit != "max_epochs":
+            return False
+        return self.promise is None or self.taken >= self.promise
+
+    def look_ahead(self) -> bool:
+        """Whether the epoch ends here. An exception is kept for the next request."""
+        assert self.stream is not None
+        try:
+            self.ahead.append(self.world.fetch(self.stream))
+        except StopIteration:
+            return True
+        except Exception as error:
+            self.ahead_error = error
+        return False
+
+    # Section 2: time
+
+    def read_clock(self) -> int:
+        reading = to_ns(self.world.clock())
+        self.elapsed += max(0, reading - self.last_reading)
+        self.last_reading = max(self.last_reading, reading)
+        return self.elapsed
+
+    def timed(self) -> bool:
+        joined = [parts for _, parts in self.plan.events] + [self.plan.stop_when or ()]
+        return self.plan.limit == "max_seconds" or any(
+            isinstance(part, Part) and (part.every_n_seconds is not None or part.at_time != ())
+            for parts in joined
+            for part in parts
+        )
+
+    # Section 2: one step
+
+    def step(self) -> tuple[int, frozenset[Hashable]]:
+        plan = self.plan
+        # 1. to 3. the batch, which is kept if the look is interrupted, and the look
+        if self.in_hand is None:
+            self.in_hand = self.fetch()
+        warnings: list[str] = []
+        epoch_end, dry = self.find_epoch_end(warnings)
+        # 4. the clock: one reading for everything in this step
+        looked = [self.read_clock()] if self.timed() else []
+        now = Now(self.global_step + 1, self.epoch, self.taken - 1, epoch_end, dry, looked)
+
+        # 5. all criteria but the conditions
+        names: set[Hashable] = set()
+        for event, (name, joined) in enumerate(plan.events):
+            for number, part in enumerate(parts_of(joined)):
+                if self.due(event, number, part, now):
+                    names.add(name)
+        stop_parts = parts_of(plan.stop_when or ())
+        stops = [self.due(-1, number, part, now) for number, part in enumerate(stop_parts)]
+        stops.append(EPOCH_END in stop_parts and epoch_end)  # TRAINING_END fires nothing by itself
+
+        # 6. the limit, then stop_when; its conditions see training_end as the limit says
+        reasons = self.reasons(now)
+        state = self.make_state(now, bool(reasons))
+        stops += [self.condition_due(part, state, "stop_when", now) for part in stop_parts]
+        if any(stops):
+            reasons.insert(0, "stop_when")  # the first of the reasons is the stop_reason
+        if reasons == ["exhausted"]:
+            warnings.append(self.dry_text(now.global_step))
+
+        # 7. the conditions, in order of registration
+        state = self.make_state(now, bool(reasons))
+        for name, joined in plan.events:
+            for part in parts_of(joined):
+                if self.condition_due(part, state, f"event {name!r}", now):
+                    names.add(name)
+
+        # 8. what is joined with the loop's own events; warnings; and the batch is handed over
+        own = ([EPOCH_END] if epoch_end else []) + ([TRAINING_END] if reasons else [])
+        names.update(name for name, joined in plan.events if set(joined) & set(own))
+        for text in warnings:
+            self.warn(text)
+        batch, self.in_hand = self.in_hand, None
+        self.global_step = now.global_step
+        self.epoch_over = epoch_end
+        self.state = state
+        if reasons:
+            self.over, self.stop_reason = True, reasons[0]
+        return batch, frozenset(names | {f"LoopEvents.{name}" for name in own})
+
+    def find_epoch_end(self, warnings: list[str]) -> tuple[bool, bool]:
+        """Whether this batch is the epoch's last, and whether with it the source has run dry."""
+        if not self.must_look():
+            return self.taken == self.promise, False
+        epoch_end = self.look_ahead()
+        if self.ahead and self.taken == self.promise and not self.told_longer:
+            self.told_longer = True
+            warnings.append(
+                f"epoch {self.epoch} has more than the {self.promise} batches that "
+                "len(dataloader) promised; it goes on to its true end"
+            )
+        return epoch_end, epoch_end and self.once
+
+    def reasons(self, now: Now) -> list[str]:
+        """What ends training at this step, but for stop_when."""
+        limit, value = self.plan.limit, self.plan.limit_value
+        reasons = []
+        if limit == "max_steps" and now.global_step + 1 >= value:
+            reasons.append("max_steps")
+        if limit == "max_epochs" and now.epoch_end and now.epoch + 1 >= value:
+            reasons.append("max_epochs")
+        if limit == "max_seconds" and now.looked[0] >= period_ns(value):
+            reasons.append("max_seconds")
+        if now.dry:
+            reasons.append("exhausted")
+        return reasons
+
+    def due(self, event: int, number: int, part: Part | str, now: Now) -> bool:
+        """The plain formulas: whether any criterion of one part of an event is due.
+
+        Nothing is short-circuited, and outside the part's window nothing is evaluated.
+        """
+        if isinstance(part, str) or not now.is_in(part):
+            return False
+        counter = now.epoch_step if part.per_epoch else now.global_step
+        dues = []
+        if part.every_n_steps is not None:
+            dues.append((counter + 1) % part.every_n_steps == 0)
+        if part.at_step:
+            dues.append(counter in part.at_step)
+        if part.every_n_epochs is not None:
+            dues.append(now.epoch_end and (now.epoch + 1) % part.every_n_epochs == 0)
+        if part.at_epoch:
+            dues.append(now.epoch_end and now.epoch in part.at_epoch)
+        if part.every_n_seconds is not None:
+            since = now.looked[0] - self.last_due.get((event, number), 0)
+            dues.append(since >= period_ns(part.every_n_seconds))
+            if dues[-1]:  # it counts from this step's reading
+                self.last_due[event, number] = now.looked[0]
+        for time in part.at_time:
+            reached = now.looked[0] >= to_ns(time)
+            dues.append(reached and (event, number, time) not in self.times_fired)
+            if reached:
+                self.times_fired.add((event, number, time))
+        return any(dues)
+
+    def condition_due(self, part: Part | str, state: OracleState, owner: str, now: Now) -> bool:
+        """2.8: the truth of what the condition function answers."""
+        if isinstance(part, str) or part.condition is None or not now.is_in(part):
+            return False
+        try:
+            return bool(self.world.condition(part.condition, state))
+        except Exception as error:
+            raised: Exception = error
+            if isinstance(error, StopIteration):  # as in generators
+                raised = RuntimeError()
+                raised.__cause__ = error
+            raised.__dict__.setdefault("__notes__", []).append(f"in the condition of {owner}")
+            raise raised from raised.__cause__
+
+    def make_state(self, now: Now, training_end: bool) -> OracleState:
+        def look() -> float:
+            """Read the clock for the first who looks at elapsed in this step."""
+            if not now.looked:
+                now.looked.append(self.read_clock())
+            return now.looked[0] / 1e9
+
+        return OracleState(
+            now.epoch, now.global_step, now.epoch_step, now.epoch_end, training_end, look
+        )
+
+
+# --------------------------------------------------------------------------------------- the driver
+
+
+class LoopLike(Protocol):
+    """What the driver needs of a loop: the oracle's and dloop's both have it."""
+
+    @property
+    def state(self) -> StateLike: ...
+    @property
+    def stop_reason(self) -> str | None: ...
+    def __iter__(self) -> Iterator[tuple[Any, Any]]: ...
+    def restart(self) -> object: ...
+
+
+def raised(error: BaseException) -> tuple[object, ...]:
+    text = str(error)
+    cause = error.__cause__
+    if isinstance(cause, StopIteration):
+        text = ""  # "as in generators"; its wording is left to the library
+    if isinstance(error, ValueError) and "dataloader_len" in text:
+        text = "dataloader_len"  # of a refusal only the parameter's name is agreed
+    notes = tuple(getattr(error, "__notes__", ()))
+    return ("raised", type(error).__name__, text, notes, cause and type(cause).__name__)
+
+
+def ask(journal: Journal, what: str, question: Callable[[], object]) -> None:
+    """Asks for something that should be refused, and journals what came."""
+    try:
+        question()
+    except (Exception, KeyboardInterrupt) as error:
+        journal.append((what, *raised(error)))
+    else:
+        journal.append((what, "went on"))
+
+
+def one_run(
+    loop: LoopLike, world: World, read_names: Callable[[Any], object]
+) -> Iterator[tuple[Any, Any]] | None:
+    """A user's `for`, who leaves it and enters it again where the plan says so.
+
+    Returns the last iterator, unless it came to its normal end, at which it stays.
+    """
+    plan, journal = world.plan, world.journal
+    world.now += plan.clock.launch_gap
+    iterator = iter(loop)
+    world.now += plan.clock.launch_gap
+    for _ in range(MAX_BODIES):
+        try:
+            batch, events = next(iterator)
+        except StopIteration:
+            break
+        except KeyboardInterrupt as interrupt:  # a user in a notebook, who runs the cell again
+            journal.append(raised(interrupt))
+            iterator = iter(loop)
+            continue
+        except Exception as error:
+            journal.append(raised(error))
+            journal.append(("state", counters(loop.state)))
+            break
+
+        body, world.bodies = world.bodies, world.bodies + 1
+        try:
+            elapsed = loop.state.elapsed if plan.looks[body % len(plan.looks)] else None
+        except ClockError:
+            raise Undecided("the clock breaks in the body") from None
+        journal.append(("step", batch, read_names(events), counters(loop.state), elapsed))
+        if loop.stop_reason is not None:
+            journal.append(("stop_reason", loop.stop_reason))
+        world.now += in_turn(plan.clock.body_costs, body)
+        if body in plan.leaves:
+            older = iterator
+            try:
+                iterator = iter(loop)
+            except Exception as error:
+                journal.append(raised(error))
+                break
+            ask(journal, "older", lambda older=older: next(older))  # type: ignore[misc]
+    else:
+        journal.append(("end", loop.stop_reason))
+        return iterator
+    journal.append(("end", loop.stop_reason))
+    ask(journal, "next after the end", lambda: next(iterator))
+    ask(journal, "iter after the end", lambda: iter(loop))
+    return iterator if loop.stop_reason == "exception" else None
+
+
+def drive(loop: LoopLike, world: World, read_names: Callable[[Any], object]) -> None:
+    iterator = one_run(loop, world, read_names)
+    if world.plan.restarts:
+        loop.restart()
+        world.journal.append(
+            ("restarted", counters(loop.state), loop.state.elapsed, loop.stop_reason)
+        )
+        if iterator is not None:
+            try:
+                next(iterator)
+            except Exception as error:
+                world.journal.append(("older", type(error).__name__))
+        one_run(loop, world, read_names)
+
+
+def refused(error: Exception) -> tuple[object, ...]:
+    return ("refused", *raised(error)[1:3])
+
+
+def oracle_trace(plan: Plan) -> Journal:
+    """What should happen in a run of this plan, in order."""
+    world = World(plan)
+    try:
+        loop = OracleLoop(plan, world)
+    except ValueError as error:
+        world.journal.append(refused(error))
+    else:
+        drive(loop, world, frozenset)
+    return world.journal

@@ -1,0 +1,574 @@
+"""Random plans, and the adaptors that turn a plan into real objects for dloop.
+
+Plans are small and biased: periods close to epochs' lengths and times on a coarse grid make
+coincidences common, and coincidences are where loops go wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TextIO
+
+from dloop import Event, Loop, LoopEvents, LoopWarning
+from hypothesis import strategies as st
+
+from oracle import (
+    EPOCH_END,
+    TRAINING_END,
+    Clock,
+    Condition,
+    Joined,
+    Journal,
+    Node,
+    Part,
+    Plan,
+    Source,
+    Stream,
+    World,
+    drive,
+    refused,
+)
+
+# --------------------------------------------------------------------------------------- strategies
+
+EVENT_NAMES: tuple[Hashable, ...] = ("Log", "Save", 7, ("eval", 1), None, "EPOCH_END")
+SOURCES = (
+    "generator",
+    *(
+        f"{kind}, {length}"
+        for kind in ("iterable", "once", "callable")
+        for length in ("sized", "unsized", "len() raises", "iterable-style")
+    ),
+)
+LIMITS = ("max_epochs", "max_steps", "max_seconds")
+CRITERIA = (
+    "condition",
+    "every_n_steps",
+    "at_step",
+    "every_n_seconds",
+    "at_time",
+    "every_n_epochs",
+    "at_epoch",
+)
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+
+def one_in(n: int) -> st.SearchStrategy[bool]:
+    return st.sampled_from([False] * (n - 1) + [True])
+
+
+def collections_of(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.sets(values, min_size=1, max_size=3).map(lambda chosen: tuple(sorted(chosen)))
+
+
+@st.composite
+def conditions(draw: Draw, name: str) -> Condition:
+    raises = draw(one_in(8))
+    return Condition(
+        name,
+        # the truth of the answer counts, whatever the answer is
+        answers=tuple(
+            draw(
+                st.lists(
+                    st.sampled_from((False, True, 0, 2, "", "yes", None)), min_size=1, max_size=4
+                )
+            )
+        ),
+        looks=draw(one_in(3)),
+        raises_at=draw(st.integers(0, 8)) if raises else None,
+        error=draw(st.sampled_from(("ValueError", "StopIteration", "truth")))
+        if raises
+        else "ValueError",
+    )
+
+
+@st.composite
+def parts(draw: Draw, unit: float, pool: tuple[Condition, ...], late: bool = False) -> Part:
+    """One Event. A late one (of stop_when) leaves the run some steps to live."""
+    criteria = draw(
+        st.sets(st.sampled_from(CRITERIA), min_size=1, max_size=draw(st.sampled_from((2, 1, 3))))
+    )
+    first = 6 if late else 0
+    steps = st.integers(first, 12)
+    seconds = st.integers(first, 12).map(lambda n: n * unit)
+    periods = st.integers(max(first, 1), 8)
+    values: dict[str, Any] = {}
+    for criterion in sorted(criteria):
+        values[criterion] = draw(
+            {
+                "condition": st.sampled_from(pool),
+                "every_n_steps": periods,
+                "at_step": collections_of(steps),
+                "every_n_seconds": periods.map(lambda n: n * unit),
+                "at_time": collections_of(seconds),
+                "every_n_epochs": st.integers(1, 3),
+                "at_epoch": collections_of(st.integers(0, 3)),
+            }[criterion]
+        )
+    if draw(one_in(3)):
+        values["from_step"] = draw(st.integers(0, 8))
+    if draw(one_in(4)):
+        values["until_step"] = values.get("from_step", 0) + draw(st.integers(1, 8))
+    if criteria & {"every_n_steps", "at_step"}:
+        values["per_epoch"] = draw(one_in(3))
+    if criteria & {"every_n_seconds", "at_time"}:
+        values["per_launch"] = draw(one_in(4))
+    return Part(**values)
+
+
+@st.composite
+def joins(draw: Draw, single: st.SearchStrategy[Part]) -> Joined:
+    chosen: list[Part | str] = draw(
+        st.lists(single, min_size=1, max_size=draw(st.sampled_from((1, 1, 2, 3))))
+    )
+    if draw(one_in(6)):
+        chosen.append(chosen[0])  # a repeated part
+    own = draw(
+        st.sampled_from(((), (), (), (EPOCH_END,), (TRAINING_END,), (EPOCH_END, TRAINING_END)))
+    )
+    if len(own) == 1 and draw(st.booleans()):
+        return (*own, *chosen)
+    return (*chosen, *own)
+
+
+SHUFFLING = Node("sampler", dataset="dataset")
+GRAPHS: tuple[tuple[Node, ...], ...] = (
+    (Node("loader", has_set_epoch=False),),
+    (Node("loader"),),
+    # a PyTorch DataLoader: its batch sampler shares the sampler, which shares the data set
+    (
+        Node("loader", False, sampler="sampler", batch_sampler="batch_sampler", dataset="dataset"),
+        Node("sampler", dataset="dataset"),
+        Node("batch_sampler", sampler="sampler"),
+        Node("dataset"),
+    ),
+    (
+        Node("loader", True, batch_sampler="batch_sampler", dataset="dataset"),
+        Node("batch_sampler", False, sampler="sampler"),
+        Node("sampler"),
+        Node("dataset", False),
+    ),
+    # a circle
+    (
+        Node("loader", dataset="dataset"),
+        Node("dataset", sampler="sampler"),
+        Node("sampler", dataset="loader"),
+    ),
+)
+ITERABLE_STYLE_GRAPHS: tuple[tuple[Node, ...], ...] = (
+    (Node("loader", False, dataset="dataset"), Node("dataset", style="iterable")),
+    (
+        Node("loader", sampler="sampler", dataset="dataset"),
+        Node("sampler"),
+        Node("dataset", False, style="IterableDataset"),
+    ),
+)
+
+
+@st.composite
+def sources(draw: Draw, label: str) -> Source:
+    kind, _, length = label.partition(", ")
+    lengths = draw(
+        st.lists(
+            st.sampled_from((4, 3, 5, 2, 6, 1)),
+            min_size=draw(st.sampled_from((2, 1, 3))),
+            max_size=4,
+        )
+    )
+    if draw(one_in(8)):
+        lengths[draw(st.integers(0, len(lengths) - 1))] = 0
+    promised: tuple[int, ...] | str | None = None
+    graph: tuple[Node, ...] = ()
+    if kind != "generator":
+        graph = draw(
+            st.sampled_from(ITERABLE_STYLE_GRAPHS if length == "iterable-style" else GRAPHS)
+        )
+        if length == "len() raises":
+            promised = draw(st.sampled_from(("TypeError", "NotImplementedError")))
+        elif length != "unsized":
+            true = [sum(lengths)] if kind == "once" else lengths
+            shifts = draw(st.sampled_from(((0,), (-1,), (0, -1), (-2, 1), (0,), (1,), (0, 2))))
+            promised = tuple(max(0, n + shifts[i % len(shifts)]) for i, n in enumerate(true))
+    raises: dict[int, str] = {}
+    if draw(one_in(5)):
+        errors = st.sampled_from(("OSError", "KeyboardInterrupt"))
+        raises = draw(st.dictionaries(st.integers(0, 14), errors, min_size=1, max_size=2))
+    return Source(kind, tuple(lengths), promised, tuple(sorted(raises.items())), graph)
+
+
+@st.composite
+def clocks(draw: Draw) -> Clock:
+    costs = st.lists(st.sampled_from((1, 0, 1, 2, 3, 5, -2)), min_size=1, max_size=4).map(tuple)
+    return Clock(
+        # 0.1 has no exact float, ints of seconds take another road to nanoseconds
+        unit=draw(st.sampled_from((0.25, 0.1, 1))),
+        start=draw(st.sampled_from((0, 0, 1000, -3))),
+        launch_gap=draw(st.sampled_from((0, 2))),
+        iter_cost=draw(st.sampled_from((0, 1))),
+        fetch_costs=draw(costs),
+        body_costs=draw(costs),
+        condition_cost=draw(st.sampled_from((0, 0, 1))),
+        raises_at=draw(st.integers(0, 10)) if draw(one_in(15)) else None,
+    )
+
+
+def lengths_near(source: Source) -> st.SearchStrategy[int]:
+    """A dataloader_len: mostly one that the epochs have or exceed."""
+    shortest = max(1, min(source.lengths))
+    return st.sampled_from((shortest, max(1, shortest - 1), 1, 2, shortest + 1))
+
+
+@st.composite
+def plans(draw: Draw, label: str) -> Plan:
+    """Plans with one of SOURCES; what else they have is drawn."""
+    source = draw(sources(label))
+    clock = draw(clocks())
+    pool = tuple(draw(conditions(f"condition {i}")) for i in range(draw(st.integers(1, 3))))
+    single = parts(clock.unit, pool)
+    shared = draw(st.lists(single, min_size=1, max_size=2))  # serve under several names
+    events = tuple(
+        (name, draw(joins(single | st.sampled_from(shared))))
+        for name in draw(
+            st.lists(
+                st.sampled_from(EVENT_NAMES),
+                min_size=draw(st.sampled_from((2, 3, 1, 0))),
+                max_size=5,
+                unique=True,
+            )
+        )
+    )
+    stop_when = draw(joins(parts(clock.unit, pool, late=True))) if draw(one_in(3)) else None
+    limit = draw(st.sampled_from(LIMITS))
+    value = draw(
+        {
+            # long runs first: hypothesis likes the first of everything
+            "max_epochs": st.sampled_from((3, 2, 4, 1)),
+            "max_steps": st.sampled_from((10, 12, 15, 22, 6, 3, 2, 1)),
+            "max_seconds": st.sampled_from((12, 20, 16, 30, 7, 3, 2, 1)).map(
+                lambda n: n * clock.unit
+            ),
+        }[limit]
+    )
+    lookahead = draw(st.sampled_from((None, None, None, True, True, False, False)))
+    dataloader_len = None
+    if draw(one_in(5)):
+        dataloader_len = draw(lengths_near(source))
+    if limit == "max_epochs" and not draw(one_in(10)):  # refusals are dull: few of them
+        if source.kind == "once" and value > 1:
+            dataloader_len, lookahead = (
+                draw(lengths_near(source)),
+                draw(st.sampled_from((None, False))),
+            )
+        if lookahead is False and not isinstance(source.promised, tuple):
+            dataloader_len = draw(lengths_near(source))
+    return Plan(
+        source=source,
+        limit=limit,
+        limit_value=value,
+        events=events,
+        stop_when=stop_when,
+        dataloader_len=dataloader_len,
+        lookahead=lookahead,
+        clock=clock,
+        looks=tuple(draw(st.lists(one_in(3), min_size=1, max_size=3))),
+        leaves=frozenset(draw(st.sets(st.integers(0, 12), max_size=2)))
+        if draw(one_in(3))
+        else frozenset(),
+        restarts=draw(one_in(5)),
+    )
+
+
+# ---------------------------------------------------------------------------------- what a plan has
+
+
+def source_label(source: Source) -> str:
+    """The kind of a source, as a reader of the table would call it."""
+    styles = {node.style for node in source.nodes if node.name == "dataset"}
+    if styles & {"iterable", "IterableDataset"}:
+        return f"{source.kind}, iterable-style"
+    if isinstance(source.promised, tuple):
+        return f"{source.kind}, sized"
+    if isinstance(source.promised, str):
+        return f"{source.kind}, len() raises"
+    return source.kind if source.kind == "generator" else f"{source.kind}, unsized"
+
+
+SOURCE_TRAITS = (
+    "promises too much",
+    "promises too little",
+    "lengths differ",
+    "an empty epoch",
+    "raises OSError",
+    "raises KeyboardInterrupt",
+    "set_epoch",
+)
+WINDOWS = ("from_step", "until_step", "per_epoch", "per_launch")
+OTHERS = (
+    "a | b",
+    "LoopEvents.EPOCH_END in an Event",
+    "LoopEvents.TRAINING_END in an Event",
+    "one Event, several names",
+    "condition raises",
+    "stop_when",
+    "dataloader_len",
+    "lookahead=None",
+    "lookahead=True",
+    "lookahead=False",
+    "clock goes backwards",
+    "clock raises",
+    "bodies look at elapsed",
+    "bodies leave the for",
+    "restart",
+)
+FEATURES: dict[str, tuple[str, ...]] = {
+    "source": SOURCES,
+    "trait": SOURCE_TRAITS,
+    "limit": LIMITS,
+    "criterion": CRITERIA,
+    "window": WINDOWS,
+    "other": OTHERS,
+}
+
+
+def features(plan: Plan) -> set[tuple[str, str]]:
+    """Which rows of the table a plan counts for."""
+    source, clock = plan.source, plan.clock
+    joined = [parts for _, parts in plan.events] + ([plan.stop_when] if plan.stop_when else [])
+    everything = [part for parts in joined for part in parts]
+    single = [part for part in everything if isinstance(part, Part)]
+    true = (sum(source.lengths),) if source.kind == "once" else source.lengths
+    promised = source.promised if isinstance(source.promised, tuple) else ()
+    under = [set(parts) & set(single) for _, parts in plan.events]
+    has = {
+        ("source", source_label(source)): True,
+        ("trait", "promises too much"): any(map(operator.gt, promised, true)),
+        ("trait", "promises too little"): any(map(operator.lt, promised, true)),
+        ("trait", "lengths differ"): len(set(source.lengths)) > 1,
+        ("trait", "an empty epoch"): 0 in source.lengths,
+        ("trait", "set_epoch"): any(node.has_set_epoch for node in source.nodes),
+        ("limit", plan.limit): True,
+        ("other", "a | b"): any(len(parts) > 1 for parts in joined),
+        ("other", "one Event, several names"): any(
+            a & b for i, a in enumerate(under) for b in under[:i]
+        ),
+        ("other", "condition raises"): any(
+            part.condition is not None and part.condition.raises_at is not None for part in single
+        ),
+        ("other", "stop_when"): plan.stop_when is not None,
+        ("other", "dataloader_len"): plan.dataloader_len is not None,
+        ("other", f"lookahead={plan.lookahead}"): True,
+        ("other", "clock goes backwards"): min(clock.fetch_costs + clock.body_costs) < 0,
+        ("other", "clock raises"): clock.raises_at is not None,
+        ("other", "bodies look at elapsed"): any(plan.looks),
+        ("other", "bodies leave the for"): bool(plan.leaves),
+        ("other", "restart"): plan.restarts,
+    }
+    for _, error in source.raises:
+        has["trait", f"raises {error}"] = True
+    for member in (EPOCH_END, TRAINING_END):
+        has["other", f"LoopEvents.{member} in an Event"] = member in everything
+    for part in single:
+        for name in CRITERIA + WINDOWS:
+            kind = "criterion" if name in CRITERIA else "window"
+            # a window that starts at 0 is none; at_time=0.0 and the like come as collections
+            if getattr(part, name) not in (None, (), False, 0):
+                has[kind, name] = True
+    return {feature for feature, here in has.items() if here}
+
+
+# ----------------------------------------------------------------------------------------- adaptors
+
+
+class IterableDataset:
+    """Like the class of this name in PyTorch, whose instances have a __getitem__ all the same."""
+
+    def __getitem__(self, index: int) -> object:
+        raise NotImplementedError
+
+
+class Batches:
+    """The iterator of a source."""
+
+    def __init__(self, world: World, stream: Stream) -> None:
+        self.world = world
+        self.stream = stream
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> int:
+        return self.world.fetch(self.stream)
+
+
+def generate(world: World) -> Iterator[int]:
+    stream = world.open()
+    while True:
+        try:
+            batch = world.fetch(stream)
+        except StopIteration:
+            return
+        yield batch
+
+
+def make_object(world: World, node: Node, methods: dict[str, Any]) -> Any:
+    """An object whose type has just the methods that the plan gives it."""
+    namespace = dict(methods)
+    bases: tuple[type, ...] = ()
+    if node.has_set_epoch:
+        namespace["set_epoch"] = lambda self, epoch: world.set_epoch(node.name, epoch)
+    if node.name == "dataset" and node.style == "map":
+        namespace["__getitem__"] = lambda self, index: None
+    if node.style == "IterableDataset":
+        bases = (IterableDataset,)
+    return type(node.name, bases, namespace)()
+
+
+def loader_methods(world: World) -> dict[str, Any]:
+    source = world.plan.source
+    methods: dict[str, Any] = {}
+    if source.kind == "once":  # it is its own iterator
+
+        def iterate(self: object) -> object:
+            world.open()
+            return self
+
+        methods["__iter__"] = iterate
+        methods["__next__"] = lambda self: world.fetch(world.only_stream)
+    else:
+        methods["__iter__"] = lambda self: Batches(world, world.open())
+    if isinstance(source.promised, tuple):
+        methods["__len__"] = lambda self: world.length()
+    elif source.promised is not None:
+        error = {"TypeError": TypeError, "NotImplementedError": NotImplementedError}[
+            source.promised
+        ]
+
+        def length(self: object) -> int:
+            raise error("this loader has no length")
+
+        methods["__len__"] = length
+    return methods
+
+
+def build_dataloader(world: World) -> Any:
+    source = world.plan.source
+    if source.kind == "generator":
+
+        def call_generator() -> Iterator[int]:
+            world.call_loader()
+            return generate(world)
+
+        return call_generator
+
+    # samplers and data sets live as long as the program, a callable's loaders for one epoch
+    others = {node.name: make_object(world, node, {}) for node in source.nodes[1:]}
+
+    def build_loader() -> Any:
+        objects = {"loader": make_object(world, source.nodes[0], loader_methods(world)), **others}
+        for node in source.nodes:
+            children = {
+                attribute: getattr(node, attribute)
+                for attribute in ("sampler", "batch_sampler", "dataset")
+            }
+            if any(children.values()):  # then the others are there too, as None
+                for attribute, child in children.items():
+                    setattr(objects[node.name], attribute, objects[child] if child else None)
+        return objects["loader"]
+
+    if source.kind != "callable":
+        return build_loader()
+
+    def call_loader() -> Any:
+        world.call_loader()
+        return build_loader()
+
+    return call_loader
+
+
+class Builder:
+    """Parts become Events; equal Parts become one Event, with one condition function."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.functions: dict[Condition, Callable[[Any], object]] = {}
+        self.events: dict[Part, Any] = {}
+
+    def function(self, condition: Condition) -> Callable[[Any], object]:
+        if condition not in self.functions:
+            self.functions[condition] = functools.partial(self.world.condition, condition)
+        return self.functions[condition]
+
+    def event(self, part: Part) -> Any:
+        if part not in self.events:
+            values: dict[str, Any] = {}
+            for name in CRITERIA[1:] + WINDOWS:
+                value = getattr(part, name)
+                if value == getattr(Part, name):  # the default
+                    continue
+                # one number is given as such, several as a collection
+                values[name] = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+            arguments = [self.function(part.condition)] if part.condition is not None else []
+            self.events[part] = Event(*arguments, **values)
+        return self.events[part]
+
+    def joined(self, joined: Joined) -> Any:
+        return functools.reduce(
+            operator.or_,
+            (self.event(part) if isinstance(part, Part) else OWN[part] for part in joined),
+        )
+
+
+OWN = {EPOCH_END: LoopEvents.EPOCH_END, TRAINING_END: LoopEvents.TRAINING_END}
+SPELLED: dict[Hashable, Hashable] = {own: f"LoopEvents.{name}" for name, own in OWN.items()}
+
+
+def read_names(known: list[Hashable], events: Any) -> object:
+    """The names of a step in the oracle's spelling; a complaint if `in` and iteration disagree."""
+    iterated = frozenset(events)
+    asked = frozenset(name for name in known if name in events)
+    if iterated != asked or bool(events) != bool(iterated) or len(events) != len(iterated):
+        return ("the set contradicts itself", iterated, asked, bool(events), len(events))
+    return frozenset(SPELLED.get(name, name) for name in iterated)
+
+
+def dloop_trace(plan: Plan) -> Journal:
+    """What does happen in a run of this plan with dloop, in order."""
+    world = World(plan)
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        kind = "warning" if category is LoopWarning else category.__name__
+        world.journal.append((kind, str(message)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        build = Builder(world)
+        events = {name: build.joined(joined) for name, joined in plan.events}
+        arguments: dict[str, Any] = {plan.limit: plan.limit_value}
+        try:
+            loop: Loop[Any] = Loop(
+                build_dataloader(world),
+                events=events or None,
+                stop_when=build.joined(plan.stop_when) if plan.stop_when else None,
+                dataloader_len=plan.dataloader_len,
+                lookahead=plan.lookahead,
+                clock=world.clock,
+                **arguments,
+            )
+        except (ValueError, TypeError) as error:
+            world.journal.append(refused(error))
+            return world.journal
+        known = [*events, *OWN.values()]
+        drive(loop, world, functools.partial(read_names, known))
+    return world.journal

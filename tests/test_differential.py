@@ -1,0 +1,115 @@
+"""Random plans: both cores must do, in order, what the naive oracle says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from itertools import zip_longest
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, reject, settings
+
+from cores import CORES, use_core
+from oracle import Journal, Plan, Source, Undecided, oracle_trace
+from plans import FEATURES, SOURCES, dloop_trace, features, plans
+
+EXAMPLES = int(os.environ.get("DLOOP_EXAMPLES", "300"))  # of all sources together
+
+# A length that is promised has the most rules: these sources come up twice as often.
+SHARES = {label: 2 if label.endswith(", sized") else 1 for label in SOURCES}
+
+# How many plans had what; what became of their runs.
+seen: Counter[tuple[str, str]] = Counter()
+outcomes: Counter[str] = Counter()
+
+
+def side_by_side(expected: Journal, found: Journal, title: str, around: int = 6) -> str:
+    """The first entry that differs, with its neighbours."""
+    pairs = list(zip_longest(expected, found))
+    first = next(i for i, (left, right) in enumerate(pairs) if left != right)
+    shown = pairs[max(0, first - around) : first + around]
+    lefts = ["oracle", *(str(left) for left, _ in shown)]
+    rights = [title, *(str(right) for _, right in shown)]
+    width = max(map(len, lefts))
+    numbers = ["", *(str(max(0, first - around) + i) for i in range(len(shown)))]
+    marks = [" ", *(" " if left == right else "!" for left, right in shown)]
+    return "\n".join(
+        f"{mark}{number:>4}  {left:<{width}}  {right}"
+        for mark, number, left, right in zip(marks, numbers, lefts, rights, strict=True)
+    )
+
+
+def count(plan: Plan, journal: Journal) -> None:
+    seen.update(features(plan))
+    for entry in journal:
+        if entry[0] == "end":
+            outcomes[f"ends: {entry[1]}"] += 1
+        elif entry[0] in ("raised", "refused"):
+            outcomes[f"{entry[0]}: {entry[1]}"] += 1
+        elif entry[0] == "warning":
+            outcomes["warning: " + " ".join(str(entry[1]).split(",")[0].split()[2:6])] += 1
+
+
+def check(plan: Plan, expected: Journal) -> None:
+    for core in CORES:
+        with use_core(core):
+            found = dloop_trace(plan)
+        if found != expected:
+            differences = side_by_side(expected, found, core)
+            raise AssertionError(f"core {core!r} differs from the oracle\n{plan}\n{differences}")
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("label", SOURCES)
+def test_every_core_does_what_the_oracle_does(label: str) -> None:
+    @settings(
+        max_examples=max(1, round(EXAMPLES * SHARES[label] / sum(SHARES.values()))),
+        deadline=None,
+        phases=set(Phase) - {Phase.explain},  # the side by side says more
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(plans(label))
+    def compare(plan: Plan) -> None:
+        try:
+            expected = oracle_trace(plan)
+        except Undecided:
+            outcomes["undecided"] += 1
+            reject()
+        count(plan, expected)
+        check(plan, expected)
+
+    compare()
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize(
+    "plan",
+    [
+        # asked again after it ran dry, the compiled core once took the process down
+        Plan(Source("once", lengths=(1,)), "max_steps", 5),
+        # the look of the last step meets an error: the run has all that it asked for
+        Plan(Source(lengths=(6,), raises=((1, "OSError"),)), "max_steps", 1),
+    ],
+)
+def test_plans_that_once_went_wrong(plan: Plan) -> None:
+    check(plan, oracle_trace(plan))
+
+
+@pytest.mark.no_core
+def test_the_plans_had_everything(capfd: pytest.CaptureFixture[str]) -> None:
+    """Comes last: a plan strategy that has lost a kind of source or trigger would go unnoticed."""
+    counts = {
+        (group, name): seen[group, name] for group, names in FEATURES.items() for name in names
+    }
+    with capfd.disabled():
+        print("\nplans that had:", file=sys.__stderr__)
+        for (group, name), number in counts.items():
+            print(f"{number:>8}  {group}: {name}", file=sys.__stderr__)
+        print("what became of them:", file=sys.__stderr__)
+        for outcome, number in sorted(outcomes.items()):
+            print(f"{number:>8}  {outcome}", file=sys.__stderr__)
+    limits = sum(seen["limit", name] for name in FEATURES["limit"])
+    if limits < 250:
+        pytest.skip(f"only {limits} plans were run")
+    assert [name for name, number in counts.items() if number == 0] == []

@@ -1,0 +1,334 @@
+"""The events of a step: an immutable set that is safe to keep, and batches that are let go."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Set
+from enum import Enum
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dloop import Event, Loop, LoopEvents, LoopWarning
+
+EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
+
+
+class Phase(Enum):
+    WARM = 1
+    COLD = 2
+
+
+NAMES: list[Any] = ["Log", "log", 0, 1, -1, 2**70, ("a", 1), (), Phase.WARM, Phase.COLD, None, b"x"]
+
+
+def numbered(count: int) -> dict[str, Event]:
+    """So many events, each with a period of its own or a step of its own."""
+    periodic = {f"every {n}": Event(every_n_steps=n) for n in range(1, count, 2)}
+    return {**periodic, **{f"at {k}": Event(at_step=k) for k in range(0, count, 2)}}
+
+
+def due_by_formula(step: int, count: int) -> frozenset[str]:
+    every = {f"every {n}" for n in range(1, count, 2) if (step + 1) % n == 0}
+    return frozenset(every | ({f"at {step}"} if step < count and step % 2 == 0 else set()))
+
+
+# A set among sets
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 4), max_size=6), st.integers(1, 12))
+def test_the_events_of_a_step_are_the_frozenset_of_their_names(
+    periods: dict[Any, int], steps: int
+) -> None:
+    events = {name: Event(every_n_steps=n) for name, n in periods.items()}
+    for step, (_, due) in enumerate(Loop([0] * 3, events, max_steps=steps)):
+        names: set[Hashable] = {name for name, n in periods.items() if (step + 1) % n == 0}
+        names |= {EPOCH_END} if step % 3 == 2 else set()
+        names |= {TRAINING_END} if step == steps - 1 else set()
+        assert due == frozenset(names) and frozenset(names) == due
+        assert due == names and names == due
+        assert hash(due) == hash(frozenset(names))
+        assert set(due) == names
+        assert len(due) == len(names)
+        assert bool(due) == bool(names)
+        assert all((name in due) == (name in names) for name in periods)
+        assert all((mark in due) == (mark in names) for mark in LoopEvents)
+
+
+def steps_of_a_small_run() -> list[Any]:
+    """The events of four steps: none; a; b; a, b, and both ends."""
+    events = {"a": Event(at_step=[1, 3]), "b": Event(at_step=[2, 3])}
+    return [due for _, due in Loop([0] * 4, events, max_epochs=1)]
+
+
+def test_the_operators_are_those_of_frozensets() -> None:
+    quiet, a, b, both = steps_of_a_small_run()
+    assert isinstance(a, Set) and isinstance(quiet, Set)
+    assert not isinstance(a, set)
+    assert a | b == {"a", "b"} == b | a
+    assert a | {"x"} == {"a", "x"} == {"x"} | a
+    assert both & {"a", "x"} == {"a"} == {"a", "x"} & both
+    assert both - a == {"b", EPOCH_END, TRAINING_END}
+    assert {"a", "x"} - a == {"x"}
+    assert a ^ b == {"a", "b"}
+    assert a < both and a <= both and both > b and not a <= b
+    assert quiet <= a and quiet | a == a and a - a == quiet
+    assert a.isdisjoint(b) and not both.isdisjoint(b)
+    assert a != b and a != "a" and a != ["a"]
+    assert sorted(both & {"a", "b"}) == ["a", "b"]
+
+
+def test_asking_by_operators_for_unknown_names_does_not_warn() -> None:
+    _, a, _, both = steps_of_a_small_run()
+    assert not a & {"unknown"}
+    assert not {"unknown"} <= both
+    assert a.isdisjoint({"unknown"})
+
+
+def test_the_events_can_key_a_dictionary() -> None:
+    quiet, a, b, _ = steps_of_a_small_run()
+    seen = {a: 1, quiet: 2}
+    assert seen[frozenset({"a"})] == 1 and seen[frozenset()] == 2
+    assert {frozenset({"b"}): 3}[b] == 3
+
+
+@pytest.mark.parametrize("change", ["add", "discard", "remove", "clear", "update", "pop"])
+def test_the_events_cannot_be_changed(change: str) -> None:
+    for due in steps_of_a_small_run():
+        assert not hasattr(due, change)
+
+
+@pytest.mark.parametrize(
+    "make", [copy.copy, copy.deepcopy, lambda due: pickle.loads(pickle.dumps(due))]
+)
+def test_the_events_can_be_copied_and_sent_elsewhere(make: Callable[[Any], Any]) -> None:
+    for due in steps_of_a_small_run():
+        again = make(due)
+        assert again == due and hash(again) == hash(due) and set(again) == set(due)
+
+
+def test_the_repr_shows_the_names() -> None:
+    quiet, a, _, both = steps_of_a_small_run()
+    assert "'a'" in repr(a) and "'b'" not in repr(a)
+    assert "LoopEvents.EPOCH_END" in repr(both)
+    assert "'a'" not in repr(quiet)
+
+
+@pytest.mark.parametrize("count", [3, 64, 65, 200])
+def test_events_that_are_kept_do_not_change(count: int) -> None:
+    loop = Loop([0] * 50, numbered(count), max_steps=400)
+    kept = [due for _, due in loop]
+    for step, due in enumerate(kept):
+        marks = {EPOCH_END} if step % 50 == 49 else set()
+        marks |= {TRAINING_END} if step == 399 else set()
+        assert due == due_by_formula(step, count) | marks
+
+
+# Many events
+
+
+@pytest.mark.parametrize("count", [63, 64, 65, 129, 200, 2000])
+def test_any_number_of_events_fires_by_the_formula(count: int) -> None:
+    events = numbered(count)
+    steps = 300
+    for step, (_, due) in enumerate(Loop(lambda: iter([0] * 7), events, max_steps=steps)):
+        expected = due_by_formula(step, count)
+        assert {name for name in events if name in due} == expected
+        assert due - set(LoopEvents) == expected
+        assert (EPOCH_END in due) == (step % 7 == 6)
+        assert (TRAINING_END in due) == (step == steps - 1)
+
+
+def test_many_timers_and_conditions_fire_by_the_formula() -> None:
+    events: dict[Hashable, Any] = {}
+    for n in range(1, 71):
+        events["timer", n] = Event(every_n_seconds=n)
+        events["time", n] = Event(at_time=n)
+        events["condition", n] = Event(lambda state, n=n: state.global_step % n == 0)
+        events["mark", n] = Event(at_step=n) | (EPOCH_END if n % 2 else TRAINING_END)
+    loop = Loop([0] * 10, events, max_steps=100, clock=iter(range(200)).__next__)
+    for step, (_, due) in enumerate(loop):
+        expected: set[Any] = {("timer", n) for n in range(1, 71) if (step + 1) % n == 0}
+        expected |= {("condition", n) for n in range(1, 71) if step % n == 0}
+        expected |= {("time", step + 1)} if step < 70 else set()
+        expected |= {("mark", step)} if 1 <= step <= 70 else set()
+        if step % 10 == 9:
+            expected |= {("mark", n) for n in range(1, 71, 2)} | {EPOCH_END}
+        if step == 99:
+            expected |= {("mark", n) for n in range(2, 71, 2)} | {TRAINING_END}
+        assert due == expected
+
+
+def test_the_names_that_were_given_are_the_names_that_come() -> None:
+    names = {name: Event(every_n_steps=1) for name in NAMES}
+    (_, due), *_ = Loop([0], names, max_steps=1)
+    for name in NAMES:
+        assert name in due
+        assert any(one is name for one in due)
+
+
+def test_later_changes_to_the_mapping_change_nothing() -> None:
+    events = {"a": Event(every_n_steps=1)}
+    loop = Loop([0], events, max_steps=2)
+    events["b"] = Event(every_n_steps=1)
+    del events["a"]
+    assert [set(due) - set(LoopEvents) for _, due in loop] == [{"a"}, {"a"}]
+
+
+# Unknown names
+
+
+def warnings_of(ask: Callable[[], object]) -> list[str]:
+    with pytest.warns() as caught:
+        ask()
+    assert {warning.category for warning in caught} == {LoopWarning}
+    return [str(warning.message) for warning in caught]
+
+
+def test_an_unknown_name_warns_once_with_the_nearest_that_is_known() -> None:
+    events = {"Log": Event(every_n_steps=1), "Checkpoint": Event(at_step=99)}
+
+    def ask() -> None:
+        answers = []
+        for _, due in Loop([0] * 5, events, max_epochs=1):
+            answers += ["Lgo" in due, "Chekpoint" in due, "Lgo" in due]
+        assert answers == [False] * 15
+
+    expected = [
+        "'Lgo' is no event of this loop; did you mean 'Log'?",
+        "'Chekpoint' is no event of this loop; did you mean 'Checkpoint'?",
+    ]
+    assert warnings_of(ask) == expected
+    assert warnings_of(ask) == expected, "every loop warns for itself"
+
+
+@pytest.mark.parametrize("name", ["xyz", 5, ("far", "away"), Phase.COLD, None], ids=repr)
+def test_an_unknown_name_that_is_near_to_none_warns_without_a_guess(name: Any) -> None:
+    events = {"Log": Event(every_n_steps=1)}
+
+    def ask() -> None:
+        assert [name in due for _, due in Loop([0] * 3, events, max_epochs=1)] == [False] * 3
+
+    assert warnings_of(ask) == [f"{name!r} is no event of this loop"]
+
+
+def test_quiet_steps_do_not_warn() -> None:
+    for _, due in Loop([0] * 5, {"Log": Event(at_step=99)}, max_steps=4):
+        assert TRAINING_END in due or "Lgo" not in due
+
+
+def test_known_names_and_loop_events_do_not_warn() -> None:
+    events = {"Log": Event(every_n_steps=1), "Never": Event(at_step=99)}
+    for _, due in Loop([0] * 3, events, max_steps=2):
+        assert "Log" in due and "Never" not in due and EPOCH_END not in due
+
+
+def test_a_kept_set_answers_after_its_loop_is_gone() -> None:
+    _, a, _, _ = steps_of_a_small_run()
+    assert "a" in a and "b" not in a
+    assert warnings_of(lambda: "bb" in a) == ["'bb' is no event of this loop; did you mean 'b'?"]
+
+
+# Batches are let go
+
+
+class Batch:
+    """A batch that can be watched."""
+
+
+class Sized:
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (Batch() for _ in range(4))
+
+
+class Indexed:
+    def __getitem__(self, at: int) -> Batch:
+        if at >= 4:
+            raise IndexError
+        return Batch()
+
+
+def generator() -> Iterator[Batch]:
+    for _ in range(4):
+        yield Batch()
+
+
+SOURCES: dict[str, Callable[[], Any]] = {
+    "sized": Sized,
+    "indexed": Indexed,
+    "generator function": lambda: generator,
+    "callable of sized": lambda: Sized,
+    "stream": generator,
+    "map": lambda: map(type.__call__, [Batch] * 4),
+}
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="reference counts")
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("lookahead", [None, True, False])
+@pytest.mark.parametrize("busy", [False, True])
+def test_nothing_keeps_a_batch_that_the_body_deleted(
+    kind: str, lookahead: bool | None, busy: bool
+) -> None:
+    events = {"All": Event(lambda state: True), "Two": Event(every_n_steps=2)} if busy else {}
+    steps = 0
+    for batch, _ in Loop(SOURCES[kind](), events, max_steps=4, lookahead=lookahead):
+        watched = weakref.ref(batch)
+        assert watched() is not None
+        del batch
+        assert watched() is None
+        steps += 1
+    assert steps == 4
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="reference counts")
+@pytest.mark.parametrize("lookahead", [None, True, False])
+def test_nothing_keeps_what_a_batch_holds(lookahead: bool | None) -> None:
+    def source() -> Iterator[list[Batch]]:
+        for _ in range(3):
+            yield [Batch(), Batch()]
+
+    for batch, _ in Loop(source, max_steps=5, lookahead=lookahead):
+        watched = [weakref.ref(item) for item in batch]
+        del batch
+        assert [one() for one in watched] == [None, None]
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="reference counts")
+def test_a_list_that_gave_a_batch_away_is_the_last_to_hold_it() -> None:
+    data = [Batch() for _ in range(4)]
+    loop = Loop(data, max_epochs=1)
+    for batch, _ in loop:
+        watched = weakref.ref(batch)
+        data[loop.global_step] = Batch()
+        del batch
+        assert watched() is None
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="reference counts")
+def test_the_previous_pair_is_let_go_with_the_next_request() -> None:
+    iterator = iter(Loop(generator, max_epochs=2))
+    previous: Any = None
+    for pair in iterator:
+        assert previous is None or previous() is None
+        previous = weakref.ref(pair[0])
+        del pair
+        assert previous() is None
+
+
+def test_pairs_that_are_kept_stay_as_they_were() -> None:
+    pairs = list(Loop([7, 8, 9], {"Odd": Event(every_n_steps=2)}, max_epochs=1))
+    assert pairs == [(7, set()), (8, {"Odd"}), (9, {EPOCH_END, TRAINING_END})]
+    iterator = iter(Loop([7, 8], max_epochs=1))
+    first = next(iterator)
+    second = next(iterator)
+    assert (first[0], second[0]) == (7, 8)

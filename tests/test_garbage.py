@@ -1,0 +1,454 @@
+"""What a loop holds, it lets go: at once where it can, by the collector in cycles."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cores import CORES
+
+from dloop import Event, Loop, LoopEvents, LoopState
+
+CPYTHON = sys.implementation.name == "cpython"
+
+
+class Source:
+    """A loader that can be watched, and that can hold things."""
+
+    held: Any = None
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(5))
+
+
+class SizedSource(Source):
+    def __len__(self) -> int:
+        return 5
+
+
+class CalledSource:
+    held: Any = None
+
+    def __call__(self) -> Iterator[int]:
+        return iter(range(5))
+
+
+class OnceSource:
+    held: Any = None
+
+    def __iter__(self) -> OnceSource:
+        return self
+
+    def __next__(self) -> int:
+        return 0
+
+
+KINDS: list[Callable[[], Any]] = [Source, SizedSource, CalledSource, OnceSource]
+EVENTS = {
+    "Steps": Event(every_n_steps=2) | LoopEvents.TRAINING_END,
+    "Timer": Event(every_n_seconds=3600),
+    "Condition": Event(lambda state: state.elapsed < 0),
+}
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def leave_unused(loop: Loop[Any]) -> None:
+    assert loop.state.global_step == -1
+
+
+def leave_in_the_middle(loop: Loop[Any]) -> None:
+    for _, events in loop:
+        if "Steps" in events:
+            break
+
+
+def leave_and_enter_again(loop: Loop[Any]) -> None:
+    old = iter(loop)
+    next(old)
+    leave_in_the_middle(loop)
+
+
+def leave_with_what_it_gave(loop: Loop[Any]) -> None:
+    kept.append((next(iter(loop)), loop.state))
+
+
+def finish(loop: Loop[Any]) -> None:
+    assert len(list(loop)) == 5
+
+
+def restart(loop: Loop[Any]) -> None:
+    leave_in_the_middle(loop)
+    loop.restart()
+    leave_in_the_middle(loop)
+
+
+def close(loop: Loop[Any]) -> None:
+    with loop:
+        leave_in_the_middle(loop)
+
+
+def fail(loop: Loop[Any]) -> None:
+    try:
+        for _ in loop:
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+
+
+kept: list[Any] = []
+WAYS = [
+    *[leave_unused, leave_in_the_middle, leave_and_enter_again, leave_with_what_it_gave],
+    *[finish, restart, close, fail],
+]
+
+
+@pytest.mark.skipif(not CPYTHON, reason="reference counts")
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("events", [{}, EVENTS], ids=["no events", "events"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("leave", WAYS)
+def test_a_loop_that_is_dropped_frees_its_source_at_once(
+    leave: Callable[[Loop[Any]], None], kind: Callable[[], Any], events: dict[str, Any]
+) -> None:
+    events = {**events, "Steps": Event(every_n_steps=2)}
+    source = kind()
+    watched = weakref.ref(source)
+    loop = Loop(source, events, max_steps=5)
+    leave(loop)
+    del source
+    assert watched() is not None, "the loop holds its source"
+    del loop
+    assert watched() is None
+    kept.clear()
+
+
+@pytest.mark.skipif(not CPYTHON, reason="reference counts")
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_iterator_alone_keeps_its_run_and_frees_it_at_once(kind: Callable[[], Any]) -> None:
+    source = kind()
+    watched = weakref.ref(source)
+    iterator = iter(Loop(source, EVENTS, max_steps=5))
+    del source
+    assert len([batch for batch, _ in iterator]) == 5
+    del iterator
+    assert watched() is None
+
+
+@pytest.mark.skipif(not CPYTHON, reason="reference counts")
+@pytest.mark.usefixtures("no_collector")
+def test_a_generator_is_closed_when_the_loop_in_mid_run_is_dropped() -> None:
+    closed: list[str] = []
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(5)
+        finally:
+            closed.append("closed")
+
+    loop = Loop(source, EVENTS, max_epochs=2)
+    leave_in_the_middle(loop)
+    assert closed == []
+    del loop
+    assert closed == ["closed"]
+
+
+@pytest.mark.skipif(not CPYTHON, reason="reference counts")
+@pytest.mark.usefixtures("no_collector")
+def test_conditions_and_clocks_are_let_go_with_the_loop() -> None:
+    class Callee:
+        def __call__(self, state: LoopState | None = None) -> float:
+            return 0
+
+    parts = [Callee() for _ in range(3)]
+    watched = [weakref.ref(part) for part in parts]
+    loop = Loop(
+        range(5),
+        {"Steps": Event(parts[0], every_n_steps=2)},
+        max_steps=5,
+        stop_when=Event(parts[1]),
+        clock=parts[2],
+    )
+    leave_in_the_middle(loop)
+    state = loop.state
+    del parts, loop
+    assert [one() for one in watched[:2]] == [None, None]
+    assert state.elapsed == 0
+    del state
+    assert watched[2]() is None
+
+
+def cycle_by_the_source(source: Any) -> Loop[Any]:
+    loop = Loop(source, EVENTS, max_steps=5)
+    source.held = loop
+    return loop
+
+
+def cycle_by_an_iterator(source: Any) -> Loop[Any]:
+    loop = Loop(source, EVENTS, max_steps=5)
+    source.held = iter(loop)
+    return loop
+
+
+def cycle_by_a_condition(source: Any) -> Loop[Any]:
+    loop: Loop[Any] = Loop(
+        source, {"Steps": Event(lambda state: loop.stop_reason is not None)}, max_steps=5
+    )
+    return loop
+
+
+def cycle_by_stop_when(source: Any) -> Loop[Any]:
+    loop: Loop[Any] = Loop(
+        source, EVENTS, max_steps=5, stop_when=Event(lambda state: loop.global_step > 9)
+    )
+    return loop
+
+
+def cycle_by_the_clock(source: Any) -> Loop[Any]:
+    loop: Loop[Any] = Loop(source, EVENTS, max_steps=5, clock=lambda: loop.global_step)
+    return loop
+
+
+def cycle_by_a_subclass(source: Any) -> Loop[Any]:
+    class Own(Loop[Any]):
+        pass
+
+    loop = Own(source, EVENTS, max_steps=5)
+    source.held = loop
+    return loop
+
+
+CYCLES = [
+    *[cycle_by_the_source, cycle_by_an_iterator, cycle_by_a_condition],
+    *[cycle_by_stop_when, cycle_by_the_clock, cycle_by_a_subclass],
+]
+
+
+@pytest.mark.parametrize("taken", [0, 2, 5])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tie", CYCLES)
+def test_a_loop_in_a_reference_cycle_is_collected(
+    tie: Callable[[Any], Loop[Any]], kind: Callable[[], Any], taken: int
+) -> None:
+    source = kind()
+    watched = weakref.ref(source)
+    loop = tie(source)
+    for _ in islice(source.held if tie is cycle_by_an_iterator else loop, taken):
+        pass
+    del loop, source
+    gc.collect()
+    assert watched() is None
+
+
+def test_a_batch_that_refers_to_the_loop_is_collected() -> None:
+    class Batch:
+        loop: Any = None
+
+    batches = [Batch(), Batch(), Batch()]
+    watched = [weakref.ref(batch) for batch in batches]
+    loop = Loop(partial(iter, batches), {"E": Event(every_n_steps=1)}, max_steps=9)
+    for batch in batches:
+        batch.loop = loop
+    for batch, _ in loop:
+        if batch is batches[1]:
+            break
+    del loop, batch, batches
+    gc.collect()
+    assert [one() for one in watched] == [None] * 3
+
+
+# In processes of their own, where nothing else allocates
+
+
+def measure(core: str, program: str) -> Any:
+    """Run the program in its own process under the core, and load what it prints."""
+    tests = str(Path(__file__).parent)
+    path = os.pathsep.join([tests, *(entry for entry in sys.path if entry)])
+    text = f"CORE = {core!r}\n{program}"
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+MANY_LOOPS = """
+import gc, json, sys
+from cores import use_core
+from dloop import Event, Loop, LoopError, LoopEvents
+
+data = [0, 1, 2]
+timed = {"Timer": Event(every_n_seconds=3600), "Time": Event(at_time=[1, 9])}
+events = {"a": Event(every_n_steps=2) | LoopEvents.TRAINING_END, "b": Event(lambda state: True)}
+
+def wrong(state):
+    raise ValueError
+
+def once(n):
+    kind = n % 5
+    if kind == 0:
+        for batch, due in Loop(data, events, max_epochs=1):
+            "a" in due
+    elif kind == 1:
+        for batch, due in Loop(lambda: iter(data), {**events, **timed}, max_steps=5):
+            if "a" in due:
+                break
+    elif kind == 2:
+        loop = Loop(data, {"c": Event(wrong)}, max_steps=5)
+        try:
+            list(loop)
+        except ValueError:
+            pass
+        try:
+            iter(loop)
+        except LoopError:
+            pass
+    elif kind == 3:
+        with Loop(iter(data), max_steps=2, lookahead=True) as loop:
+            states = [loop.state for _ in loop]
+            repr(states[0])
+    else:
+        loop = Loop(data, max_steps=2, stop_when=Event(at_step=0))
+        loop.restart()
+        list(loop)
+
+def run(count):
+    for n in range(count):
+        once(n)
+    gc.collect()
+    return sys.getallocatedblocks()
+
+with use_core(CORE):
+    run(1_000)
+    before = run(1_000)
+    after = run(100_000)
+print(json.dumps(after - before))
+"""
+
+MANY_STEPS = """
+import gc, itertools, json, sys
+from cores import use_core
+from dloop import Event, Loop
+
+steps = 10_000_000
+batch = object()
+events = {"Thousand": Event(every_n_steps=1000), "Last": Event(at_step=steps - 1)}
+blocks, thousands, wrong, last = [], 0, 0, None
+with use_core(CORE):
+    loop = Loop(lambda: itertools.repeat(batch), events, max_steps=steps)
+    for handed, due in loop:
+        if due:
+            if "Thousand" in due:
+                thousands += 1
+                state = loop.state
+                wrong += state.global_step != thousands * 1000 - 1
+                wrong += state.epoch_step != state.global_step
+                if thousands in (1000, 9999):
+                    del state
+                    gc.collect()
+                    blocks.append(sys.getallocatedblocks())
+            if "Last" in due:
+                last = loop.global_step
+print(json.dumps({
+    "grown": blocks[1] - blocks[0],
+    "thousands": thousands,
+    "wrong": wrong,
+    "last": last,
+    "global_step": loop.global_step,
+    "epoch": loop.epoch,
+    "same": handed is batch,
+    "stop_reason": loop.stop_reason,
+}))
+"""
+
+MANY_EPOCHS = """
+import gc, json, sys
+from cores import use_core
+from dloop import Event, Loop, LoopEvents
+
+blocks, ends, fired = [], 0, 0
+seconds = iter(range(10**9))
+events = {
+    "Epochs": Event(every_n_epochs=10),
+    "Timer": Event(every_n_seconds=7),
+    "Condition": Event(lambda state: state.epoch_step == 1),
+}
+with use_core(CORE):
+    loop = Loop(lambda: [0, 1, 2], events, max_epochs=100_000, clock=seconds.__next__)
+    for _, due in loop:
+        if LoopEvents.EPOCH_END in due:
+            ends += 1
+            if ends in (10_000, 99_000):
+                gc.collect()
+                blocks.append(sys.getallocatedblocks())
+        fired += ("Epochs" in due) + ("Timer" in due) + ("Condition" in due)
+print(json.dumps({
+    "grown": blocks[1] - blocks[0],
+    "ends": ends,
+    "fired": fired,
+    "global_step": loop.global_step,
+    "elapsed": loop.state.elapsed,
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.no_core
+@pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks")
+@pytest.mark.parametrize("core_name", CORES)
+def test_a_hundred_thousand_loops_leave_nothing_behind(core_name: str) -> None:
+    assert measure(core_name, MANY_LOOPS) < 500
+
+
+@pytest.mark.slow
+@pytest.mark.no_core
+@pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks")
+@pytest.mark.parametrize("core_name", CORES)
+def test_ten_million_steps_neither_drift_nor_grow(core_name: str) -> None:
+    found = measure(core_name, MANY_STEPS)
+    assert found.pop("grown") < 500
+    assert found == {
+        "thousands": 10_000,
+        "wrong": 0,
+        "last": 9_999_999,
+        "global_step": 9_999_999,
+        "epoch": 0,
+        "same": True,
+        "stop_reason": "max_steps",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.no_core
+@pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks")
+@pytest.mark.parametrize("core_name", CORES)
+def test_a_hundred_thousand_epochs_neither_drift_nor_grow(core_name: str) -> None:
+    found = measure(core_name, MANY_EPOCHS)
+    assert found.pop("grown") < 500
+    assert found == {
+        "ends": 100_000,
+        "fired": 10_000 + 300_000 // 7 + 100_000,
+        "global_step": 299_999,
+        "elapsed": 300_000.0,
+    }

@@ -1,0 +1,1021 @@
+"""The loop and its source: what is fetched when, lengths, errors, leaving and entering again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dloop import (
+    DataExhaustedError,
+    DataLengthError,
+    Event,
+    Loop,
+    LoopError,
+    LoopEvents,
+    LoopState,
+    LoopWarning,
+)
+
+EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
+LENGTHS = st.lists(st.integers(1, 5), min_size=1, max_size=6)
+NOT_ONCE_MORE = "an iterator that had ended was asked again"
+
+
+class Batches:
+    """The iterator of one epoch: notes every request, and refuses any after its end."""
+
+    def __init__(self, batches: Iterable[Any], notes: list[str]) -> None:
+        self.batches = iter(batches)
+        self.notes = notes
+        self.ended = False
+        self.closed = False
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Any:
+        assert not self.ended, NOT_ONCE_MORE
+        try:
+            batch = next(self.batches)
+        except StopIteration:
+            self.ended = True
+            self.notes.append("end")
+            raise
+        if isinstance(batch, BaseException):
+            self.notes.append("error")
+            raise batch
+        self.notes.append(f"next {batch}")
+        return batch
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Loader:
+    """A loader without a length; each epoch takes the next of the given lists."""
+
+    def __init__(self, *epochs: Iterable[Any]) -> None:
+        self.epochs = epochs
+        self.notes: list[str] = []
+        self.iterators: list[Batches] = []
+
+    def __iter__(self) -> Batches:
+        self.notes.append("iter")
+        epoch = self.epochs[len(self.iterators) % len(self.epochs)]
+        self.iterators.append(Batches(epoch, self.notes))
+        return self.iterators[-1]
+
+
+class Sized(Loader):
+    """A loader that promises a length, which may be wrong."""
+
+    def __init__(self, *epochs: Iterable[Any], promise: int) -> None:
+        super().__init__(*epochs)
+        self.promise = promise
+
+    def __len__(self) -> int:
+        return self.promise
+
+
+def once(batches: Iterable[Any]) -> Batches:
+    return Batches(batches, [])
+
+
+def run(loop: Loop[Any], notes: list[str]) -> list[str]:
+    """Run to the end: what was asked of the source, and when, with each step's marks."""
+    for batch, events in loop:
+        letters = "E" * (EPOCH_END in events) + "T" * (TRAINING_END in events)
+        notes.append(f"body {batch} {letters}".rstrip())
+    return notes
+
+
+def batches_of(loop: Loop[Any]) -> list[Any]:
+    return [batch for batch, _ in loop]
+
+
+# What is fetched when
+
+
+def test_nothing_is_iterated_before_the_first_request() -> None:
+    loader = Loader([0, 1])
+    loop = Loop(loader, max_epochs=1)
+    run = iter(loop)
+    assert loader.notes == []
+    next(run)
+    assert loader.notes != []
+
+
+def test_without_a_length_the_loop_looks_one_batch_ahead() -> None:
+    loader = Loader([0, 1])
+    assert run(Loop(loader, max_epochs=2), loader.notes) == [
+        *["iter", "next 0", "next 1", "body 0", "end", "body 1 E"],
+        *["iter", "next 0", "next 1", "body 0", "end", "body 1 ET"],
+    ]
+
+
+def test_with_a_length_the_loop_looks_only_where_the_epoch_is_to_end() -> None:
+    loader = Sized([0, 1, 2], promise=3)
+    assert run(Loop(loader, max_epochs=2), loader.notes) == [
+        *["iter", "next 0", "body 0", "next 1", "body 1", "next 2", "end", "body 2 E"],
+        *["iter", "next 0", "body 0", "next 1", "body 1", "next 2", "end", "body 2 ET"],
+    ]
+
+
+def test_max_steps_fetches_nothing_after_the_last_step_of_a_sized_loader() -> None:
+    loader = Sized([0, 1, 2], promise=3)
+    assert run(Loop(loader, max_steps=5), loader.notes)[-5:] == [
+        *["iter", "next 0", "body 0", "next 1", "body 1 T"],
+    ]
+
+
+def test_max_steps_at_the_promised_end_still_looks_whether_the_epoch_ends() -> None:
+    loader = Sized([0, 1], promise=2)
+    ended = ["iter", "next 0", "body 0", "next 1", "end", "body 1 ET"]
+    assert run(Loop(loader, max_steps=2), loader.notes) == ended
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_seconds": 3}])
+def test_a_stream_is_taken_exactly_when_asked_for(limit: dict[str, int]) -> None:
+    stream = once(range(9))
+    loop = Loop(stream, clock=iter(range(9)).__next__, **limit)  # type: ignore[arg-type]
+    assert run(loop, stream.notes) == [
+        *["next 0", "body 0", "next 1", "body 1", "next 2", "body 2 T"],
+    ]
+
+
+def test_the_length_of_a_stream_says_nothing_where_no_epoch_is_at_stake() -> None:
+    class SizedStream(Batches):
+        def __len__(self) -> int:
+            return 2
+
+    stream = SizedStream(range(9), [])
+    notes = run(Loop(stream, max_steps=3), stream.notes)
+    assert notes == ["next 0", "body 0", "next 1", "body 1", "next 2", "body 2 T"]
+
+
+def test_the_one_epoch_of_a_stream_is_looked_ahead() -> None:
+    stream = once([0, 1])
+    loop = Loop(stream, max_epochs=1)
+    assert run(loop, stream.notes) == ["next 0", "next 1", "body 0", "end", "body 1 ET"]
+    assert loop.stop_reason == "max_epochs"
+
+
+def test_a_given_length_cuts_epochs_and_is_never_looked_beyond() -> None:
+    loader = Loader([0, 1, 2, 3])
+    assert run(Loop(loader, max_epochs=2, dataloader_len=2), loader.notes) == [
+        *["iter", "next 0", "body 0", "next 1", "body 1 E"],
+        *["iter", "next 0", "body 0", "next 1", "body 1 ET"],
+    ]
+
+
+def test_an_endless_stream_has_epochs_of_the_given_length() -> None:
+    stream = once(iter(range(10**9)))
+    assert run(Loop(stream, max_epochs=2, dataloader_len=2), stream.notes) == [
+        *["next 0", "body 0", "next 1", "body 1 E", "next 2", "body 2", "next 3", "body 3 ET"],
+    ]
+    stream = once(iter(range(10**9)))
+    assert run(Loop(stream, max_steps=3, dataloader_len=2), stream.notes) == [
+        *["next 0", "body 0", "next 1", "body 1 E", "next 2", "body 2 T"],
+    ]
+
+
+def test_lookahead_true_looks_at_every_step_and_ignores_all_lengths() -> None:
+    expected = ["iter", "next 0", "next 1", "body 0", "end", "body 1 ET"]
+    loader = Sized([0, 1], promise=7)
+    assert run(Loop(loader, max_epochs=1, lookahead=True), loader.notes) == expected
+    loader = Sized([0, 1], promise=1)
+    loop = Loop(loader, max_epochs=1, lookahead=True, dataloader_len=1)
+    assert run(loop, loader.notes) == expected
+
+
+def test_lookahead_true_forces_a_stream() -> None:
+    stream = once(range(9))
+    assert run(Loop(stream, max_steps=2, lookahead=True), stream.notes) == [
+        *["next 0", "next 1", "body 0", "next 2", "body 1 T"],
+    ]
+
+
+def test_lookahead_false_takes_exactly_n_batches_and_ends_epochs_on_faith() -> None:
+    loader = Sized([0, 1], promise=2)
+    loop = Loop(loader, max_steps=4, lookahead=False)
+    assert run(loop, loader.notes) == [
+        *["iter", "next 0", "body 0", "next 1", "body 1 E", "end"],
+        *["iter", "next 0", "body 0", "next 1", "body 1 ET"],
+    ]
+
+
+def test_lookahead_false_without_a_length_gives_no_epochs_end() -> None:
+    loader = Loader([0, 1])
+    assert run(Loop(loader, max_steps=3, lookahead=False), loader.notes) == [
+        *["iter", "next 0", "body 0", "next 1", "body 1", "end"],
+        *["iter", "next 0", "body 0 T"],
+    ]
+
+
+def test_lookahead_false_without_a_length_still_counts_epochs() -> None:
+    loop = Loop(Loader([0, 1], [2]), max_steps=4, lookahead=False)
+    places = [(loop.epoch, loop.global_step, loop.epoch_step) for _ in loop]
+    assert places == [(0, 0, 0), (0, 1, 1), (1, 2, 0), (2, 3, 0)]
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.sampled_from([None, True]), st.booleans())
+def test_every_batch_is_handed_over_exactly_once_and_in_order(
+    lengths: list[int], lookahead: bool | None, sized: bool
+) -> None:
+    epochs = [[object() for _ in range(length)] for length in lengths]
+    requests = iter(epochs)
+
+    def source() -> Any:
+        return next(requests) if sized else iter(next(requests))
+
+    loop = Loop(source, max_epochs=len(lengths), lookahead=lookahead)
+    wanted = [batch for epoch in epochs for batch in epoch]
+    handed = batches_of(loop)
+    assert all(batch is other for batch, other in zip(handed, wanted, strict=True))
+
+
+def test_batches_may_be_anything() -> None:
+    odd = [None, False, (), StopIteration, NotImplemented, LoopEvents.EPOCH_END]
+    for lookahead in (None, True):
+        for source in (odd, lambda: iter(odd)):
+            handed = batches_of(Loop(source, max_epochs=1, lookahead=lookahead))
+            assert all(batch is other for batch, other in zip(handed, odd, strict=True))
+
+
+# Kinds of sources
+
+
+def test_a_callable_gives_a_fresh_iterable_for_each_epoch() -> None:
+    calls: list[list[int]] = []
+
+    def source() -> list[int]:
+        calls.append([len(calls)] * 2)
+        return calls[-1]
+
+    loop = Loop(source, max_epochs=3)
+    assert calls == []
+    assert batches_of(loop) == [0, 0, 1, 1, 2, 2]
+    assert len(calls) == 3
+
+
+def test_a_generator_function_is_a_source_of_many_epochs() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    loop = Loop(source, max_steps=5)
+    assert run(loop, []) == ["body 1", "body 2 E", "body 1", "body 2 E", "body 1 T"]
+
+
+def test_an_iterable_that_can_be_called_is_iterated() -> None:
+    class Both(Loader):
+        def __call__(self) -> list[int]:
+            raise AssertionError("called")
+
+    assert batches_of(Loop(Both([1, 2]), max_epochs=1)) == [1, 2]
+
+
+def test_a_sequence_without_iter_is_iterable() -> None:
+    class Old:
+        def __getitem__(self, at: int) -> int:
+            if at > 2:
+                raise IndexError
+            return at
+
+    source: Any = Old()
+    assert batches_of(Loop(source, max_epochs=2)) == [0, 1, 2, 0, 1, 2]
+
+
+# Lengths that prove wrong
+
+
+def test_a_longer_source_warns_once_and_goes_on_to_its_true_end() -> None:
+    loader = Sized([0, 1, 2, 3], promise=2)
+    with pytest.warns(LoopWarning) as caught:
+        notes = run(Loop(loader, max_epochs=2), loader.notes)
+    assert [str(warning.message) for warning in caught] == [
+        "epoch 0 has more than the 2 batches that len(dataloader) promised;"
+        " it goes on to its true end"
+    ]
+    assert notes == [
+        *["iter", "next 0", "body 0", "next 1", "next 2", "body 1", "next 3", "body 2"],
+        *["end", "body 3 E"],
+        *["iter", "next 0", "body 0", "next 1", "next 2", "body 1", "next 3", "body 2"],
+        *["end", "body 3 ET"],
+    ]
+
+
+def test_every_loop_warns_of_its_own_longer_source() -> None:
+    loader = Sized([0, 1], promise=1)
+    for _ in range(2):
+        with pytest.warns(LoopWarning, match="has more than the 1 batches"):
+            batches_of(Loop(loader, max_epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("given_", "what"),
+    [({}, "len(dataloader)"), ({"lookahead": False}, "len(dataloader)")]
+    + [({"dataloader_len": 3, "lookahead": mode}, "dataloader_len") for mode in (None, False)],
+)
+def test_a_shorter_source_is_an_error_that_names_both_numbers(
+    given_: dict[str, Any], what: str
+) -> None:
+    loader = Sized([0, 1, 2], [3, 4], promise=3)
+    loop = Loop(loader, max_epochs=9, **given_)
+    notes: list[str] = []
+    with pytest.raises(DataLengthError) as caught:
+        run(loop, notes)
+    assert str(caught.value) == (
+        f"epoch 1 ended after 2 of the 3 batches that {what} promised;"
+        " pass lookahead=True to go by the data itself"
+    )
+    assert notes == ["body 0", "body 1", "body 2 E", "body 3", "body 4"]
+    assert loop.stop_reason == "exception"
+
+
+def test_lookahead_true_is_the_way_out_of_wrong_lengths() -> None:
+    for promise in (1, 3):
+        loader = Sized([0, 1], promise=promise)
+        loop = Loop(loader, max_epochs=2, lookahead=True)
+        assert run(loop, []) == ["body 0", "body 1 E", "body 0", "body 1 ET"]
+
+
+def test_lookahead_false_drops_a_surplus_with_a_warning_at_the_next_request() -> None:
+    loader = Sized([0, 1, 2, 3], promise=2)
+    loop = Loop(loader, max_epochs=2, lookahead=False)
+    with pytest.warns(LoopWarning) as caught:
+        notes = run(loop, loader.notes)
+    assert [str(warning.message) for warning in caught] == [
+        f"epoch {epoch} had more than the 2 batches that len(dataloader) promised;"
+        " the rest is dropped; pass lookahead=True to use it"
+        for epoch in (0, 1)
+    ]
+    assert notes == [
+        *["iter", "next 0", "body 0", "next 1", "body 1 E", "next 2"],
+        *["iter", "next 0", "body 0", "next 1", "body 1 ET", "next 2"],
+    ]
+
+
+def test_lookahead_false_takes_no_surplus_after_max_steps() -> None:
+    loader = Sized([0, 1, 2], promise=2)
+    loop = Loop(loader, max_steps=2, lookahead=False)
+    assert run(loop, loader.notes) == ["iter", "next 0", "body 0", "next 1", "body 1 ET"]
+
+
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError])
+def test_a_len_that_does_not_know_is_no_length(error: type[Exception]) -> None:
+    class Unknown(Loader):
+        def __len__(self) -> int:
+            raise error("no length")
+
+    assert run(Loop(Unknown([0, 1]), max_epochs=1), []) == ["body 0", "body 1 ET"]
+
+
+def test_any_other_error_of_len_comes_out() -> None:
+    wrong = ZeroDivisionError()
+
+    class Broken(Loader):
+        def __len__(self) -> int:
+            raise wrong
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        batches_of(Loop(Broken([0, 1]), max_epochs=1))
+    assert caught.value is wrong
+
+
+class IterableDataset:
+    """What PyTorch's is: the name, and a `__getitem__` that its base class has."""
+
+    def __getitem__(self, at: int) -> Any:
+        raise NotImplementedError
+
+
+class Subset(IterableDataset):
+    pass
+
+
+class Stream:
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("iterated by itself")
+
+
+@pytest.mark.parametrize("dataset", [Stream(), IterableDataset(), Subset()])
+@pytest.mark.parametrize("promise", [0, 1, 3, 9])
+def test_a_loader_over_an_iterable_style_data_set_has_no_length(dataset: Any, promise: int) -> None:
+    loader = Sized([0, 1, 2], promise=promise)
+    loader.dataset = dataset  # type: ignore[attr-defined]
+    assert run(Loop(loader, max_epochs=1), loader.notes) == [
+        *["iter", "next 0", "next 1", "body 0", "next 2", "body 1", "end", "body 2 ET"],
+    ]
+
+
+@pytest.mark.parametrize("dataset", [None, [1, 2], {"a": 1}])
+def test_a_loader_over_any_other_data_set_has_its_length(dataset: Any) -> None:
+    loader = Sized([0, 1, 2], promise=3)
+    loader.dataset = dataset  # type: ignore[attr-defined]
+    assert run(Loop(loader, max_epochs=1), loader.notes)[:3] == ["iter", "next 0", "body 0"]
+
+
+# Sources without batches, and sources that run dry
+
+
+def test_a_length_of_0_is_refused_without_iterating() -> None:
+    loader = Sized([0], promise=0)
+    loop = Loop(loader, max_epochs=1)
+    with pytest.raises(DataExhaustedError) as caught:
+        next(iter(loop))
+    assert str(caught.value) == "epoch 0 has no batch: len(dataloader) is 0"
+    assert loader.notes == []
+    assert loop.stop_reason == "exception"
+
+
+@pytest.mark.parametrize(
+    "source", [Loader([]), lambda: iter(()), iter([]), Sized([], promise=2)], ids=range(4)
+)
+@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 1}])
+def test_a_source_without_a_batch_is_an_error(source: Any, limit: dict[str, int]) -> None:
+    with pytest.raises(DataExhaustedError) as caught:
+        batches_of(Loop(source, **limit))  # type: ignore[arg-type]
+    text = "epoch 0 has no batch: the dataloader is empty or was consumed before"
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("lookahead", [None, True])
+def test_a_later_epoch_without_a_batch_is_an_error_that_names_it(lookahead: bool | None) -> None:
+    handed = []
+    with pytest.raises(DataExhaustedError, match=r"^epoch 2 has no batch: "):
+        for batch, _ in Loop(Loader([0], [1], []), max_epochs=5, lookahead=lookahead):
+            handed.append(batch)
+    assert handed == [0, 1]
+
+
+def test_a_callable_that_returns_the_same_iterator_again_is_found_out() -> None:
+    stream = iter([0, 1])
+    with pytest.raises(DataExhaustedError, match=r"^epoch 1 has no batch: .* consumed before"):
+        batches_of(Loop(lambda: stream, max_epochs=2))
+
+
+def test_a_stream_that_runs_dry_ends_the_run_with_a_warning() -> None:
+    stream = once([0, 1, 2])
+    loop = Loop(stream, max_steps=9)
+    reasons = []
+    with pytest.warns(LoopWarning) as caught:
+        for _, events in loop:
+            reasons.append(loop.stop_reason)
+            assert not events
+    assert [str(warning.message) for warning in caught] == [
+        "the dataloader ran dry at global_step 2, before the run's limit"
+    ]
+    assert reasons == [None, None, None]
+    assert loop.stop_reason == "exhausted"
+    assert stream.notes == ["next 0", "next 1", "next 2", "end"]
+    assert not loop.state.training_end
+    with pytest.raises(LoopError, match="finished"):
+        iter(loop)
+
+
+def test_a_stream_that_runs_dry_under_lookahead_ends_with_its_last_batch() -> None:
+    stream = once([0, 1, 2])
+    loop = Loop(stream, {"Save": Event(at_step=0) | TRAINING_END}, max_steps=9, lookahead=True)
+    seen = []
+    with pytest.warns(LoopWarning) as caught:
+        for _, events in loop:
+            seen.append((set(events), loop.stop_reason))
+    assert seen == [
+        ({"Save"}, None),
+        (set(), None),
+        ({"Save", EPOCH_END, TRAINING_END}, "exhausted"),
+    ]
+    assert [str(warning.message) for warning in caught] == [
+        "the dataloader ran dry at global_step 2, before the run's limit"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given_", "reason"),
+    [
+        ({"max_steps": 3}, "max_steps"),
+        ({"max_steps": 9, "stop_when": Event(at_step=2)}, "stop_when"),
+    ],
+)
+def test_a_stream_that_ends_where_training_ends_anyway_is_not_dry(
+    given_: dict[str, Any], reason: str
+) -> None:
+    loop = Loop(once([0, 1, 2]), lookahead=True, **given_)
+    assert run(loop, []) == ["body 0", "body 1", "body 2 ET"]
+    assert loop.stop_reason == reason
+
+
+def test_a_stream_that_runs_dry_between_given_epochs_ends_the_run_with_a_warning() -> None:
+    loop = Loop(once(range(4)), max_epochs=3, dataloader_len=2)
+    notes: list[str] = []
+    with pytest.warns(LoopWarning, match="ran dry at global_step 3"):
+        run(loop, notes)
+    assert notes == ["body 0", "body 1 E", "body 2", "body 3 E"]
+    assert loop.stop_reason == "exhausted"
+
+
+def test_a_stream_that_runs_dry_within_a_given_epoch_is_an_error() -> None:
+    loop = Loop(once(range(5)), max_epochs=3, dataloader_len=2)
+    with pytest.raises(DataLengthError, match=r"^epoch 2 ended after 1 of the 2 batches"):
+        batches_of(loop)
+
+
+# set_epoch
+
+
+class Part:
+    """A piece of a loader: notes each `set_epoch` under its name."""
+
+    def __init__(self, name: str, calls: list[tuple[str, int]], **parts: Any) -> None:
+        self.name = name
+        self.calls = calls
+        self.__dict__.update(parts)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.calls.append((self.name, epoch))
+
+
+class PartLoader(Part):
+    def __iter__(self) -> Iterator[int]:
+        self.calls.append(("iter", -1))
+        return iter([1, 2])
+
+    def __len__(self) -> int:
+        self.calls.append(("len", -1))
+        return 2
+
+
+def test_set_epoch_reaches_every_part_once_per_epoch_in_order() -> None:
+    calls: list[tuple[str, int]] = []
+    data = Part("data", calls)
+    inner = Part("inner sampler", calls, dataset=data)
+    batch_sampler = Part("batch sampler", calls, sampler=inner)
+    loader = PartLoader(
+        "loader", calls, dataset=data, batch_sampler=batch_sampler, sampler=Part("sampler", calls)
+    )
+    data.dataset = loader  # type: ignore[attr-defined]
+    # A cycle, and an object that is reached twice; neither has a __getitem__, so no len() either.
+    assert batches_of(Loop(loader, max_epochs=2)) == [1, 2, 1, 2]
+    names = ["loader", "sampler", "batch sampler", "inner sampler", "data"]
+    expected = [(name, epoch) for epoch in (0, 1) for name in names]
+    assert [call for call in calls if call[1] >= 0] == expected
+
+
+def test_an_epoch_is_set_before_its_length_is_read_and_its_iterator_made() -> None:
+    calls: list[tuple[str, int]] = []
+    loop = Loop(PartLoader("loader", calls), max_epochs=2)
+    calls.clear()
+    batches_of(loop)
+    expected = [("loader", 0), ("len", -1), ("iter", -1), ("loader", 1), ("len", -1), ("iter", -1)]
+    assert list(dict.fromkeys(calls[:3])) == expected[:3]
+    assert calls == expected
+
+
+def test_a_length_that_depends_on_the_epoch_is_read_afresh() -> None:
+    class Growing:
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __len__(self) -> int:
+            return self.epoch + 1
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(self.epoch + 1))
+
+    assert run(Loop(Growing(), max_epochs=3), []) == [
+        *["body 0 E", "body 0", "body 1 E", "body 0", "body 1", "body 2 ET"],
+    ]
+
+
+def test_set_epoch_reaches_parts_that_loaders_without_it_hold() -> None:
+    calls: list[tuple[str, int]] = []
+    loader = Loader([0])
+    loader.sampler = Part("sampler", calls)  # type: ignore[attr-defined]
+    batches_of(Loop(loader, max_epochs=3))
+    assert calls == [("sampler", 0), ("sampler", 1), ("sampler", 2)]
+
+
+def test_set_epoch_is_called_on_what_a_callable_returned() -> None:
+    calls: list[tuple[str, int]] = []
+    made = iter(["first", "second"])
+    assert batches_of(Loop(lambda: PartLoader(next(made), calls), max_epochs=2)) == [1, 2, 1, 2]
+    assert [call for call in calls if call[1] >= 0] == [("first", 0), ("second", 1)]
+
+
+def test_attributes_that_cannot_be_followed_do_no_harm() -> None:
+    loader = Loader([0, 1])
+    loader.__dict__.update(set_epoch=None, sampler=None, batch_sampler=3, dataset=[1])
+    assert batches_of(Loop(loader, max_epochs=1)) == [0, 1]
+
+
+# Exceptions from the source
+
+
+@pytest.mark.parametrize(
+    ("source", "before"),
+    [
+        (lambda wrong: Loader([wrong]), []),
+        (lambda wrong: Loader([0, 1, wrong, 3]), ["body 0", "body 1"]),
+        (lambda wrong: Sized([0, 1, wrong, 3], promise=4), ["body 0", "body 1"]),
+        (lambda wrong: Sized([0, 1, wrong], promise=2), ["body 0", "body 1"]),
+        (lambda wrong: Loader([0], [1, wrong]), ["body 0 E", "body 1"]),
+        (lambda wrong: lambda: Batches([0, wrong], []), ["body 0"]),
+    ],
+    ids=range(6),
+)
+def test_an_exception_of_the_source_comes_out_unchanged_and_ends_the_run(
+    source: Callable[[Exception], Any], before: list[str]
+) -> None:
+    wrong = OSError("disk")
+    loop = Loop(source(wrong), max_epochs=2)
+    notes: list[str] = []
+    iterator = iter(loop)
+    with pytest.raises(OSError) as caught:
+        run(loop, notes)
+    assert caught.value is wrong
+    assert wrong.args == ("disk",) and wrong.__cause__ is None
+    assert notes == before
+    assert loop.stop_reason == "exception"
+    assert loop.global_step == len(before) - 1
+    with pytest.raises(LoopError, match="replaced"):
+        next(iterator)
+
+
+@pytest.mark.parametrize("lookahead", [None, True, False])
+def test_after_an_exception_asking_for_more_raises_from_the_first(lookahead: bool | None) -> None:
+    wrong = OSError("disk")
+    source = Sized([0, wrong, 2, 3], promise=4)
+    loop = Loop(source, max_epochs=1, lookahead=lookahead)
+    iterator = iter(loop)
+    next(iterator)
+    with pytest.raises(OSError):
+        next(iterator)
+    for ask in (next, next, lambda _: iter(loop), lambda _: batches_of(loop)):
+        with pytest.raises(LoopError) as caught:
+            ask(iterator)
+        text = "this run ended with an exception; restart() begins a new one"
+        assert str(caught.value) == text
+        assert caught.value.__cause__ is wrong
+    assert source.notes == ["iter", "next 0", "error"]
+
+
+def test_an_exception_met_while_looking_ahead_comes_after_the_batch_in_hand() -> None:
+    loader = Loader([0, 1, OSError("disk")])
+    loop = Loop(loader, {"Log": Event(every_n_steps=2)}, max_epochs=1)
+    iterator = iter(loop)
+    next(iterator)
+    batch, events = next(iterator)
+    assert (batch, events) == (1, {"Log"})
+    assert loader.notes[-1] == "error"
+    assert loop.stop_reason is None
+    with pytest.raises(OSError):
+        next(iterator)
+
+
+def test_an_exception_met_while_looking_beyond_the_last_step_never_comes() -> None:
+    loop = Loop(Loader([0, 1, OSError("disk")]), max_steps=2)
+    assert run(loop, []) == ["body 0", "body 1 T"]
+    assert loop.stop_reason == "max_steps"
+
+
+class Fails(Loader):
+    """A loader of which one method fails from the second epoch on."""
+
+    def __init__(self, where: str, wrong: BaseException) -> None:
+        super().__init__([0, 1])
+        self.where = where
+        self.wrong = wrong
+
+    def check(self, where: str) -> None:
+        if where == self.where and self.iterators:
+            raise self.wrong
+
+    def set_epoch(self, epoch: int) -> None:
+        self.check("set_epoch")
+
+    def __len__(self) -> int:
+        self.check("len")
+        return 2
+
+    def __iter__(self) -> Batches:
+        self.check("iter")
+        return super().__iter__()
+
+    def call(self) -> Loader:
+        self.check("call")
+        return self
+
+
+@pytest.mark.parametrize("where", ["set_epoch", "len", "iter", "call"])
+def test_an_exception_while_an_epoch_is_opened_comes_out_unchanged(where: str) -> None:
+    wrong = OSError("disk")
+    loader = Fails(where, wrong)
+    loop = Loop(loader.call if where == "call" else loader, max_epochs=2)
+    notes: list[str] = []
+    with pytest.raises(OSError) as caught:
+        run(loop, notes)
+    assert caught.value is wrong
+    assert notes == ["body 0", "body 1 E"]
+    assert (loop.stop_reason, loop.global_step) == ("exception", 1)
+    with pytest.raises(LoopError) as later:
+        iter(loop)
+    assert later.value.__cause__ is wrong
+
+
+@pytest.mark.parametrize("where", ["set_epoch", "len", "iter", "call"])
+def test_a_stray_stop_iteration_does_not_end_the_loop_in_silence(where: str) -> None:
+    loader = Fails(where, StopIteration("stray"))
+    loop = Loop(loader.call if where == "call" else loader, max_epochs=2)
+    with pytest.raises(RuntimeError) as caught:
+        batches_of(loop)
+    assert caught.value.__cause__ is loader.wrong
+
+
+def raise_stop_iteration(state: LoopState | None = None) -> bool:
+    raise StopIteration("stray")
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {"max_steps": 3, "events": {"Log": Event(raise_stop_iteration)}},
+        {"max_steps": 3, "stop_when": Event(raise_stop_iteration)},
+        {"max_steps": 3, "clock": raise_stop_iteration},
+        {"max_seconds": 3, "clock": iter([0, 1]).__next__},
+    ],
+    ids=range(4),
+)
+def test_a_stray_stop_iteration_of_a_callable_does_not_end_the_loop_in_silence(
+    given_: dict[str, Any],
+) -> None:
+    loop = Loop([0] * 9, **given_)
+    with pytest.raises(RuntimeError) as caught:
+        batches_of(loop)
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert loop.stop_reason == "exception"
+
+
+# Leaving the for early, and entering it again
+
+
+@pytest.mark.parametrize("lookahead", [None, True])
+@settings(deadline=None)
+@given(lengths=LENGTHS, pauses=st.lists(st.integers(1, 4), max_size=9))
+def test_leaving_and_entering_again_changes_nothing(
+    lookahead: bool | None, lengths: list[int], pauses: list[int]
+) -> None:
+    def new() -> Loop[Any]:
+        epochs = iter(range(length) for length in lengths)
+        events = {"Three": Event(every_n_steps=3), "Timer": Event(every_n_seconds=2.5)}
+        clock = iter(range(99)).__next__
+        source = map(iter, epochs).__next__
+        return Loop(source, events, max_epochs=len(lengths), lookahead=lookahead, clock=clock)
+
+    def take(loop: Loop[Any], at_most: int = 10**9) -> Iterator[Any]:
+        for _, (batch, events) in zip(range(at_most), loop, strict=False):
+            yield batch, frozenset(events), loop.state
+
+    expected = list(take(new()))
+    loop, found = new(), []
+    for pause in pauses:
+        if loop.stop_reason is None:
+            for batch, events in loop:
+                found.append((batch, frozenset(events), loop.state))
+                pause -= 1
+                if pause == 0:
+                    break
+    if loop.stop_reason is None:
+        found += take(loop)
+    assert found == expected
+
+
+@pytest.mark.parametrize("wrong", [KeyboardInterrupt, SystemExit, GeneratorExit, ValueError])
+def test_an_exception_in_the_body_leaves_the_run_as_it_was(wrong: type[BaseException]) -> None:
+    loader = Loader([0, 1, 2])
+    loop = Loop(loader, max_epochs=1)
+    with pytest.raises(wrong):
+        for batch, _ in loop:
+            if batch == 1:
+                raise wrong
+    assert loop.stop_reason is None
+    assert loop.global_step == 1
+    assert batches_of(loop) == [2]
+    assert loader.notes == ["iter", "next 0", "next 1", "next 2", "end"]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("lookahead", [None, True, False])
+def test_an_interrupted_fetch_loses_neither_batch_nor_event(
+    lookahead: bool | None, at: int
+) -> None:
+    batches: list[Any] = [0, 1, 2]
+    batches.insert(at, KeyboardInterrupt())
+    loader = Sized(batches, promise=3)
+    loop = Loop(loader, {"E": Event(every_n_steps=2)}, max_epochs=1, lookahead=lookahead)
+    handed: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        for batch, events in loop:
+            handed.append((batch, set(events)))
+    assert loop.stop_reason is None
+    assert loop.global_step == len(handed) - 1
+    for batch, events in loop:
+        handed.append((batch, set(events)))
+    assert handed == [(0, set()), (1, {"E"}), (2, {EPOCH_END, TRAINING_END})]
+    assert loader.notes.count("error") == 1
+
+
+def test_the_same_iterator_goes_on_after_an_interrupted_fetch() -> None:
+    iterator = iter(Loop(Loader([0, KeyboardInterrupt(), 1]), max_epochs=1))
+    with pytest.raises(KeyboardInterrupt):
+        next(iterator)
+    assert [batch for batch, _ in iterator] == [0, 1]
+
+
+@pytest.mark.parametrize("where", ["condition", "stop_when", "clock"])
+def test_an_interrupted_condition_or_clock_loses_neither_batch_nor_event(where: str) -> None:
+    pending = [1, 2]
+    loader = Sized(range(3), promise=3)
+
+    def interrupt(part: str, step: int) -> None:
+        if part == where and step in pending:
+            pending.remove(step)
+            raise KeyboardInterrupt
+
+    def condition(state: LoopState) -> bool:
+        interrupt("condition", state.global_step)
+        return state.global_step == 2
+
+    def stop_when(state: LoopState) -> None:
+        interrupt("stop_when", state.global_step)
+
+    def clock() -> float:
+        fetched = sum(note.startswith("next") for note in loader.notes)
+        interrupt("clock", fetched - 1)
+        return 5 * fetched
+
+    events = {"C": Event(condition), "S": Event(at_step=1), "T": Event(every_n_seconds=10)}
+    loop = Loop(loader, events, max_epochs=1, stop_when=Event(stop_when), clock=clock)
+    handed: list[Any] = []
+    for _ in range(3):
+        try:
+            handed += ((batch, loop.global_step, set(due)) for batch, due in loop)
+        except KeyboardInterrupt:
+            assert loop.stop_reason is None
+    assert pending == []
+    assert handed == [(0, 0, set()), (1, 1, {"S", "T"}), (2, 2, {"C", EPOCH_END, TRAINING_END})]
+    assert loader.notes == ["iter", "next 0", "next 1", "next 2", "end"]
+
+
+@pytest.mark.parametrize("where", ["set_epoch", "len", "iter", "call"])
+def test_an_interrupted_opening_of_an_epoch_is_made_up_for(where: str) -> None:
+    loader = Fails(where, KeyboardInterrupt())
+    loop = Loop(loader.call if where == "call" else loader, max_epochs=2)
+    handed: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        for batch, _ in loop:
+            handed.append((loop.epoch, batch))
+    loader.where = "nowhere"
+    for batch, _ in loop:
+        handed.append((loop.epoch, batch))
+    assert handed == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_entering_again_takes_over_from_the_older_iterator() -> None:
+    loader = Sized(range(5), promise=5)
+    loop = Loop(loader, max_epochs=1)
+    old = iter(loop)
+    next(old)
+    new = iter(loop)
+    for _ in range(2):
+        with pytest.raises(LoopError) as caught:
+            next(old)
+        assert str(caught.value) == "this iterator was replaced: the loop was entered again"
+    assert loader.notes == ["iter", "next 0"]
+    assert [batch for batch, _ in new] == [1, 2, 3, 4]
+    with pytest.raises(LoopError):
+        next(old)
+
+
+def test_a_loop_inside_its_own_body_takes_over() -> None:
+    loop = Loop(range(5), max_epochs=1)
+    inner: list[int] = []
+    with pytest.raises(LoopError, match="replaced"):
+        for _ in loop:
+            for batch, _ in loop:
+                inner.append(batch)
+                if batch == 2:
+                    break
+    assert inner == [1, 2]
+    assert batches_of(loop) == [3, 4]
+
+
+def test_the_iterator_is_its_own_iterator() -> None:
+    loop = Loop(range(4), max_epochs=1)
+    iterator = iter(loop)
+    assert iter(iterator) is iterator
+    next(iterator)
+    assert [batch for batch, _ in iterator] == [1, 2, 3]
+
+
+# with
+
+
+def test_leaving_the_with_closes_the_sources_iterator_and_ends_the_run() -> None:
+    loader = Loader(range(5))
+    with Loop(loader, max_epochs=2) as loop:
+        assert isinstance(loop, Loop)
+        iterator = iter(loop)
+        next(iterator)
+        assert not loader.iterators[0].closed
+    assert loader.iterators[0].closed
+    for ask in (lambda: next(iterator), lambda: iter(loop)):
+        with pytest.raises(LoopError) as caught:
+            ask()
+        assert str(caught.value) == "this loop was closed; restart() begins a new run"
+
+
+def test_the_with_gives_the_loop_itself() -> None:
+    loop = Loop([0], max_steps=1)
+    with loop as given_:
+        assert given_ is loop
+
+
+def test_leaving_the_with_closes_generators() -> None:
+    closed: list[str] = []
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(5)
+        finally:
+            closed.append("closed")
+
+    with Loop(source, max_epochs=1) as loop:
+        kept = iter(loop)
+        next(kept)
+        assert closed == []
+    assert closed == ["closed"]
+
+
+def test_the_with_never_closes_an_iterator_that_is_the_users_own() -> None:
+    stream = once(range(5))
+    with Loop(stream, max_steps=5) as loop:
+        next(iter(loop))
+    assert not stream.closed
+    assert next(stream) == 1
+
+
+def test_the_with_swallows_nothing() -> None:
+    loader = Loader(range(5))
+    with pytest.raises(ZeroDivisionError), Loop(loader, max_epochs=1) as loop:
+        for _ in loop:
+            raise ZeroDivisionError
+    assert loader.iterators[0].closed
+
+
+def test_a_with_around_a_run_that_came_to_its_end_or_never_began_is_quiet() -> None:
+    with Loop([0, 1], max_epochs=1) as loop:
+        assert batches_of(loop) == [0, 1]
+    assert loop.stop_reason == "max_epochs"
+    with Loop([0, 1], max_epochs=1):
+        pass
+
+
+def test_restart_begins_a_new_run_of_a_closed_loop() -> None:
+    loop = Loop([0, 1], max_epochs=1)
+    with loop:
+        next(iter(loop))
+    loop.restart()
+    assert batches_of(loop) == [0, 1]
+
+
+# Subclasses
+
+
+def test_a_loop_can_be_subclassed() -> None:
+    class Named(Loop[int]):
+        def __init__(self, source: Iterable[int], name: str, **given_: Any) -> None:
+            super().__init__(source, **given_)
+            self.name = name
+
+        def __iter__(self) -> Iterator[Any]:
+            self.entered = True
+            return super().__iter__()
+
+    loop = Named([1, 2], "mine", max_epochs=1)
+    assert batches_of(loop) == [1, 2]
+    assert (loop.name, loop.entered, loop.stop_reason) == ("mine", True, "max_epochs")
+
+
+def test_the_errors_are_runtime_errors_and_loop_errors() -> None:
+    assert issubclass(LoopError, RuntimeError)
+    assert issubclass(DataLengthError, LoopError)
+    assert issubclass(DataExhaustedError, LoopError)
+    assert issubclass(LoopWarning, UserWarning)

@@ -1,0 +1,82 @@
+"""mypy and pyright know what dloop's users need to be told."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "typing"
+REVEAL, REFUSED = FOLDER / "reveal.py", FOLDER / "refused.py"
+pytestmark = [pytest.mark.no_core, pytest.mark.typing]
+
+Errors = dict[int, str]
+
+
+def run(module: str, *arguments: str) -> str:
+    """What the checker prints about the files, run from the root of the repository."""
+    if importlib.util.find_spec(module) is None:
+        text = f"{module} is not installed"
+        pytest.fail(text) if os.environ.get("DLOOP_REQUIRE_TYPECHECKERS") == "1" else None
+        pytest.skip(text)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=FOLDER.parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout
+
+
+def mypy(file: Path, cache: Path) -> Errors:
+    """The errors of `mypy --strict` in this file, by line."""
+    options = ["--strict", "--no-error-summary", "--show-absolute-path", "--no-pretty"]
+    options += ["--hide-error-context", "--no-color-output", f"--cache-dir={cache}"]
+    output = run("mypy", *options, str(file))
+    found = re.findall(r"^(.+?):(\d+): error: (.*)$", output, re.MULTILINE)
+    return {int(line): text for name, line, text in found if Path(name).name == file.name}
+
+
+def pyright(file: Path, cache: Path) -> Errors:
+    """The errors of pyright in this file, by line."""
+    output = run("pyright", "--outputjson", "--pythonpath", sys.executable, str(file))
+    found = json.loads(output[output.index("{") :])
+    assert found["summary"]["filesAnalyzed"] >= 1
+    return {
+        one["range"]["start"]["line"] + 1: one["message"]
+        for one in found["generalDiagnostics"]
+        if one["severity"] == "error" and Path(one["file"]).name == file.name
+    }
+
+
+CHECKERS = pytest.mark.parametrize("check", [mypy, pyright])
+
+
+@CHECKERS
+def test_right_uses_have_the_types_that_they_should(
+    check: Callable[[Path, Path], Errors], tmp_path: Path
+) -> None:
+    found = check(REVEAL, tmp_path)
+    assert not found, "\n".join(f"line {number}: {text}" for number, text in found.items())
+
+
+@CHECKERS
+def test_wrong_uses_are_refused_and_nothing_else(
+    check: Callable[[Path, Path], Errors], tmp_path: Path
+) -> None:
+    lines = REFUSED.read_text(encoding="utf-8").splitlines()
+    marked = {number for number, line in enumerate(lines, 1) if line.endswith("  # E:")}
+    found = check(REFUSED, tmp_path)
+    assert len(marked) > 50
+    wrong = [f"not refused: {lines[number - 1]}" for number in sorted(marked - set(found))]
+    wrong += [f"refused: {lines[number - 1]}" for number in sorted(set(found) - marked)]
+    assert not wrong, "\n".join(wrong)
