@@ -38,6 +38,9 @@ cdef class NoEvents(frozenset):
     def __contains__(self, name):
         return False
 
+    def __repr__(self):
+        return "EventSet()"
+
     def __reduce__(self):
         return frozenset, ()
 
@@ -57,6 +60,9 @@ cdef class EventSet(frozenset):
         if not PySet_Contains(self._known, name):
             self._on_unknown(name)
         return False
+
+    def __repr__(self):
+        return f"EventSet({set(self)!r})"
 
     def __reduce__(self):
         return frozenset, (list(self),)
@@ -623,6 +629,7 @@ cdef class Core:
         return 0
 
     cdef int _leave_epoch(self) except -1:
+        self.turn.quiet_until = -1
         self.batches = None
         self.ended = False
         self.drawing += 1
@@ -632,6 +639,7 @@ cdef class Core:
     cdef int _finish(self) except -1:
         if not self.finished:
             self.finished = True
+            self.turn.quiet_until = -1
             self.batches = None
             self.source.finish(self.epoch, self.stop_reason)
         return 0

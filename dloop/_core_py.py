@@ -34,6 +34,9 @@ class NoEvents(frozenset):  # type: ignore[type-arg]
 
     __slots__ = ()
 
+    def __repr__(self) -> str:
+        return "EventSet()"
+
     def __reduce__(self) -> tuple[object, ...]:
         return frozenset, ()
 
@@ -55,6 +58,9 @@ class EventSet(frozenset):  # type: ignore[type-arg]
         if name not in self._known:
             self._on_unknown(name)
         return False
+
+    def __repr__(self) -> str:
+        return f"EventSet({set(self)!r})"
 
     def __reduce__(self) -> tuple[object, ...]:
         return frozenset, (list(self),)
@@ -530,6 +536,7 @@ class Core:
         self.batches = chain(_Once(batches))
 
     def _leave_epoch(self) -> None:
+        self.turn.quiet_until = -1
         self.batches = None
         self.ended = False
         self.drawing += 1
@@ -538,6 +545,7 @@ class Core:
     def _finish(self) -> None:
         if not self.finished:
             self.finished = True
+            self.turn.quiet_until = -1
             self.batches = None
             self.source.finish(self.epoch, self.stop_reason)
 

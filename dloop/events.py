@@ -42,8 +42,8 @@ class LoopEvents(Enum):
     def __repr__(self) -> str:
         return f"LoopEvents.{self.name}"
 
-    def __or__(self, other: Event | EventUnion) -> EventUnion:
-        if not isinstance(other, (Event, EventUnion)):
+    def __or__(self, other: BaseEvent) -> EventUnion:
+        if not isinstance(other, BaseEvent):
             return NotImplemented
         return _join(self, other)
 
@@ -66,10 +66,35 @@ _DEFAULTS: dict[str, object] = {
     "per_epoch": False,
     "per_launch": False,
 }
-_LAST = "per_launch"  # what Event.__init__ sets last; from then on nothing changes
 
 
-class Event:
+class BaseEvent:
+    """What Events and their joins have in common: they join, and they do not change."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        _set_last: str
+
+        @property
+        def parts(self) -> tuple[Event | LoopEvents, ...]:
+            """The Events and LoopEvents members, as they were joined, each once."""
+
+    def __or__(self, other: BaseEvent | LoopEvents) -> EventUnion:
+        if not isinstance(other, (BaseEvent, LoopEvents)):
+            return NotImplemented
+        return _join(self, other)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, self._set_last):  # by __init__; from then on nothing changes
+            raise AttributeError(f"{name}: an Event does not change; make another")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name}: an Event does not change; make another")
+
+
+class Event(BaseEvent):
     """When something is due. An immutable value: hashable, comparable, good for many loops.
 
     It needs at least one criterion. With several, it fires at each step at which any is due.
@@ -141,6 +166,13 @@ class Event:
         self.per_launch: Final = checks.flag("per_launch", per_launch)
         self._check_together()
 
+    _set_last = "per_launch"
+
+    @property
+    def parts(self) -> tuple[Event | LoopEvents, ...]:
+        """What this is joined from: itself."""
+        return (self,)
+
     def _check_together(self) -> None:
         if self.until_step is not None and self.until_step <= self.from_step:
             raise ValueError(
@@ -175,28 +207,12 @@ class Event:
                 given.append(f"{name}={value!r}")
         return f"Event({', '.join(given)})"
 
-    def __or__(self, other: Event | EventUnion | LoopEvents) -> EventUnion:
-        if not isinstance(other, (Event, EventUnion, LoopEvents)):
-            return NotImplemented
-        return _join(self, other)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if hasattr(self, _LAST):
-            raise AttributeError(f"{name}: an Event does not change; make another")
-        object.__setattr__(self, name, value)
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{name}: an Event does not change; make another")
-
     def __reduce__(self) -> tuple[object, ...]:
         return _event, (self._values(),)
 
 
-class EventUnion:
+class EventUnion(BaseEvent):
     """Several Events (and LoopEvents members) joined with `|`: due when any of them is.
-
-    Attributes:
-        parts: the Events and LoopEvents members, as they were joined, each once.
 
     Example:
         >>> from dloop import Event, LoopEvents
@@ -204,10 +220,17 @@ class EventUnion:
         Event(every_n_steps=16) | LoopEvents.TRAINING_END
     """
 
-    __slots__ = ("parts",)
+    __slots__ = ("_parts",)
+
+    _set_last = "_parts"
 
     def __init__(self, parts: Iterable[Event | LoopEvents]) -> None:
-        self.parts: Final = tuple(dict.fromkeys(parts))
+        self._parts: Final = tuple(dict.fromkeys(parts))
+
+    @property
+    def parts(self) -> tuple[Event | LoopEvents, ...]:
+        """What this is joined from: Events and LoopEvents members, each once."""
+        return self._parts
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EventUnion):
@@ -220,32 +243,14 @@ class EventUnion:
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.parts))
 
-    def __or__(self, other: Event | EventUnion | LoopEvents) -> EventUnion:
-        if not isinstance(other, (Event, EventUnion, LoopEvents)):
-            return NotImplemented
-        return _join(self, other)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if hasattr(self, "parts"):
-            raise AttributeError(f"{name}: an EventUnion does not change; make another")
-        object.__setattr__(self, name, value)
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{name}: an EventUnion does not change; make another")
-
     def __reduce__(self) -> tuple[object, ...]:
         return EventUnion, (self.parts,)
 
 
-def parts_of(event: Event | EventUnion) -> tuple[Event | LoopEvents, ...]:
-    """The Events and LoopEvents members that `event` is made of, in their order."""
-    return event.parts if isinstance(event, EventUnion) else (event,)
-
-
-def _join(*joined: Event | EventUnion | LoopEvents) -> EventUnion:
+def _join(*joined: BaseEvent | LoopEvents) -> EventUnion:
     parts: list[Event | LoopEvents] = []
     for each in joined:
-        parts += each.parts if isinstance(each, EventUnion) else [each]
+        parts += [each] if isinstance(each, LoopEvents) else each.parts
     return EventUnion(parts)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, Generic, SupportsFloat, SupportsIndex, TypeVar
 
     from ._core import LoopState
-    from .events import Event, EventUnion
+    from .events import BaseEvent
 
     Batch = TypeVar("Batch")
     Self = TypeVar("Self", bound="Loop[Any]")
@@ -78,12 +78,12 @@ class Loop(Generic[Batch]):
     def __init__(
         self,
         dataloader: Iterable[Batch] | Callable[[], Iterable[Batch]],
-        events: Mapping[Any, Event | EventUnion] | None = None,
+        events: Mapping[Any, BaseEvent] | None = None,
         *,
         max_epochs: SupportsIndex | None = None,
         max_steps: SupportsIndex | None = None,
         max_seconds: SupportsFloat | None = None,
-        stop_when: Event | EventUnion | None = None,
+        stop_when: BaseEvent | None = None,
         dataloader_len: SupportsIndex | None = None,
         lookahead: bool | None = None,
         clock: Callable[[], SupportsFloat] | None = None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from . import _backend, checks
 from .errors import annotate, warn
-from .events import Event, EventUnion, LoopEvents, parts_of
+from .events import BaseEvent, Event, LoopEvents
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class Schedule:
 
     def __init__(
         self,
-        events: Mapping[Any, Event | EventUnion] | None,
-        stop_when: Event | EventUnion | None,
+        events: Mapping[Any, BaseEvent] | None,
+        stop_when: BaseEvent | None,
         max_epochs: SupportsIndex | None,
         max_steps: SupportsIndex | None,
         max_seconds: SupportsFloat | None,
@@ -95,8 +95,8 @@ class Schedule:
         self.all_conditions = self.stop_conditions + self.conditions
         self.timed = max_seconds is not None or bool(self.times)
 
-    def _add_stop(self, bit: int, stop_when: Event | EventUnion) -> None:
-        if not isinstance(stop_when, (Event, EventUnion)):
+    def _add_stop(self, bit: int, stop_when: BaseEvent) -> None:
+        if not isinstance(stop_when, BaseEvent):
             raise TypeError(f"stop_when={checks.shown(stop_when)}: pass an Event")
         self.stop_bit = bit
         conditions = self.conditions
@@ -104,8 +104,8 @@ class Schedule:
         self._add(bit, stop_when)
         self.conditions = conditions
 
-    def _add(self, bit: int, event: Event | EventUnion) -> None:
-        for part in parts_of(event):
+    def _add(self, bit: int, event: BaseEvent) -> None:
+        for part in event.parts:
             if isinstance(part, LoopEvents):
                 self._at_end[part] |= bit
             else:
@@ -159,8 +159,8 @@ class Schedule:
 
 
 def _checked_events(
-    events: Mapping[Any, Event | EventUnion] | None,
-) -> Mapping[Any, Event | EventUnion]:
+    events: Mapping[Any, BaseEvent] | None,
+) -> Mapping[Any, BaseEvent]:
     if events is None:
         return {}
     if not isinstance(events, Mapping):
@@ -170,7 +170,7 @@ def _checked_events(
             raise ValueError(
                 f"events: {name!r} is dloop's own; it is in the sets without being asked for"
             )
-        if not isinstance(event, (Event, EventUnion)):
+        if not isinstance(event, BaseEvent):
             raise TypeError(f"events[{checks.shown(name)}]={checks.shown(event)}: pass an Event")
     return events
 

@@ -353,7 +353,6 @@ class OracleLoop:
         self.world = world
         self.once = plan.source.kind == "once"
         self.refuse()
-        self.told_longer = False  # the warning comes once per Loop
         self.entry = 0
         self.restart()
 
@@ -370,6 +369,7 @@ class OracleLoop:
             raise ValueError("dataloader_len")  # 3.5
 
     def restart(self) -> None:
+        self.told_longer = False  # the warning comes once per run
         self.entry += 1  # older iterators are replaced
         self.failure: Exception | None = None
         self.over = False

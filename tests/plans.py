@@ -12,9 +12,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TextIO
 
-from dloop import Event, Loop, LoopEvents, LoopWarning
 from hypothesis import strategies as st
-
 from oracle import (
     EPOCH_END,
     TRAINING_END,
@@ -31,6 +29,8 @@ from oracle import (
     drive,
     refused,
 )
+
+from dloop import Event, Loop, LoopEvents, LoopWarning
 
 # --------------------------------------------------------------------------------------- strategies
 

@@ -8,9 +8,8 @@ from collections import Counter
 from itertools import zip_longest
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, reject, settings
-
 from cores import CORES, use_core
+from hypothesis import HealthCheck, Phase, given, reject, settings
 from oracle import Journal, Plan, Source, Undecided, oracle_trace
 from plans import FEATURES, SOURCES, dloop_trace, features, plans
 

@@ -178,7 +178,9 @@ def test_later_changes_to_the_mapping_change_nothing() -> None:
     loop = Loop([0], events, max_steps=2)
     events["b"] = Event(every_n_steps=1)
     del events["a"]
-    assert [set(due) - set(LoopEvents) for _, due in loop] == [{"a"}, {"a"}]
+    for _ in range(2):
+        assert [set(due) - set(LoopEvents) for _, due in loop] == [{"a"}, {"a"}]
+        loop.restart()
 
 
 # Unknown names

@@ -124,6 +124,13 @@ def test_stop_when_ends_training_at_the_step_on_which_it_fires(event: Any, last:
     assert loop.state.training_end
 
 
+def test_the_condition_of_stop_when_is_called_at_the_step_where_it_is_due_anyway() -> None:
+    calls: list[int] = []
+    stop = Event(lambda state: calls.append(state.global_step), at_step=1)
+    assert marks(Loop([0] * 9, max_epochs=1, stop_when=stop)) == ["", "T"]
+    assert calls == [0, 1]
+
+
 def test_stop_when_combines_with_each_limit() -> None:
     stop = Event(at_step=1)
     for limit in ("max_steps", "max_epochs", "max_seconds"):

@@ -1019,3 +1019,44 @@ def test_the_errors_are_runtime_errors_and_loop_errors() -> None:
     assert issubclass(DataLengthError, LoopError)
     assert issubclass(DataExhaustedError, LoopError)
     assert issubclass(LoopWarning, UserWarning)
+
+
+@pytest.mark.parametrize("strike", ["set_epoch", "iter", "call"])
+def test_an_interrupted_start_of_an_epoch_is_made_up_for(strike: str) -> None:
+    strikes = [KeyboardInterrupt]
+
+    class Interrupted:
+        def __init__(self, place: str) -> None:
+            self.place = place
+
+        def reach(self, place: str, epoch: int) -> None:
+            if place == self.place and epoch and strikes:
+                raise strikes.pop()
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+            self.reach("set_epoch", epoch)
+
+        def __iter__(self) -> Iterator[int]:
+            self.reach("iter", self.epoch)
+            return iter([0, 1, 2])
+
+    calls: list[int] = []
+
+    def load() -> Interrupted:
+        calls.append(len(calls))
+        loader = Interrupted("")
+        if len(calls) > 1 and strikes:
+            raise strikes.pop()
+        return loader
+
+    loop = Loop(load if strike == "call" else Interrupted(strike), max_steps=6, lookahead=False)
+    batches: list[int] = []
+    iterator = iter(loop)
+    for _ in range(3):
+        batches.append(next(iterator)[0])
+    with pytest.raises(KeyboardInterrupt):
+        next(iterator)
+    batches += [batch for batch, _ in iterator]
+    assert batches == [0, 1, 2, 0, 1, 2]
+    assert not strikes

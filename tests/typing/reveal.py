@@ -175,6 +175,8 @@ by_text: dict[str, Event] = {"Log": Event(at_step=1)}
 by_member: dict[Named, Event] = {Named.LOG: Event(at_step=1)}
 Loop([1], by_text, max_steps=1)
 Loop([1], by_member, max_steps=1)
+mixed = {"Step": joined, "Log": Event(every_n_steps=100)}
+Loop([1], mixed, max_steps=1)
 Loop([1], {}, max_steps=1)
 Loop([1], None, max_steps=1)
 Loop([1], max_epochs=None, max_steps=1, dataloader_len=3, lookahead=None, clock=None)

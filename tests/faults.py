@@ -1,0 +1,318 @@
+"""Plant faults in a copy of dloop, one by one; the suite has to catch each.
+
+`python -m faults`, in this folder, tries them all and fails if one survives; `--core python` or
+`--core cython` those of one core, and words after that only those whose names contain one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+FILES = {"python": "dloop/_core_py.py", "cython": "dloop/_core.pyx"}
+TESTS = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not typing", "tests"]
+
+OPEN = """            if self.batches is None:
+                self._open_epoch()
+"""
+START = """            if not self.started:
+                self.clock.start()
+                self.started = True
+"""
+LOOK = """        if epoch_step >= self.looks_from:
+            self._look_ahead()
+"""
+
+
+class Fault(NamedTuple):
+    """`old` becomes `new` in the file of a core, where it stands exactly once."""
+
+    name: str
+    old: str
+    new: str
+    cores: tuple[str, ...] = ("python", "cython")
+
+
+FAULTS = [
+    Fault("every n steps is one late", "rest = (count + 1) %", "rest = count %"),
+    Fault(
+        "at_step misses its step",
+        "bisect_left(self.points, count)",
+        "bisect_right(self.points, count)",
+    ),
+    Fault(
+        "until_step is included",
+        "if count >= self.stop - origin:",
+        "if count > self.stop - origin:",
+    ),
+    Fault("from_step is ignored", "max(step, self.start) - origin", "step - origin"),
+    Fault(
+        "per_epoch goes on by global steps",
+        "due_from(step + 1, self.draws_from)",
+        "due_from(step + 1, 0)",
+    ),
+    Fault(
+        "per_epoch begins by global steps",
+        "due_from(self.step + 1, self.draws_from)",
+        "due_from(self.step + 1, 0)",
+    ),
+    Fault("per_epoch keeps the last epoch's plan", "        self.epoch_agenda.clear()\n", ""),
+    Fault(
+        "timers are a nanosecond early", "return now + self.period", "return now + self.period - 1"
+    ),
+    Fault(
+        "timers make up for missed periods",
+        "agenda.put_off(timer.due_after(now))",
+        "agenda.put_off(timer.due_after(agenda.due()))",
+    ),
+    Fault(
+        "at_time fires again at its time",
+        "bisect_right(self.points, now - self.origin)",
+        "bisect_left(self.points, now - self.origin)",
+    ),
+    Fault("timers run past until_step", "if step < timer.stop:", "if step <= timer.stop:"),
+    Fault("timers run before from_step", "if timer.start <= steps:", "if True:"),
+    Fault(
+        "timers wait for more than their time",
+        "while agenda.due() <= now:",
+        "while agenda.due() < now:",
+    ),
+    Fault(
+        "timers are short-circuited",
+        "while agenda.due() <= now:",
+        "while not bits and agenda.due() <= now:",
+    ),
+    Fault(
+        "only one timer fires in a step",
+        "                bits |= timer.bit\n",
+        "                if bits & ~3:\n                    break\n                bits |= timer.bit\n",
+    ),
+    Fault(
+        "a timer's window never opens",
+        ".first_due(), number)\n        agenda",
+        ".first_due() + NEVER // 2, number)\n        agenda",
+    ),
+    Fault(
+        "the clock is read before looking ahead",
+        LOOK,
+        "        if self.timed and self.reading == -NEVER:\n"
+        "            self.reading = self.clock.tick()\n" + LOOK,
+    ),
+    Fault("the clock starts before the epoch is opened", OPEN + START, START + OPEN),
+    Fault(
+        "the clock starts at every fetch", START, START.replace("if not self.started", "if True")
+    ),
+    Fault("the clock may go backwards", "if reading > self.last:", "if True:"),
+    Fault("elapsed is read at every look", "if self._elapsed < 0:", "if True:"),
+    Fault(
+        "a look too many",
+        "if epoch_step >= self.looks_from:",
+        "if epoch_step >= self.looks_from - 1:",
+    ),
+    Fault(
+        "a look too few", "if epoch_step >= self.looks_from:", "if epoch_step > self.looks_from:"
+    ),
+    Fault("a cut epoch has no end", "self.ended or epoch_step == self.ends_at", "self.ended"),
+    Fault(
+        "an ended iterator is asked again",
+        "            if not self.ended:\n",
+        "            if True:\n",
+    ),
+    Fault("max_steps is one late", "= plan.max_steps - 1", "= plan.max_steps"),
+    Fault("max_epochs is one late", "self.drawing + 1 >=", "self.drawing >="),
+    Fault("max_seconds has to be passed", "if now >= self.", "if now > self."),
+    Fault(
+        "a limit hides stop_when",
+        'reason = "stop_when"',
+        'reason = reason or "stop_when"',
+    ),
+    Fault("conditions do not see that stop_when ends", "state = state.at_training_end()", "pass"),
+    Fault(
+        "conditions run past until_step", "if start <= step < stop:", "if start <= step <= stop:"
+    ),
+    Fault("only True is true", "if condition(state):", "if condition(state) is True:"),
+    Fault(
+        "steps without a trigger skip conditions", "if step < self.conditions_until:", "if False:"
+    ),
+    Fault("a condition's error has no note", "self.plan.blame(failure, bit)", "pass"),
+    Fault(
+        "epoch_step is the global step",
+        "self.drawing, step, step - self.draws_from",
+        "self.drawing, step, step",
+    ),
+    Fault("steps_done is the step", "global_step + 1", "global_step"),
+    Fault("the conditions' state is not the step's", "self.latest = state", "self.latest = None"),
+    Fault(
+        "a | TRAINING_END loses its second half", "plan.on_training_end", "plan.on_training_end & 2"
+    ),
+    Fault(
+        "a | EPOCH_END loses its second half",
+        "plan.on_epoch_end(self.drawing, step)",
+        "plan.on_epoch_end(self.drawing, step) & 1",
+    ),
+    Fault(
+        "the epoch's end is that of the epoch before",
+        "on_epoch_end(self.drawing, step)",
+        "on_epoch_end(self.epoch, step)",
+    ),
+    Fault("an error met ahead is swallowed", "raise self.deferred", "self.deferred = None"),
+    Fault("an error does not end the run", "            self.error = exception\n", ""),
+    Fault("an interrupted clock loses the batch", "self.held = batch\n", "pass\n"),
+    Fault("an interrupted condition loses firings", "        self.bits = bits\n", ""),
+    Fault(
+        "an older iterator goes on",
+        "        self.turn.quiet_until = -1\n        self.turn = ",
+        "        self.turn = ",
+    ),
+    Fault("an older iterator ends in silence", "raise errors.replaced()", "return 0", ("cython",)),
+    Fault("an older iterator ends in silence", "raise errors.replaced()", "return", ("python",)),
+    Fault(
+        "quiet steps go on without a source",
+        "        self.turn.quiet_until = -1\n        self.batches = None\n        self.ended",
+        "        self.batches = None\n        self.ended",
+    ),
+    Fault("quiet steps run over a trigger", "quiet_until = special - 1", "quiet_until = special"),
+    Fault(
+        "a promise is broken in silence",
+        "if epoch_step == self.looks_from and",
+        "if False and",
+    ),
+    Fault("a stream runs dry in silence", 'if reason == "exhausted":', "if False:"),
+    Fault(
+        "a surplus at the end is dropped in silence",
+        "self.source.finish(self.epoch, self.stop_reason)",
+        "pass",
+    ),
+    Fault("unknown names are not told", "self._on_unknown(name)", "pass"),
+    Fault(
+        "the batch is kept",
+        "yield batch, (batch := QUIET)\n                        if",
+        "yield batch, QUIET\n                        if",
+        ("python",),
+    ),
+    Fault(
+        "the timed batch is kept",
+        "yield batch, (batch := QUIET)\n                    if",
+        "yield batch, QUIET\n                    if",
+        ("python",),
+    ),
+    Fault("the batch is kept", "        Py_DECREF(batch)\n", "", ("cython",)),
+    Fault(
+        "the heap loses its order",
+        "place = child\n",
+        "place = child\n            break\n",
+        ("cython",),
+    ),
+    Fault(
+        "quiet steps do not hash",
+        "        return False\n\n    def __reduce__(self):\n        return frozenset, ()",
+        "        return True\n\n    def __reduce__(self):\n        return frozenset, ()",
+        ("cython",),
+    ),
+]
+
+
+def planted(core: str, fault: Fault, folder: Path) -> Path:
+    """A copy of the project in `folder` with `fault` in it."""
+    copy = folder / f"{core} {fault.name}".replace(" ", "_").replace("|", "or")
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", ".*")
+    for name in ("dloop", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    for name in ("pyproject.toml", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, copy / name)
+    file = copy / FILES[core]
+    text = file.read_text(encoding="utf-8")
+    if text.count(fault.old) != 1:
+        raise SystemExit(f"{fault.name}: stands {text.count(fault.old)} times in {FILES[core]}")
+    file.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+    return copy
+
+
+def run(copy: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the copy."""
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=copy,
+        env={**os.environ, "DLOOP_EXAMPLES": "600", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def caught_by(core: str, fault: Fault, folder: Path) -> str:
+    """The test that catches `fault`, or an empty string; SystemExit if it could not be tried."""
+    copy = planted(core, fault, folder)
+    if core == "cython":
+        built = run(
+            copy,
+            "setup.py",
+            "-q",
+            "build_ext",
+            "--inplace",
+            CFLAGS="-O0",
+            DLOOP_REQUIRE_EXTENSION="1",
+        )
+        if built.returncode:
+            raise SystemExit(f"{fault.name}: does not compile\n{built.stdout}{built.stderr}")
+    where = run(copy, "-c", "import dloop; print(dloop.__file__)").stdout
+    if not where.startswith(str(copy)):
+        raise SystemExit(f"{fault.name}: the tests would run {where}, not the copy")
+    try:
+        done = run(copy, "-m", "pytest", *TESTS, DLOOP_TEST_CORES=core, DLOOP_BACKEND=core)
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    finally:
+        shutil.rmtree(copy)
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode > 1 and not lines and "Fatal Python error" not in done.stderr:
+        raise SystemExit(
+            f"{fault.name}: pytest ended with {done.returncode}\n{done.stdout[-3000:]}"
+        )
+    return lines[0].partition(" - ")[0] if lines else "crashes"
+
+
+def chosen(core: str | None, words: list[str]) -> Iterator[tuple[str, Fault]]:
+    """The faults asked for, each with a core to plant it in."""
+    for fault in FAULTS:
+        for each in fault.cores:
+            if core in (None, each) and (not words or any(word in fault.name for word in words)):
+                yield each, fault
+
+
+def main() -> None:
+    """Try the faults asked for, two at a time."""
+    parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
+    parser.add_argument("--core", choices=FILES)
+    parser.add_argument("words", nargs="*")
+    asked = parser.parse_args()
+    faults = list(chosen(asked.core, asked.words))
+    began = time.monotonic()
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        tried = [pool.submit(caught_by, *each, Path(folder)) for each in faults]
+        for (core, fault), attempt in zip(faults, tried):
+            caught = attempt.result()
+            print(f"{core:7} {fault.name:48} {caught or 'SURVIVES'}", flush=True)
+            survivors += [] if caught else [f"{core}: {fault.name}"]
+    seconds = time.monotonic() - began
+    print(f"{len(faults)} faults, {len(survivors)} not caught, {seconds:.0f} s")
+    if survivors or not faults:
+        raise SystemExit("\n".join(survivors) or "no such fault")
+
+
+if __name__ == "__main__":
+    main()

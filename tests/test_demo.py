@@ -1,0 +1,63 @@
+"""The demo trains on the real data, and says what fired when and which core ran."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from pathlib import Path
+
+import dloop
+import pytest
+from dloop.demo import iris
+from dloop.demo.__main__ import main
+
+
+def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(list(arguments))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_it_learns_to_tell_the_flowers(capsys: pytest.CaptureFixture[str], seed: str) -> None:
+    printed = demo(capsys, "--seed", seed)
+    accuracy = re.search(r"accuracy on the held-out flowers: (\S+)", printed)
+    assert accuracy is not None
+    assert float(accuracy[1]) >= 0.93
+
+
+def test_it_says_what_fired_when_and_which_core_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = demo(capsys, "--epochs", "3")
+    assert f"{dloop.BACKEND} core: {dloop.BACKEND_REASON}" in printed
+    assert re.search(r"OptimizerStep +23 x +3, 7, 11, 15, 19, 23, \.\.\. 89$", printed, re.M)
+    assert re.search(r"LoopEvents.EPOCH_END +3 x +29, 59, 89$", printed, re.M)
+    assert re.search(r"LoopEvents.TRAINING_END +1 x +89$", printed, re.M)
+    assert "90 steps, ended by max_epochs" in printed
+
+
+def test_the_seed_decides_the_order(capsys: pytest.CaptureFixture[str]) -> None:
+    def losses(seed: str) -> list[str]:
+        return re.findall(r"loss .*", demo(capsys, "--epochs", "8", "--seed", seed))
+
+    assert losses("1") == losses("1") != losses("2")
+
+
+def test_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--epochs" in printed
+    assert "--seed" in printed
+
+
+def test_the_data_are_the_150_flowers_with_their_source() -> None:
+    folder = Path(iris.__file__).parent
+    with (folder / "iris.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:]
+    assert Counter(row[-1] for row in rows) == dict.fromkeys(iris.SPECIES, 50)
+    means = [round(sum(float(row[place]) for row in rows) / 150, 2) for place in range(4)]
+    assert means == [5.84, 3.06, 3.76, 1.2]
+    note = (folder / "iris.md").read_text(encoding="utf-8")
+    assert "Fisher" in note
+    assert "CC BY 4.0" in note

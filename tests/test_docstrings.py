@@ -1,0 +1,39 @@
+"""Everything public is documented, and the examples in docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+
+import dloop
+import pytest
+
+PUBLIC = [name for name in dloop.__all__ if not name.isupper()]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_public_is_documented(name: str) -> None:
+    thing = getattr(dloop, name)
+    assert inspect.getdoc(thing)
+    for member, value in vars(thing).items():
+        if not member.startswith("_") and (callable(value) or isinstance(value, property)):
+            documented = inspect.getdoc(value) or f"{member}:" in (inspect.getdoc(thing) or "")
+            assert documented, f"{name}.{member}"
+
+
+@pytest.mark.parametrize("name", ["Event", "EventUnion", "Loop", "LoopEvents", "LoopError"])
+def test_the_example_of_a_docstring_shows_what_it_prints(name: str) -> None:
+    run_examples(getattr(dloop, name), name)
+
+
+def test_the_example_of_loop_state_shows_what_it_prints(core: str) -> None:
+    module = {"cython": "dloop._core", "python": "dloop._core_py"}[core]
+    run_examples(importlib.import_module(module).LoopState, "LoopState")
+
+
+def run_examples(thing: type, name: str) -> None:
+    tests = doctest.DocTestFinder(recurse=False).find(thing, name, module=False)
+    assert sum(len(test.examples) for test in tests) > 0
+    for test in tests:
+        assert doctest.DocTestRunner().run(test).failed == 0

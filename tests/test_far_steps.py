@@ -1,0 +1,91 @@
+"""Counters near 2**62, which nobody reaches by counting: the run begins there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dloop._backend as backend
+import pytest
+from dloop import Event, LoopEvents
+from dloop.schedule import NEVER, Schedule
+from dloop.source import Source
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+MOST = 2**62
+STEPS = 40
+
+
+def fired(events: dict[str, Event], steps: int, epoch_steps: int, length: int) -> list[set[Any]]:
+    """The event sets of a run that begins with so many steps done."""
+    schedule = Schedule(events, None, None, None, 1e9)
+    source = Source(range(length), length, None, None)
+    clock = backend.core.Clock(lambda: 0, 0)
+    core = backend.core.Core(schedule, source, clock, 5, epoch_steps, steps)
+    return [set(due) for _, (_, due) in zip(range(STEPS), core.steps())]
+
+
+@given(
+    begin=st.integers(MOST - 3 * STEPS, MOST - STEPS - 1),
+    done=st.integers(0, 10),
+    period=st.one_of(st.integers(1, 20), st.integers(MOST - 3 * STEPS, MOST)),
+    at=st.lists(st.integers(MOST - 3 * STEPS, MOST), min_size=1),
+    start=st.integers(MOST - 3 * STEPS, MOST - 1),
+    per_epoch=st.booleans(),
+)
+@settings(deadline=None)
+def test_far_steps_follow_the_same_formulas(
+    begin: int, done: int, period: int, at: list[int], start: int, per_epoch: bool
+) -> None:
+    events = {
+        "every": Event(every_n_steps=period, per_epoch=per_epoch),
+        "at": Event(at_step=at, until_step=MOST),
+        "late": Event(every_n_steps=2, from_step=start),
+        "long": Event(every_n_steps=MOST),
+    }
+    length = 11
+    found = fired(events, begin, done, length)
+    for offset, names in enumerate(found):
+        step = begin + offset
+        epoch_step = (done + offset) % length
+        expected: set[Any] = set()
+        if ((epoch_step if per_epoch else step) + 1) % period == 0:
+            expected.add("every")
+        if step in at:
+            expected.add("at")
+        if step >= start and (step + 1) % 2 == 0:
+            expected.add("late")
+        if (step + 1) % MOST == 0:
+            expected.add("long")
+        if epoch_step == length - 1:
+            expected.add(LoopEvents.EPOCH_END)
+        assert names == expected
+
+
+@pytest.mark.parametrize("begin", [MOST - STEPS, MOST - 3, MOST, MOST + 100])
+def test_no_counter_overflows_at_the_end_of_what_can_be_asked_for(begin: int) -> None:
+    events = {
+        "long": Event(every_n_steps=MOST),
+        "last": Event(at_step=MOST, per_epoch=True),
+        "late": Event(every_n_steps=MOST, from_step=MOST, per_epoch=True),
+        "seconds": Event(every_n_seconds=MOST / 1e9, from_step=MOST),
+    }
+    found = fired(events, begin, 3, 11)
+    expected = [{"long"} if (begin + offset + 1) % MOST == 0 else set() for offset in range(STEPS)]
+    assert [names - {LoopEvents.EPOCH_END} for names in found] == expected
+
+
+@given(now=st.integers(MOST - 2000, MOST + 2000), period=st.integers(MOST - 2000, MOST))
+@settings(deadline=None)
+def test_training_time_stands_still_before_it_overflows(now: int, period: int) -> None:
+    readings = iter([-MOST + 1, min(now, MOST - 1), MOST - 1])
+    schedule = Schedule({"timer": Event(every_n_seconds=period / 1e9)}, None, None, 9, None)
+    clock = backend.core.Clock(lambda: next(readings), MOST - 2000)
+    core = backend.core.Core(schedule, Source(range(9), None, None, None), clock)
+    steps = core.steps()
+    next(steps)
+    elapsed = core.state.elapsed
+    assert elapsed == (MOST - 1) / 1e9
+    next(steps)
+    assert core.state.elapsed == elapsed
+    assert NEVER == 2 * MOST - 1

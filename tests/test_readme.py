@@ -1,0 +1,47 @@
+"""Every block of code in the README runs, and shows what it says."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+PYTHON = [block for language, block in BLOCKS if language == "python"]
+
+
+def names() -> dict[str, Any]:
+    """What the README takes for granted: a dataloader, and a user's own functions."""
+    user = ["backward", "log", "lower_learning_rate", "save", "update_parameters", "validate"]
+    return {"dataloader": range(5000), **{name: MagicMock() for name in user}}
+
+
+def test_blocks_are_of_a_kind_that_is_run() -> None:
+    assert {language for language, _ in BLOCKS} == {"python", "console"}
+    assert len(PYTHON) > 4
+
+
+def test_code_runs() -> None:
+    scope = names()
+    for block in PYTHON:
+        if ">>>" not in block:
+            exec(compile(block, str(README), "exec"), scope)
+    assert scope["validate"].call_count == 3
+    assert scope["log"].call_count == 150
+    assert scope["update_parameters"].call_count == 937
+    assert scope["lower_learning_rate"].call_count == 1
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if ">>>" in block])
+def test_examples_show_what_they_print(block: str) -> None:
+    scope: dict[str, Any] = {}
+    exec("from dloop import Event, Loop, LoopEvents", scope)
+    test = doctest.DocTestParser().get_doctest(block, scope, "README.md", str(README), 0)
+    assert test.examples
+    result = doctest.DocTestRunner().run(test)
+    assert result.failed == 0
