@@ -89,6 +89,6 @@ def annotate(exception: BaseException, note: str) -> None:
     """Add a note to an exception, as PEP 678 has it, on Python 3.10 too."""
     if sys.version_info >= (3, 11):
         exception.add_note(note)
-    else:
+    else:  # pragma: no cover (the coverage is measured on a newer Python)
         notes = getattr(exception, "__notes__", None) or []
         exception.__notes__ = [*notes, note]  # type: ignore[attr-defined]

@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TextIO
 
 from hypothesis import strategies as st
+
+from dloop import Event, Loop, LoopEvents, LoopWarning
 from oracle import (
     EPOCH_END,
     TRAINING_END,
@@ -29,8 +31,6 @@ from oracle import (
     drive,
     refused,
 )
-
-from dloop import Event, Loop, LoopEvents, LoopWarning
 
 # --------------------------------------------------------------------------------------- strategies
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
+import runpy
+import sys
 from collections import Counter
 from pathlib import Path
 
-import dloop
 import pytest
+
+import dloop
 from dloop.demo import iris
 from dloop.demo.__main__ import main
 
@@ -42,9 +45,13 @@ def test_the_seed_decides_the_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert losses("1") == losses("1") != losses("2")
 
 
-def test_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_explains_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo", "--help"])
+    monkeypatch.delitem(sys.modules, "dloop.demo.__main__")
     with pytest.raises(SystemExit) as ended:
-        main(["--help"])
+        runpy.run_module("dloop.demo", run_name="__main__")
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "--epochs" in printed

@@ -8,8 +8,9 @@ from collections import Counter
 from itertools import zip_longest
 
 import pytest
+from hypothesis import HealthCheck, given, reject, settings
+
 from cores import CORES, use_core
-from hypothesis import HealthCheck, Phase, given, reject, settings
 from oracle import Journal, Plan, Source, Undecided, oracle_trace
 from plans import FEATURES, SOURCES, dloop_trace, features, plans
 
@@ -64,8 +65,6 @@ def check(plan: Plan, expected: Journal) -> None:
 def test_every_core_does_what_the_oracle_does(label: str) -> None:
     @settings(
         max_examples=max(1, round(EXAMPLES * SHARES[label] / sum(SHARES.values()))),
-        deadline=None,
-        phases=set(Phase) - {Phase.explain},  # the side by side says more
         suppress_health_check=[HealthCheck.too_slow],
     )
     @given(plans(label))

@@ -6,8 +6,9 @@ import doctest
 import importlib
 import inspect
 
-import dloop
 import pytest
+
+import dloop
 
 PUBLIC = [name for name in dloop.__all__ if not name.isupper()]
 

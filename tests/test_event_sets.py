@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopEvents, LoopWarning
@@ -41,7 +41,6 @@ def due_by_formula(step: int, count: int) -> frozenset[str]:
 # A set among sets
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 4), max_size=6), st.integers(1, 12))
 def test_the_events_of_a_step_are_the_frozenset_of_their_names(
     periods: dict[Any, int], steps: int
@@ -334,3 +333,14 @@ def test_pairs_that_are_kept_stay_as_they_were() -> None:
     first = next(iterator)
     second = next(iterator)
     assert (first[0], second[0]) == (7, 8)
+
+
+def test_thousands_of_different_sets_are_each_right() -> None:
+    def has(place: int) -> Event:
+        return Event(lambda state: state.global_step >> place & 1)
+
+    places = range(12)
+    loop = Loop(range(5000), {place: has(place) for place in places}, max_steps=4500)
+    kept = [events for _, events in loop]
+    for step, events in enumerate(kept[:-1]):
+        assert events == {place for place in places if step >> place & 1}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import dloop._backend as backend
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dloop._backend as backend
 from dloop import Event, LoopEvents
 from dloop.schedule import NEVER, Schedule
 from dloop.source import Source
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 MOST = 2**62
 STEPS = 40
@@ -33,7 +34,6 @@ def fired(events: dict[str, Event], steps: int, epoch_steps: int, length: int) -
     start=st.integers(MOST - 3 * STEPS, MOST - 1),
     per_epoch=st.booleans(),
 )
-@settings(deadline=None)
 def test_far_steps_follow_the_same_formulas(
     begin: int, done: int, period: int, at: list[int], start: int, per_epoch: bool
 ) -> None:
@@ -76,7 +76,6 @@ def test_no_counter_overflows_at_the_end_of_what_can_be_asked_for(begin: int) ->
 
 
 @given(now=st.integers(MOST - 2000, MOST + 2000), period=st.integers(MOST - 2000, MOST))
-@settings(deadline=None)
 def test_training_time_stands_still_before_it_overflows(now: int, period: int) -> None:
     readings = iter([-MOST + 1, min(now, MOST - 1), MOST - 1])
     schedule = Schedule({"timer": Event(every_n_seconds=period / 1e9)}, None, None, 9, None)

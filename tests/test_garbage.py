@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cores import CORES
 
+from cores import CORES
 from dloop import Event, Loop, LoopEvents, LoopState
 
 CPYTHON = sys.implementation.name == "cpython"

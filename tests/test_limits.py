@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopError, LoopEvents, LoopState
@@ -39,7 +39,6 @@ def ticks(stride: float = 1) -> Callable[[], float]:
 # Limits
 
 
-@settings(deadline=None)
 @given(EPOCH_LENGTHS, st.integers(1, 30))
 def test_max_steps_ends_at_that_step_wherever_the_epochs_end(lengths: list[int], n: int) -> None:
     loop = Loop(epochs_of(lengths), max_steps=n)
@@ -52,7 +51,6 @@ def test_max_steps_ends_at_that_step_wherever_the_epochs_end(lengths: list[int],
     assert loop.stop_reason == "max_steps"
 
 
-@settings(deadline=None)
 @given(EPOCH_LENGTHS, st.integers(1, 8))
 def test_max_epochs_ends_with_the_last_batch_of_that_epoch(lengths: list[int], n: int) -> None:
     loop = Loop(epochs_of(lengths), max_epochs=n)
@@ -64,7 +62,6 @@ def test_max_epochs_ends_with_the_last_batch_of_that_epoch(lengths: list[int], n
     assert loop.stop_reason == "max_epochs"
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 30))
 def test_max_seconds_ends_at_the_first_step_whose_reading_is_at_the_limit(
     pauses: list[int], limit: int
@@ -215,7 +212,6 @@ def test_len_counts_down_the_steps_of_max_steps(entered_again: bool) -> None:
     assert len(loop) == 0
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5))
 def test_len_under_max_epochs_follows_from_the_length(length: int, epochs: int) -> None:
     total = length * epochs

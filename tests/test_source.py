@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import (
@@ -222,7 +222,6 @@ def test_lookahead_false_without_a_length_still_counts_epochs() -> None:
     assert places == [(0, 0, 0), (0, 1, 1), (1, 2, 0), (2, 3, 0)]
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.sampled_from([None, True]), st.booleans())
 def test_every_batch_is_handed_over_exactly_once_and_in_order(
     lengths: list[int], lookahead: bool | None, sized: bool
@@ -767,7 +766,6 @@ def test_a_stray_stop_iteration_of_a_callable_does_not_end_the_loop_in_silence(
 
 
 @pytest.mark.parametrize("lookahead", [None, True])
-@settings(deadline=None)
 @given(lengths=LENGTHS, pauses=st.lists(st.integers(1, 4), max_size=9))
 def test_leaving_and_entering_again_changes_nothing(
     lookahead: bool | None, lengths: list[int], pauses: list[int]

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopEvents, LoopState
@@ -66,21 +66,18 @@ def test_sixteen_steps_are_over_at_15_31_and_47() -> None:
     assert fires(Event(every_n_steps=16), [7] * 8) == [15, 31, 47]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), EPOCH_LENGTHS)
 def test_every_n_steps_counts_on_across_epochs(n: int, lengths: list[int]) -> None:
     expected = [step for step in range(sum(lengths)) if (step + 1) % n == 0]
     assert fires(Event(every_n_steps=n), lengths) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), EPOCH_LENGTHS)
 def test_every_n_steps_per_epoch_starts_afresh_in_every_epoch(n: int, lengths: list[int]) -> None:
     expected = [step for _, step, at, _ in places(lengths) if (at + 1) % n == 0]
     assert fires(Event(every_n_steps=n, per_epoch=True), lengths) == expected
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 40), min_size=1), EPOCH_LENGTHS)
 def test_at_step_fires_when_the_global_step_is_one_of_them(
     steps: set[int], lengths: list[int]
@@ -89,7 +86,6 @@ def test_at_step_fires_when_the_global_step_is_one_of_them(
     assert fires(Event(at_step=steps), lengths) == expected
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 9), min_size=1), EPOCH_LENGTHS)
 def test_at_step_per_epoch_fires_at_these_steps_of_every_epoch(
     steps: set[int], lengths: list[int]
@@ -103,7 +99,6 @@ def test_at_step_0_per_epoch_marks_the_start_of_every_epoch() -> None:
 
 
 @pytest.mark.parametrize("per_epoch", [False, True])
-@settings(deadline=None)
 @given(
     n=st.integers(1, 9),
     steps=st.sets(st.integers(0, 20), min_size=1),
@@ -161,14 +156,12 @@ def test_the_farthest_steps_do_not_disturb_the_near_ones() -> None:
 # Epochs
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), EPOCH_LENGTHS)
 def test_every_n_epochs_fires_on_the_last_batch_of_these_epochs(n: int, lengths: list[int]) -> None:
     expected = [step for epoch, step, _, end in places(lengths) if end and (epoch + 1) % n == 0]
     assert fires(Event(every_n_epochs=n), lengths) == expected
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 9), min_size=1), EPOCH_LENGTHS)
 def test_at_epoch_fires_on_the_last_batch_of_these_epochs(
     wanted: set[int], lengths: list[int]
@@ -190,7 +183,6 @@ def test_a_window_bounds_epoch_criteria() -> None:
 # Several criteria, several parts
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 20), st.integers(1, 3), EPOCH_LENGTHS)
 def test_an_event_with_several_criteria_fires_when_any_is_due(
     n: int, k: int, epochs: int, lengths: list[int]
@@ -204,7 +196,6 @@ def test_an_event_with_several_criteria_fires_when_any_is_due(
     assert fires(event, lengths) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 20), EPOCH_LENGTHS)
 def test_of_joined_events_each_part_keeps_its_own_window(
     n: int, m: int, edge: int, lengths: list[int]
@@ -231,7 +222,6 @@ def test_missed_periods_never_come_in_a_burst_and_the_next_counts_from_that_read
     assert fires_at_times(Event(every_n_seconds=10), [0, 9, 10, 35, 36, 44, 45, 46]) == [2, 3, 6]
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 9),
     st.lists(st.integers(0, 12), min_size=1, max_size=30),
@@ -253,7 +243,6 @@ def test_every_n_seconds_fires_when_so_long_has_passed_since_it_was_last_due(
     assert fires_at_times(event, readings, origin) == expected
 
 
-@settings(deadline=None)
 @given(
     st.sets(st.integers(0, 60), min_size=1, max_size=6),
     st.lists(st.integers(0, 12), min_size=1, max_size=30),
@@ -348,7 +337,6 @@ def test_a_clock_may_return_anything_that_is_a_number() -> None:
     assert fires_at_times(Event(every_n_seconds=1.25), readings) == [1, 3]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(-50, 50))
 def test_a_clock_that_goes_backwards_stands_still(readings: list[int], origin: int) -> None:
     clock = iter([origin, *(origin + reading for reading in readings)])
@@ -689,7 +677,6 @@ def test_the_state_before_the_first_batch() -> None:
     assert clock.readings == 0
 
 
-@settings(deadline=None)
 @given(EPOCH_LENGTHS, st.booleans())
 def test_loop_state_is_the_state_of_the_latest_step(lengths: list[int], conditions: bool) -> None:
     given_: list[LoopState] = []
