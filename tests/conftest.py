@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import Phase, settings
 
 from cores import CORES, use_core
+
+# No deadline: machines are busy. No explanations: our messages say more.
+settings.register_profile("default", deadline=None, phases=set(Phase) - {Phase.explain})
+settings.register_profile(
+    "first", deadline=None, phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
+)
+settings.load_profile(os.environ.get("DLOOP_HYPOTHESIS", "default"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

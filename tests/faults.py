@@ -313,9 +313,13 @@ def main() -> None:
     survivors = []
     no_fault = Fault("no fault", "", "")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        for core in {core for core, _ in faults}:
-            if caught := caught_by(core, no_fault, Path(folder)):
-                raise SystemExit(f"{core}: fails without a fault: {caught}")
+        unharmed = {
+            core: pool.submit(caught_by, core, no_fault, Path(folder))
+            for core in {core for core, _ in faults}
+        }
+        for core, attempt in unharmed.items():
+            if attempt.result():
+                raise SystemExit(f"{core}: fails without a fault: {attempt.result()}")
         tried = [pool.submit(caught_by, *each, Path(folder)) for each in faults]
         for (core, fault), attempt in zip(faults, tried):
             caught = attempt.result()
