@@ -38,17 +38,26 @@ EVENTS = {
 def by_hand() -> None:
     """The conditions of the example, as a person writes them."""
     data = DATA
-    # fmt: off
-    perf = time.perf_counter; t0 = last = perf(); warned = False; n = 0
-    for step, batch in enumerate(data):
+    perf = time.perf_counter
+    t0 = last = perf()
+    warned = False
+    n = 0
+    for step, batch in enumerate(data):  # noqa: B007 (as it is written)
         now = perf()
-        if (step + 1) % 16 == 0: n += 1
-        if (step + 1) % 100 == 0: n += 1
-        if step == 10_000: n += 1
-        if now - last >= 3600: last = now; n += 1
-        if not warned and now - t0 >= 3000: warned = True; n += 1
-        if step == len(data) - 1: n += 1
-    # fmt: on
+        if (step + 1) % 16 == 0:
+            n += 1
+        if (step + 1) % 100 == 0:
+            n += 1
+        if step == 10_000:
+            n += 1
+        if now - last >= 3600:
+            last = now
+            n += 1
+        if not warned and now - t0 >= 3000:
+            warned = True
+            n += 1
+        if step == len(data) - 1:
+            n += 1
 
 
 def by_dloop() -> None:
@@ -177,8 +186,7 @@ def compare(row: Row, rounds: int) -> dict[str, Any]:
     pairs = [(ns_per(row.ours, STEPS), ns_per(row.rival, STEPS)) for _ in range(rounds)]
     return {
         "name": row.name,
-        "ours": summary([ours for ours, _ in pairs]),
-        "rival": summary([rival for _, rival in pairs]),
+        "times": [summary(list(times)) for times in zip(*pairs)],
         "ratio": median(ours / rival for ours, rival in pairs),
         "target": row.target,
         "stretch": row.stretch,
