@@ -103,7 +103,7 @@ cdef class Clock:
         self.started = self.last = self.tick()
         return 0
 
-    cdef int64_t elapsed(self, int64_t reading):
+    cdef int64_t elapsed(self, int64_t reading) noexcept:
         """The training time at `reading`; a clock that went backwards has stood still."""
         if reading > self.last:
             self.last = reading
@@ -210,7 +210,7 @@ cdef struct Entry:
 
 
 cdef class Agenda:
-    """Numbered things by when they are due: a binary heap."""
+    """Numbered things by when they are due: a binary heap, whose last entry is never due."""
 
     cdef Entry *heap
     cdef Py_ssize_t size
@@ -219,17 +219,7 @@ cdef class Agenda:
     def __dealloc__(self):
         PyMem_Free(self.heap)
 
-    cdef inline int64_t due(self):
-        """When the first is due; NEVER where there is none."""
-        return self.heap[0].due if self.size else NEVER
-
-    cdef inline Py_ssize_t first(self):
-        """The number of the first."""
-        return self.heap[0].number
-
-    cdef int add(self, int64_t due, Py_ssize_t number) except -1:
-        if due == NEVER:
-            return 0
+    cdef int push(self, int64_t due, Py_ssize_t number) except -1:
         if self.size == self.room:
             self._grow()
         cdef Py_ssize_t place = self.size
@@ -240,29 +230,19 @@ cdef class Agenda:
         self.heap[place] = Entry(due, number)
         return 0
 
-    cdef int put_off(self, int64_t due):
-        """Let the first be due at `due` instead."""
-        cdef Entry entry = Entry(due, self.heap[0].number)
-        if due == NEVER:
-            self.size -= 1
-            entry = self.heap[self.size]
+    cdef void replace(self, int64_t due, Py_ssize_t number) noexcept:
+        """Put this in the place of the first."""
         cdef Py_ssize_t place = 0
         cdef Py_ssize_t child = 1
         while child < self.size:
             if child + 1 < self.size and self.heap[child + 1].due < self.heap[child].due:
                 child += 1
-            if self.heap[child].due >= entry.due:
+            if self.heap[child].due >= due:
                 break
             self.heap[place] = self.heap[child]
             place = child
             child = 2 * place + 1
-        if self.size:
-            self.heap[place] = entry
-        return 0
-
-    cdef int clear(self):
-        self.size = 0
-        return 0
+        self.heap[place] = Entry(due, number)
 
     cdef int _grow(self) except -1:
         cdef Py_ssize_t room = 2 * self.room + 8
@@ -272,6 +252,12 @@ cdef class Agenda:
         self.heap = heap
         self.room = room
         return 0
+
+
+cdef Agenda make_agenda():
+    cdef Agenda agenda = Agenda.__new__(Agenda)
+    agenda.push(NEVER, -1)
+    return agenda
 
 
 cdef class StepTrigger:
@@ -342,13 +328,19 @@ cdef class Turn:
     """The right of one iterator to go on: what its quiet steps look at.
 
     Attributes:
-        quiet_until: the last step that is known to be quiet; -1 asks for attention.
+        quiet_until: the last step that is known to be quiet.
+        plain_until: the last step at which nothing but step and time triggers can be due.
     """
 
     cdef int64_t quiet_until
+    cdef int64_t plain_until
 
     def __cinit__(self):
-        self.quiet_until = -1
+        self.ask_attention()
+
+    cdef inline void ask_attention(self) noexcept:
+        """Let the next step be neither quiet nor plain."""
+        self.quiet_until = self.plain_until = -1
 
 
 cdef class Core:
@@ -467,23 +459,23 @@ cdef class Core:
         self.conditions = plan.conditions
         self.conditions_from = min([start for _, _, start, _ in plan.all_conditions], default=NEVER)
         self.conditions_until = max([stop for _, _, _, stop in plan.all_conditions], default=0)
-        self.sets = {}
+        self.sets = {0: QUIET}
         self.step_triggers = [StepTrigger(*each) for each in plan.steps]
         self.epoch_triggers = [StepTrigger(*each) for each in plan.epoch_steps]
         self.time_triggers = [
             TimeTrigger(bit, period, points, clock.saved if per_launch else 0, start, stop)
             for bit, period, points, per_launch, start, stop in plan.times
         ]
-        self.step_agenda = Agenda()
-        self.epoch_agenda = Agenda()
-        self.time_agenda = Agenda()
+        self.step_agenda = make_agenda()
+        self.epoch_agenda = make_agenda()
+        self.time_agenda = make_agenda()
         for number, trigger in enumerate(self.step_triggers):
-            self.step_agenda.add(trigger.due_from(steps, 0), number)
+            self.step_agenda.push(trigger.due_from(steps, 0), number)
         for number, timer in enumerate(self.time_triggers):
             if timer.start <= steps:
-                self.time_agenda.add(timer.first_due(), number)
+                self.time_agenda.push(timer.first_due(), number)
             else:
-                self.step_agenda.add(timer.start, len(self.step_triggers) + number)
+                self.step_agenda.push(timer.start, len(self.step_triggers) + number)
         self.next_reading = NEVER
 
     def steps(self):
@@ -555,7 +547,7 @@ cdef class Core:
             raise
 
     cdef Turn _change_turns(self):
-        self.turn.quiet_until = -1
+        self.turn.ask_attention()
         self.turn = Turn.__new__(Turn)
         return self.turn
 
@@ -578,7 +570,7 @@ cdef class Core:
         return 0
 
     cdef int _let_go(self) except -1:
-        self.turn.quiet_until = -1
+        self.turn.ask_attention()
         self.batches = None
         self.held = self.ahead = MISSING
         return 0
@@ -591,6 +583,11 @@ cdef class Core:
         cdef int64_t taken
         if self.held is not MISSING:
             return True
+        if self.step < self.turn.plain_until and not self.ended:
+            self.held = next(self.batches, MISSING)
+            if self.held is not MISSING:
+                return True
+            self.ended = True
         if self.training_end or self.finished:
             self._finish()
             return False
@@ -622,14 +619,16 @@ cdef class Core:
         cdef Py_ssize_t number
         cdef StepTrigger trigger
         batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing)
-        self.epoch_agenda.clear()
+        cdef int64_t due
+        self.epoch_agenda = make_agenda()
         for number, trigger in enumerate(self.epoch_triggers):
-            self.epoch_agenda.add(trigger.due_from(self.step + 1, self.draws_from), number)
+            due = trigger.due_from(self.step + 1, self.draws_from)
+            self.epoch_agenda.push(due, number)
         self.batches = batches
         return 0
 
     cdef int _leave_epoch(self) except -1:
-        self.turn.quiet_until = -1
+        self.turn.ask_attention()
         self.batches = None
         self.ended = False
         self.drawing += 1
@@ -639,7 +638,7 @@ cdef class Core:
     cdef int _finish(self) except -1:
         if not self.finished:
             self.finished = True
-            self.turn.quiet_until = -1
+            self.turn.ask_attention()
             self.batches = None
             self.source.finish(self.epoch, self.stop_reason)
         return 0
@@ -659,12 +658,20 @@ cdef class Core:
         """Find what is due at the step of the batch in hand, and let the step be done."""
         cdef int64_t step = self.step + 1
         cdef int64_t epoch_step = step - self.draws_from
-        if epoch_step >= self.looks_from:
+        cdef bint plain = step <= self.turn.plain_until
+        if not plain and epoch_step >= self.looks_from:
             self._look_ahead()
-        cdef bint epoch_end = self.ended or epoch_step == self.ends_at
         cdef int64_t now = self._read_clock() if self.timed else -1
-
+        cdef bint epoch_end = not plain and (self.ended or epoch_step == self.ends_at)
         bits = self._due(step, epoch_end, now)
+        if plain and now < self.max_time and not bits & self.stop_bit:
+            events = self._events(bits)
+            self.bits = 0
+            self._arm()
+            self.step = step
+            batch, self.held = self.held, MISSING
+            return batch, events
+
         self.bits = bits
         reason = self._limit_reached(step, epoch_end, now)
         cdef LoopState state = None
@@ -688,7 +695,7 @@ cdef class Core:
             self.source.goes_past_promise(self.drawing)
         if reason == "exhausted":
             self.source.ran_dry(step)
-        events = self._events(bits) if bits else QUIET
+        events = self._events(bits)
 
         self.bits = 0
         self.epoch = self.drawing
@@ -697,7 +704,8 @@ cdef class Core:
         self.training_end = training_end
         self.stop_reason = reason
         self.latest = state
-        self._arm(step + 1)
+        self._find_plain(step + 1)
+        self._arm()
         self.step = step
         batch, self.held = self.held, MISSING
         return batch, events
@@ -714,30 +722,32 @@ cdef class Core:
         cdef TimeTrigger timer
         bits = self.bits
         cdef Agenda agenda = self.step_agenda
-        while agenda.due() <= step:
-            number = agenda.first()
+        while agenda.heap[0].due <= step:
+            number = agenda.heap[0].number
             if number < len(self.step_triggers):
                 trigger = self.step_triggers[number]
                 bits |= trigger.bit
-                agenda.put_off(trigger.due_from(step + 1, 0))
+                agenda.replace(trigger.due_from(step + 1, 0), number)
             else:  # the window of a timer opens
-                agenda.put_off(NEVER)
+                agenda.replace(NEVER, number)
                 number -= len(self.step_triggers)
                 timer = self.time_triggers[number]
-                self.time_agenda.add(timer.first_due(), number)
+                self.time_agenda.push(timer.first_due(), number)
         agenda = self.epoch_agenda
-        while agenda.due() <= step:
-            trigger = self.epoch_triggers[agenda.first()]
+        while agenda.heap[0].due <= step:
+            number = agenda.heap[0].number
+            trigger = self.epoch_triggers[number]
             bits |= trigger.bit
-            agenda.put_off(trigger.due_from(step + 1, self.draws_from))
+            agenda.replace(trigger.due_from(step + 1, self.draws_from), number)
         agenda = self.time_agenda
-        while agenda.due() <= now:
-            timer = self.time_triggers[agenda.first()]
+        while agenda.heap[0].due <= now:
+            number = agenda.heap[0].number
+            timer = self.time_triggers[number]
             if step < timer.stop:
                 bits |= timer.bit
-                agenda.put_off(timer.due_after(now))
+                agenda.replace(timer.due_after(now), number)
             else:
-                agenda.put_off(NEVER)
+                agenda.replace(NEVER, number)
         if epoch_end:
             bits |= self.plan.on_epoch_end(self.drawing, step)
         return bits
@@ -777,32 +787,30 @@ cdef class Core:
     cdef object _events(self, bits):
         events = self.sets.get(bits)
         if events is None:
-            if len(self.sets) >= 1024:
-                self.sets.clear()
+            if len(self.sets) >= 4096:
+                self.sets = {0: QUIET}
             events = self.sets[bits] = self.plan.event_set(bits)
         return events
 
-    cdef int _arm(self, int64_t step) except -1:
-        """Find out up to where nothing can be due, from `step` on."""
+    cdef void _find_plain(self, int64_t step) noexcept:
+        """Find out up to where, from `step` on, nothing but triggers can be due."""
         if self.training_end or self.epoch_end or self.ahead is not MISSING:
-            self.turn.quiet_until = -1
-            return 0
-        # the source promised no batch of this epoch to be the last one before these
-        cdef int64_t epoch_step = min(self.looks_from, self.ends_at)
-        cdef int64_t special = min(
-            self.step_agenda.due(), self.epoch_agenda.due(), self.last_step
-        )
-        if epoch_step < NEVER:
-            special = min(special, self.draws_from + epoch_step)
+            self.turn.plain_until = -1
+            return
+        cdef int64_t last = min(self.looks_from, self.ends_at)  # the epoch goes on up to there
+        cdef int64_t special = self.draws_from + last if last < NEVER else NEVER
         if step < self.conditions_until:
             special = min(special, max(step, self.conditions_from))
-        self.turn.quiet_until = special - 1
+        self.turn.plain_until = min(special, self.last_step) - 1
+
+    cdef void _arm(self) noexcept:
+        """Find out up to where, and up to what reading of the clock, nothing can be due."""
         cdef Clock clock = self.clock
-        cdef int64_t due
+        cdef int64_t due = min(self.step_agenda.heap[0].due, self.epoch_agenda.heap[0].due) - 1
+        self.turn.quiet_until = min(due, self.turn.plain_until)
         if self.timed:
-            due = min(self.time_agenda.due(), self.max_time) - clock.elapsed(clock.last)
+            due = min(self.time_agenda.heap[0].due, self.max_time) - clock.elapsed(clock.last)
             self.next_reading = NEVER if due > NEVER - max(clock.last, 0) else clock.last + due
-        return 0
 
 
 cdef class Steps:
@@ -815,32 +823,29 @@ cdef class Steps:
         return self
 
     def __next__(self):
-        cdef Core core = self.core
-        cdef Turn turn = self.turn
-        cdef object batches
-        cdef object batch
+        # `core` is not given a local name: that would count references at every step
         cdef PyObject *fetched
         cdef int64_t reading
-        if turn is None or core.step >= turn.quiet_until:
-            return self._pair_or_end(core._special(turn))
-        batches = core.batches
+        if self.turn is None or self.core.step >= self.turn.quiet_until:
+            return self._pair_or_end(self.core._special(self.turn))
+        batches = self.core.batches  # alive during the fetch, whatever happens in it
         fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
         if fetched is NULL:
-            return self._pair_or_end(core._stumble(turn))
+            return self._pair_or_end(self.core._stumble(self.turn))
         batch = <object>fetched
         Py_DECREF(batch)
-        if core.timed:
-            if core.clock._tick is None:
+        if self.core.timed:
+            if self.core.clock._tick is None:
                 reading = PyTime_PerfCounterRaw()
             else:
-                reading = core._ask_clock(batch)
-            if reading >= core.next_reading:
-                core.held = batch
-                core.reading = reading
-                return self._pair_or_end(core._special(turn))
-            if reading > core.clock.last:
-                core.clock.last = reading
-        core.step += 1
+                reading = self.core._ask_clock(batch)
+            if reading >= self.core.next_reading:
+                self.core.held = batch
+                self.core.reading = reading
+                return self._pair_or_end(self.core._special(self.turn))
+            if reading > self.core.clock.last:
+                self.core.clock.last = reading
+        self.core.step += 1
         return batch, QUIET
 
     cdef inline object _pair_or_end(self, pair):

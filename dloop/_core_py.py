@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from functools import partial
-from heapq import heappop, heappush, heapreplace
+from heapq import heappush, heapreplace
 from itertools import chain
 from time import perf_counter_ns
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._core import Plan, Source
 
     Pair = tuple[Any, frozenset[Hashable]]
+    Agenda = list[tuple[int, int]]
 
 NEVER = 2**63 - 1
 LONGEST = 2**62 - 1
@@ -80,6 +81,11 @@ def make_event_set(
 
 QUIET = NoEvents()
 MISSING: Any = object()
+
+
+def make_agenda() -> Agenda:
+    """Numbered things by when they are due: a binary heap, whose last entry is never due."""
+    return [(NEVER, -1)]
 
 
 class Clock:
@@ -213,37 +219,6 @@ class LoopState:
         return f"LoopState({values})"
 
 
-class Agenda:
-    """Numbered things by when they are due: a binary heap."""
-
-    __slots__ = ("heap",)
-
-    def __init__(self) -> None:
-        self.heap: list[tuple[int, int]] = []
-
-    def due(self) -> int:
-        """When the first is due; NEVER where there is none."""
-        return self.heap[0][0] if self.heap else NEVER
-
-    def first(self) -> int:
-        """The number of the first."""
-        return self.heap[0][1]
-
-    def add(self, due: int, number: int) -> None:
-        if due < NEVER:
-            heappush(self.heap, (due, number))
-
-    def put_off(self, due: int) -> None:
-        """Let the first be due at `due` instead."""
-        if due < NEVER:
-            heapreplace(self.heap, (due, self.heap[0][1]))
-        else:
-            heappop(self.heap)
-
-    def clear(self) -> None:
-        self.heap.clear()
-
-
 class StepTrigger:
     """Due at every `period`-th step, or at `points` where there is no period."""
 
@@ -304,13 +279,18 @@ class Turn:
     """The right of one iterator to go on: what its quiet steps look at.
 
     Attributes:
-        quiet_until: the last step that is known to be quiet; -1 asks for attention.
+        quiet_until: the last step that is known to be quiet.
+        plain_until: the last step at which nothing but step and time triggers can be due.
     """
 
-    __slots__ = ("quiet_until",)
+    __slots__ = ("plain_until", "quiet_until")
 
     def __init__(self) -> None:
-        self.quiet_until = -1
+        self.ask_attention()
+
+    def ask_attention(self) -> None:
+        """Let the next step be neither quiet nor plain."""
+        self.quiet_until = self.plain_until = -1
 
 
 class Core:
@@ -369,25 +349,27 @@ class Core:
 
         self.timed = plan.timed
         self.last_step = plan.max_steps - 1
+        self.max_time = plan.max_time
+        self.stop_bit = plan.stop_bit
         self.conditions_from = min([start for _, _, start, _ in plan.all_conditions], default=NEVER)
         self.conditions_until = max([stop for _, _, _, stop in plan.all_conditions], default=0)
-        self.sets: dict[int, frozenset[Hashable]] = {}
+        self.sets: dict[int, frozenset[Hashable]] = {0: QUIET}
         self.step_triggers = [StepTrigger(*each) for each in plan.steps]
         self.epoch_triggers = [StepTrigger(*each) for each in plan.epoch_steps]
         self.time_triggers = [
             TimeTrigger(bit, period, points, clock.saved if per_launch else 0, start, stop)
             for bit, period, points, per_launch, start, stop in plan.times
         ]
-        self.step_agenda = Agenda()
-        self.epoch_agenda = Agenda()
-        self.time_agenda = Agenda()
+        self.step_agenda = make_agenda()
+        self.epoch_agenda = make_agenda()
+        self.time_agenda = make_agenda()
         for number, trigger in enumerate(self.step_triggers):
-            self.step_agenda.add(trigger.due_from(steps, 0), number)
+            heappush(self.step_agenda, (trigger.due_from(steps, 0), number))
         for number, timer in enumerate(self.time_triggers):
             if timer.start <= steps:
-                self.time_agenda.add(timer.first_due(), number)
+                heappush(self.time_agenda, (timer.first_due(), number))
             else:
-                self.step_agenda.add(timer.start, len(self.step_triggers) + number)
+                heappush(self.step_agenda, (timer.start, len(self.step_triggers) + number))
         self.next_reading = NEVER
 
     def steps(self) -> Iterator[Pair]:
@@ -470,7 +452,7 @@ class Core:
         return MISSING  # type: ignore[no-any-return]
 
     def _change_turns(self) -> Turn:
-        self.turn.quiet_until = -1
+        self.turn.ask_attention()
         self.turn = Turn()
         return self.turn
 
@@ -491,7 +473,7 @@ class Core:
             self._let_go()
 
     def _let_go(self) -> None:
-        self.turn.quiet_until = -1
+        self.turn.ask_attention()
         self.batches = None
         self.held = self.ahead = MISSING
 
@@ -502,6 +484,10 @@ class Core:
         """
         if self.held is not MISSING:
             return True
+        if self.step < self.turn.plain_until and not self.ended:
+            for self.held in self.batches:  # type: ignore[union-attr]  # noqa: B020
+                return True
+            self.ended = True
         if self.training_end or self.finished:
             self._finish()
             return False
@@ -530,13 +516,14 @@ class Core:
 
     def _open_epoch(self) -> None:
         batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing)
-        self.epoch_agenda.clear()
+        self.epoch_agenda = make_agenda()
         for number, trigger in enumerate(self.epoch_triggers):
-            self.epoch_agenda.add(trigger.due_from(self.step + 1, self.draws_from), number)
+            due = trigger.due_from(self.step + 1, self.draws_from)
+            heappush(self.epoch_agenda, (due, number))
         self.batches = chain(_Once(batches))
 
     def _leave_epoch(self) -> None:
-        self.turn.quiet_until = -1
+        self.turn.ask_attention()
         self.batches = None
         self.ended = False
         self.drawing += 1
@@ -545,7 +532,7 @@ class Core:
     def _finish(self) -> None:
         if not self.finished:
             self.finished = True
-            self.turn.quiet_until = -1
+            self.turn.ask_attention()
             self.batches = None
             self.source.finish(self.epoch, self.stop_reason)
 
@@ -564,22 +551,30 @@ class Core:
         """Find what is due at the step of the batch in hand, and let the step be done."""
         step = self.step + 1
         epoch_step = step - self.draws_from
-        if epoch_step >= self.looks_from:
+        plain = step <= self.turn.plain_until
+        if not plain and epoch_step >= self.looks_from:
             self._look_ahead()
-        epoch_end = self.ended or epoch_step == self.ends_at
         now = self._read_clock() if self.timed else -1
-
+        epoch_end = not plain and (self.ended or epoch_step == self.ends_at)
         bits = self._due(step, epoch_end, now)
+        if plain and now < self.max_time and not bits & self.stop_bit:
+            events = self._events(bits)
+            self.bits = 0
+            self._arm()
+            self.step = step
+            batch, self.held = self.held, MISSING
+            return batch, events
+
         self.bits = bits
         reason = self._limit_reached(step, epoch_end, now)
         state = None
         plan = self.plan
-        if plan.stop_bit:
+        if self.stop_bit:
             if plan.stop_conditions:
                 state = self._state_of(step, epoch_end, reason is not None, now)
                 bits |= self._fulfilled(plan.stop_conditions, step, state)
-            if bits & plan.stop_bit:
-                bits ^= plan.stop_bit
+            if bits & self.stop_bit:
+                bits ^= self.stop_bit
                 if reason is None and state is not None:
                     state = state.at_training_end()
                 reason = "stop_when"
@@ -594,7 +589,7 @@ class Core:
             self.source.goes_past_promise(self.drawing)
         if reason == "exhausted":
             self.source.ran_dry(step)
-        events = self._events(bits) if bits else QUIET
+        events = self._events(bits)
 
         self.bits = 0
         self.epoch = self.drawing
@@ -603,7 +598,8 @@ class Core:
         self.training_end = training_end
         self.stop_reason = reason
         self.latest = state
-        self._arm(step + 1)
+        self._find_plain(step + 1)
+        self._arm()
         self.step = step
         batch, self.held = self.held, MISSING
         return batch, events
@@ -617,29 +613,31 @@ class Core:
         """The bits of all that step counts, epochs and the time make due at `step`."""
         bits = self.bits
         agenda = self.step_agenda
-        while agenda.due() <= step:
-            number = agenda.first()
+        while agenda[0][0] <= step:
+            number = agenda[0][1]
             if number < len(self.step_triggers):
                 trigger = self.step_triggers[number]
                 bits |= trigger.bit
-                agenda.put_off(trigger.due_from(step + 1, 0))
+                heapreplace(agenda, (trigger.due_from(step + 1, 0), number))
             else:  # the window of a timer opens
-                agenda.put_off(NEVER)
+                heapreplace(agenda, (NEVER, number))
                 number -= len(self.step_triggers)
-                self.time_agenda.add(self.time_triggers[number].first_due(), number)
+                heappush(self.time_agenda, (self.time_triggers[number].first_due(), number))
         agenda = self.epoch_agenda
-        while agenda.due() <= step:
-            trigger = self.epoch_triggers[agenda.first()]
+        while agenda[0][0] <= step:
+            number = agenda[0][1]
+            trigger = self.epoch_triggers[number]
             bits |= trigger.bit
-            agenda.put_off(trigger.due_from(step + 1, self.draws_from))
+            heapreplace(agenda, (trigger.due_from(step + 1, self.draws_from), number))
         agenda = self.time_agenda
-        while agenda.due() <= now:
-            timer = self.time_triggers[agenda.first()]
+        while agenda[0][0] <= now:
+            number = agenda[0][1]
+            timer = self.time_triggers[number]
             if step < timer.stop:
                 bits |= timer.bit
-                agenda.put_off(timer.due_after(now))
+                heapreplace(agenda, (timer.due_after(now), number))
             else:
-                agenda.put_off(NEVER)
+                heapreplace(agenda, (NEVER, number))
         if epoch_end:
             bits |= self.plan.on_epoch_end(self.drawing, step)
         return bits
@@ -649,7 +647,7 @@ class Core:
             return "max_steps"
         if epoch_end and self.drawing + 1 >= self.plan.max_epochs:
             return "max_epochs"
-        if now >= self.plan.max_time:
+        if now >= self.max_time:
             return "max_seconds"
         if self.ended and self.source.once:
             return "exhausted"
@@ -682,27 +680,29 @@ class Core:
     def _events(self, bits: int) -> frozenset[Hashable]:
         events = self.sets.get(bits)
         if events is None:
-            if len(self.sets) >= 1024:
-                self.sets.clear()
+            if len(self.sets) >= 4096:
+                self.sets = {0: QUIET}
             events = self.sets[bits] = self.plan.event_set(bits)
         return events
 
-    def _arm(self, step: int) -> None:
-        """Find out up to where nothing can be due, from `step` on."""
+    def _find_plain(self, step: int) -> None:
+        """Find out up to where, from `step` on, nothing but triggers can be due."""
         if self.training_end or self.epoch_end or self.ahead is not MISSING:
-            self.turn.quiet_until = -1
+            self.turn.plain_until = -1
             return
-        # the source promised no batch of this epoch to be the last one before these
-        epoch_step = min(self.looks_from, self.ends_at)
-        special = min(self.step_agenda.due(), self.epoch_agenda.due(), self.last_step)
-        if epoch_step < NEVER:
-            special = min(special, self.draws_from + epoch_step)
+        last = min(self.looks_from, self.ends_at)  # the epoch goes on at least up to there
+        special = self.draws_from + last if last < NEVER else NEVER
         if step < self.conditions_until:
             special = min(special, max(step, self.conditions_from))
-        self.turn.quiet_until = special - 1
+        self.turn.plain_until = min(special, self.last_step) - 1
+
+    def _arm(self) -> None:
+        """Find out up to where, and up to what reading of the clock, nothing can be due."""
+        due = min(self.step_agenda[0][0], self.epoch_agenda[0][0]) - 1
+        self.turn.quiet_until = min(due, self.turn.plain_until)
         if self.timed:
             clock = self.clock
-            due = min(self.time_agenda.due(), self.plan.max_time)
+            due = min(self.time_agenda[0][0], self.max_time)
             self.next_reading = clock.last + due - clock.elapsed(clock.last)
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 from . import checks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Final, NoReturn, SupportsFloat, SupportsIndex
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import ClassVar, Final, NoReturn, SupportsFloat, SupportsIndex
 
     from ._core import LoopState
 
 
-class LoopEvents(Enum):
+class _Members(type):
+    """Lets LoopEvents be gone through, as an Enum is."""
+
+    def __iter__(cls) -> Iterator[LoopEvents]:
+        return iter((LoopEvents.EPOCH_END, LoopEvents.TRAINING_END))
+
+
+class LoopEvents(metaclass=_Members):
     """The events that dloop itself adds to a step.
 
-    They are asked for like any other event, and can be joined with an Event.
+    They are asked for like any other event, can be joined with an Event, and are what
+    `list(LoopEvents)` gives. It is no Enum, since up to Python 3.11 to look up a member of one
+    takes longer than a step of a loop.
 
     Attributes:
         EPOCH_END: the step has the last batch of its epoch.
@@ -33,14 +40,24 @@ class LoopEvents(Enum):
         b True True
     """
 
-    EPOCH_END = "epoch_end"
-    TRAINING_END = "training_end"
+    __slots__ = ("_name",)
 
-    # Enum hashes the member's name in Python code, at every `in`; members are singletons.
-    __hash__ = object.__hash__
+    EPOCH_END: ClassVar[LoopEvents]
+    TRAINING_END: ClassVar[LoopEvents]
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The member's name, such as `"EPOCH_END"`."""
+        return self._name
 
     def __repr__(self) -> str:
-        return f"LoopEvents.{self.name}"
+        return f"LoopEvents.{self._name}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return getattr, (LoopEvents, self._name)
 
     def __or__(self, other: BaseEvent) -> EventUnion:
         if not isinstance(other, BaseEvent):
@@ -48,9 +65,8 @@ class LoopEvents(Enum):
         return _join(self, other)
 
 
-for _member in LoopEvents:
-    # Up to Python 3.11 Enum looks members up through Python code; a plain attribute costs nothing.
-    type.__setattr__(LoopEvents, _member.name, _member)
+LoopEvents.EPOCH_END = LoopEvents("EPOCH_END")
+LoopEvents.TRAINING_END = LoopEvents("TRAINING_END")
 
 
 _DEFAULTS: dict[str, object] = {
@@ -79,6 +95,7 @@ class BaseEvent:
         @property
         def parts(self) -> tuple[Event | LoopEvents, ...]:
             """The Events and LoopEvents members, as they were joined, each once."""
+            raise NotImplementedError
 
     def __or__(self, other: BaseEvent | LoopEvents) -> EventUnion:
         if not isinstance(other, (BaseEvent, LoopEvents)):
