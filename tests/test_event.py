@@ -606,3 +606,14 @@ def test_what_does_not_become_a_float_is_no_number_of_seconds() -> None:
 
     with pytest.raises(TypeError, match=r"every_n_seconds=<.*: pass a finite number of seconds"):
         Event(every_n_seconds=Several())
+
+
+@pytest.mark.no_core
+def test_the_loops_own_events_have_names_and_stay_themselves() -> None:
+    assert [member.name for member in LoopEvents] == ["EPOCH_END", "TRAINING_END"]
+    for member in LoopEvents:
+        assert repr(member) == f"LoopEvents.{member.name}"
+        assert pickle.loads(pickle.dumps(member)) is member
+        assert copy.deepcopy(member) is member
+        with pytest.raises(AttributeError):
+            member.name = "other"  # type: ignore[misc]
