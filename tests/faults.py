@@ -154,6 +154,7 @@ FAULTS = [
         "an ended iterator is asked again",
         "            if not self.ended:\n",
         "            if True:\n",
+        ("cython",),  # in Python, chain() does not ask again by itself
     ),
     Fault("max_steps is one late", "= plan.max_steps - 1", "= plan.max_steps"),
     Fault("max_epochs is one late", "self.drawing + 1 >=", "self.drawing >="),

@@ -1058,3 +1058,24 @@ def test_an_interrupted_start_of_an_epoch_is_made_up_for(strike: str) -> None:
     batches += [batch for batch, _ in iterator]
     assert batches == [0, 1, 2, 0, 1, 2]
     assert not strikes
+
+
+@pytest.mark.parametrize("struck", range(1, 7))
+def test_a_clock_that_is_interrupted_loses_no_batch(struck: int) -> None:
+    readings = 0
+
+    def clock() -> float:
+        nonlocal readings
+        readings += 1
+        if readings == struck + 1:
+            raise KeyboardInterrupt
+        return float(readings)
+
+    loop = Loop(range(6), {"Rare": Event(every_n_seconds=1000)}, max_epochs=1, clock=clock)
+    batches: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        for batch, _ in loop:
+            batches.append(batch)
+    assert batches == list(range(struck - 1))
+    batches += [batch for batch, _ in loop]
+    assert batches == list(range(6))
