@@ -27,8 +27,9 @@ class BuildCore(build_ext):
                 f"WARNING: dloop's compiled core could not be built ({error}). dloop is\n"
                 "installed without it and will use its core in pure Python, which does the same\n"
                 "but takes several times as long per step. For the compiled core install a C\n"
-                "compiler and Python's headers, then reinstall dloop; DLOOP_REQUIRE_EXTENSION=1\n"
-                "makes this failure fatal, and dloop.BACKEND_REASON tells what is in use.\n"
+                "compiler and Python's headers, then reinstall dloop with pip's --no-cache-dir\n"
+                "and --force-reinstall; DLOOP_REQUIRE_EXTENSION=1 makes this failure fatal, and\n"
+                "dloop.BACKEND_REASON tells what is in use.\n"
                 f"{'*' * 79}\n",
                 file=sys.stderr,
             )

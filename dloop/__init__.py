@@ -5,8 +5,10 @@ See `Loop`, `Event` and `LoopEvents`.
 
 from ._backend import BACKEND, BACKEND_REASON, core
 from .errors import DataExhaustedError, DataLengthError, LoopError, LoopWarning
-from .events import Event, EventUnion, LoopEvents
+from .events import Event, LoopEvents
 from .loop import Loop
+
+TYPE_CHECKING = False
 
 LoopState = core.LoopState
 
@@ -16,7 +18,6 @@ __all__ = [
     "DataExhaustedError",
     "DataLengthError",
     "Event",
-    "EventUnion",
     "Loop",
     "LoopError",
     "LoopEvents",
@@ -25,9 +26,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    if name != "__version__":
-        raise AttributeError(f"module 'dloop' has no attribute {name!r}")
-    from importlib.metadata import version  # slow to import, and seldom asked for
+if TYPE_CHECKING:
+    __version__: str
+else:
 
-    return version("dloop")
+    def __getattr__(name):
+        if name != "__version__":
+            raise AttributeError(f"module 'dloop' has no attribute {name!r}")
+        from importlib.metadata import version  # slow to import, and seldom asked for
+
+        return version("dloop")

@@ -371,7 +371,7 @@ cdef class Core:
     cdef readonly object stop_reason
     cdef object error
     cdef bint finished
-    cdef bint closed
+    cdef readonly bint closed
 
     # The epoch that batches are drawn from, ahead of the latest step while a step is made
     cdef int64_t drawing
@@ -387,6 +387,7 @@ cdef class Core:
     cdef object deferred
     cdef object bits
     cdef int64_t reading
+    cdef int64_t last_before  # the clock's last reading before that of a step not handed over
 
     cdef bint timed
     cdef bint once
@@ -448,6 +449,7 @@ cdef class Core:
         self.deferred = None
         self.bits = 0
         self.reading = UNREAD
+        self.last_before = UNREAD
 
         self.timed = plan.timed
         self.once = source.once
@@ -491,6 +493,10 @@ cdef class Core:
     def close(self):
         """Let go of the source; no iterator goes on from here."""
         self.closed = True
+        self.leave()
+
+    def leave(self):
+        """Let go of the source, and let every iterator be one that was replaced."""
         self._change_turns()
         self._let_go()
 
@@ -501,7 +507,7 @@ cdef class Core:
         if self.latest is None or self.latest.global_step != self.step:
             now = self.clock.saved
             if self.started:
-                now = self.clock.elapsed(self.clock.last) if self.timed else -1
+                now = self._handed_over_at() if self.timed else -1
             self.latest = make_state(
                 self.epoch,
                 self.step,
@@ -512,6 +518,14 @@ cdef class Core:
                 self.clock,
             )
         return self.latest
+
+    cdef int64_t _handed_over_at(self) noexcept:
+        """The training time of the latest step, also where the next one failed after it read."""
+        cdef int64_t last = self.clock.last
+        self.clock.last = last if self.last_before == UNREAD else self.last_before
+        now = self.clock.elapsed(self.clock.last)
+        self.clock.last = last
+        return now
 
     cdef object _special(self, Turn turn):
         """A step that may not be quiet; MISSING when the run is over."""
@@ -567,6 +581,7 @@ cdef class Core:
             self.error = exception
             self.stop_reason = "exception"
             self._let_go()
+            self.source.forget()
         return 0
 
     cdef int _let_go(self) except -1:
@@ -609,11 +624,11 @@ cdef class Core:
                 if self.held is not MISSING:
                     return True
             taken = self.step + 1 - self.draws_from
-            self._leave_epoch()
-            if not self.source.goes_on_after(self.drawing - 1, taken, self.step):
+            if not self.source.goes_on_after(self.drawing, taken, self.step):
                 self.stop_reason = "exhausted"
                 self._finish()
                 return False
+            self._leave_epoch()
 
     cdef int _open_epoch(self) except -1:
         cdef Py_ssize_t number
@@ -666,13 +681,13 @@ cdef class Core:
         bits = self._due(step, epoch_end, now)
         if plain and now < self.max_time and not bits & self.stop_bit:
             events = self._events(bits)
-            self.bits = 0
             self._arm()
+            self.bits = 0
+            self.last_before = UNREAD
             self.step = step
             batch, self.held = self.held, MISSING
             return batch, events
 
-        self.bits = bits
         reason = self._limit_reached(step, epoch_end, now)
         cdef LoopState state = None
         if self.stop_bit:
@@ -685,7 +700,7 @@ cdef class Core:
                     state = state.at_training_end()
                 reason = "stop_when"
         cdef bint training_end = reason is not None
-        if self.conditions:
+        if self.conditions_from <= step < self.conditions_until:
             if state is None:
                 state = self._state_of(step, epoch_end, training_end, now)
             bits |= self._fulfilled(self.conditions, step, state)
@@ -696,8 +711,9 @@ cdef class Core:
         if reason == "exhausted":
             self.source.ran_dry(step)
         events = self._events(bits)
+        if self.held is MISSING:  # a condition, or the source, has closed the loop
+            raise errors.closed() if self.closed else errors.replaced()
 
-        self.bits = 0
         self.epoch = self.drawing
         self.epoch_start = self.draws_from
         self.epoch_end = epoch_end
@@ -706,6 +722,8 @@ cdef class Core:
         self.latest = state
         self._find_plain(step + 1)
         self._arm()
+        self.bits = 0
+        self.last_before = UNREAD
         self.step = step
         batch, self.held = self.held, MISSING
         return batch, events
@@ -713,6 +731,8 @@ cdef class Core:
     cdef int64_t _read_clock(self) except -1:
         cdef int64_t reading = self.reading
         self.reading = UNREAD
+        if self.last_before == UNREAD:
+            self.last_before = self.clock.last
         return self.clock.elapsed(self.clock.tick() if reading == UNREAD else reading)
 
     cdef object _due(self, int64_t step, bint epoch_end, int64_t now):
@@ -720,37 +740,35 @@ cdef class Core:
         cdef Py_ssize_t number
         cdef StepTrigger trigger
         cdef TimeTrigger timer
-        bits = self.bits
         cdef Agenda agenda = self.step_agenda
         while agenda.heap[0].due <= step:
             number = agenda.heap[0].number
             if number < len(self.step_triggers):
                 trigger = self.step_triggers[number]
-                bits |= trigger.bit
+                self.bits |= trigger.bit
                 agenda.replace(trigger.due_from(step + 1, 0), number)
             else:  # the window of a timer opens
+                timer = self.time_triggers[number - len(self.step_triggers)]
+                self.time_agenda.push(timer.first_due(), number - len(self.step_triggers))
                 agenda.replace(NEVER, number)
-                number -= len(self.step_triggers)
-                timer = self.time_triggers[number]
-                self.time_agenda.push(timer.first_due(), number)
         agenda = self.epoch_agenda
         while agenda.heap[0].due <= step:
             number = agenda.heap[0].number
             trigger = self.epoch_triggers[number]
-            bits |= trigger.bit
+            self.bits |= trigger.bit
             agenda.replace(trigger.due_from(step + 1, self.draws_from), number)
         agenda = self.time_agenda
         while agenda.heap[0].due <= now:
             number = agenda.heap[0].number
             timer = self.time_triggers[number]
             if step < timer.stop:
-                bits |= timer.bit
+                self.bits |= timer.bit
                 agenda.replace(timer.due_after(now), number)
             else:
                 agenda.replace(NEVER, number)
         if epoch_end:
-            bits |= self.plan.on_epoch_end(self.drawing, step)
-        return bits
+            return self.bits | self.plan.on_epoch_end(self.drawing, step)
+        return self.bits
 
     cdef object _limit_reached(self, int64_t step, bint epoch_end, int64_t now):
         if step == self.last_step:

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     Agenda = list[tuple[int, int]]
 
 NEVER = 2**63 - 1
+UNREAD = -NEVER
 LONGEST = 2**62 - 1
 """The training time, in nanoseconds, at which it stands still."""
 
 
 class NoEvents(frozenset):  # type: ignore[type-arg]
-    """The set of events of a quiet step: empty, and it answers `in` without looking."""
+    """The set of events of a quiet step."""
 
     __slots__ = ()
 
@@ -345,7 +346,8 @@ class Core:
         self.ahead = MISSING
         self.deferred: Exception | None = None
         self.bits = 0
-        self.reading = -NEVER
+        self.reading = UNREAD
+        self.last_before = UNREAD  # the clock's last before the reading of a step not handed over
 
         self.timed = plan.timed
         self.last_step = plan.max_steps - 1
@@ -383,6 +385,10 @@ class Core:
     def close(self) -> None:
         """Let go of the source; no iterator goes on from here."""
         self.closed = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Let go of the source, and let every iterator be one that was replaced."""
         self._change_turns()
         self._let_go()
 
@@ -392,7 +398,7 @@ class Core:
         if self.latest is None or self.latest.global_step != self.step:
             now = self.clock.saved
             if self.started:
-                now = self.clock.elapsed(self.clock.last) if self.timed else -1
+                now = self._handed_over_at() if self.timed else -1
             self.latest = LoopState(
                 self.epoch,
                 self.step,
@@ -403,6 +409,14 @@ class Core:
                 self.clock,
             )
         return self.latest
+
+    def _handed_over_at(self) -> int:
+        """The training time of the latest step, also where the next one failed after it read."""
+        last = self.clock.last
+        self.clock.last = last if self.last_before == UNREAD else self.last_before
+        now = self.clock.elapsed(self.clock.last)
+        self.clock.last = last
+        return now
 
     def _walk(self, turn: Turn) -> Iterator[Pair]:
         # A pair is yielded without a name for its batch: the body's `del batch` frees it. A batch
@@ -471,6 +485,7 @@ class Core:
             self.error = exception
             self.stop_reason = "exception"
             self._let_go()
+            self.source.forget()
 
     def _let_go(self) -> None:
         self.turn.ask_attention()
@@ -508,11 +523,11 @@ class Core:
                 for self.held in self.batches:  # type: ignore[union-attr]  # noqa: B020
                     return True
             taken = self.step + 1 - self.draws_from
-            self._leave_epoch()
-            if not self.source.goes_on_after(self.drawing - 1, taken, self.step):
+            if not self.source.goes_on_after(self.drawing, taken, self.step):
                 self.stop_reason = "exhausted"
                 self._finish()
                 return False
+            self._leave_epoch()
 
     def _open_epoch(self) -> None:
         batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing)
@@ -559,13 +574,13 @@ class Core:
         bits = self._due(step, epoch_end, now)
         if plain and now < self.max_time and not bits & self.stop_bit:
             events = self._events(bits)
-            self.bits = 0
             self._arm()
+            self.bits = 0
+            self.last_before = UNREAD
             self.step = step
             batch, self.held = self.held, MISSING
             return batch, events
 
-        self.bits = bits
         reason = self._limit_reached(step, epoch_end, now)
         state = None
         plan = self.plan
@@ -590,8 +605,9 @@ class Core:
         if reason == "exhausted":
             self.source.ran_dry(step)
         events = self._events(bits)
+        if self.held is MISSING:  # a condition, or the source, has closed the loop
+            raise errors.closed() if self.closed else errors.replaced()
 
-        self.bits = 0
         self.epoch = self.drawing
         self.epoch_start = self.draws_from
         self.epoch_end = epoch_end
@@ -600,47 +616,50 @@ class Core:
         self.latest = state
         self._find_plain(step + 1)
         self._arm()
+        self.bits = 0
+        self.last_before = UNREAD
         self.step = step
         batch, self.held = self.held, MISSING
         return batch, events
 
     def _read_clock(self) -> int:
         reading = self.reading
-        self.reading = -NEVER
-        return self.clock.elapsed(self.clock.tick() if reading == -NEVER else reading)
+        self.reading = UNREAD
+        if self.last_before == UNREAD:
+            self.last_before = self.clock.last
+        return self.clock.elapsed(self.clock.tick() if reading == UNREAD else reading)
 
     def _due(self, step: int, epoch_end: bool, now: int) -> int:
         """The bits of all that step counts, epochs and the time make due at `step`."""
-        bits = self.bits
         agenda = self.step_agenda
         while agenda[0][0] <= step:
             number = agenda[0][1]
             if number < len(self.step_triggers):
                 trigger = self.step_triggers[number]
-                bits |= trigger.bit
+                self.bits |= trigger.bit
                 heapreplace(agenda, (trigger.due_from(step + 1, 0), number))
             else:  # the window of a timer opens
+                opened = number - len(self.step_triggers)
+                heappush(self.time_agenda, (self.time_triggers[opened].first_due(), opened))
                 heapreplace(agenda, (NEVER, number))
-                number -= len(self.step_triggers)
-                heappush(self.time_agenda, (self.time_triggers[number].first_due(), number))
         agenda = self.epoch_agenda
         while agenda[0][0] <= step:
             number = agenda[0][1]
             trigger = self.epoch_triggers[number]
-            bits |= trigger.bit
+            self.bits |= trigger.bit
             heapreplace(agenda, (trigger.due_from(step + 1, self.draws_from), number))
         agenda = self.time_agenda
         while agenda[0][0] <= now:
             number = agenda[0][1]
             timer = self.time_triggers[number]
             if step < timer.stop:
-                bits |= timer.bit
+                self.bits |= timer.bit
                 heapreplace(agenda, (timer.due_after(now), number))
             else:
                 heapreplace(agenda, (NEVER, number))
         if epoch_end:
-            bits |= self.plan.on_epoch_end(self.drawing, step)
-        return bits
+            return self.bits | self.plan.on_epoch_end(self.drawing, step)
+        return self.bits
 
     def _limit_reached(self, step: int, epoch_end: bool, now: int) -> str | None:
         if step == self.last_step:

@@ -129,5 +129,5 @@ def _real(value: object) -> float | None:
         return int(value)
     try:
         return float(value)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -23,15 +23,44 @@ class LoopError(RuntimeError):
 
 
 class DataLengthError(LoopError):
-    """An epoch ended before the number of batches that its length promised."""
+    """An epoch ended before the number of batches that its length promised.
+
+    Example:
+        >>> from dloop import DataLengthError, Loop
+        >>> try:
+        ...     list(Loop([1, 2], max_epochs=1, dataloader_len=3))
+        ... except DataLengthError as error:
+        ...     print(str(error).partition(";")[0])
+        epoch 0 ended after 2 of the 3 batches that dataloader_len promised
+    """
 
 
 class DataExhaustedError(LoopError):
-    """An epoch had no batch at all."""
+    """An epoch had no batch at all.
+
+    Example:
+        >>> from dloop import DataExhaustedError, Loop
+        >>> try:
+        ...     list(Loop([], max_steps=1))
+        ... except DataExhaustedError as error:
+        ...     print(error)
+        epoch 0 has no batch: len(dataloader) is 0
+    """
 
 
 class LoopWarning(UserWarning):
-    """The category of every warning of dloop: something that a person should act on."""
+    """The category of every warning of dloop: something that a person should act on.
+
+    Example:
+        >>> import warnings
+        >>> from dloop import Loop, LoopWarning
+        >>> warnings.simplefilter("error", LoopWarning)
+        >>> try:
+        ...     list(Loop(iter([1, 2]), max_steps=3))
+        ... except LoopWarning as warning:
+        ...     print(warning)
+        the dataloader ran dry at global_step 1, before the run's limit
+    """
 
 
 def warn(message: str) -> None:

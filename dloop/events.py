@@ -264,9 +264,9 @@ class EventUnion(BaseEvent):
         return EventUnion, (self.parts,)
 
 
-def _join(*joined: BaseEvent | LoopEvents) -> EventUnion:
+def _join(a: BaseEvent | LoopEvents, b: BaseEvent | LoopEvents) -> EventUnion:
     parts: list[Event | LoopEvents] = []
-    for each in joined:
+    for each in (a, b):
         parts += [each] if isinstance(each, LoopEvents) else each.parts
     return EventUnion(parts)
 

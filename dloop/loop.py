@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from types import GenericAlias
 
@@ -104,6 +105,11 @@ class Loop(Generic[Batch]):
         self._core = _backend.core.Core(self._schedule, self._source, clock)
 
     def __iter__(self) -> Iterator[tuple[Batch, AbstractSet[Hashable]]]:
+        """An iterator on the run, from its next batch on, in place of any older one.
+
+        Raises:
+            LoopError: the run is over.
+        """
         return self._core.steps()
 
     def __len__(self) -> int:
@@ -113,15 +119,18 @@ class Loop(Generic[Batch]):
             TypeError: it is not known.
         """
         core = self._core
-        if core.stop_reason is not None:
+        if core.closed or core.stop_reason is not None:
             return 0
-        if self._schedule.max_steps < NEVER:
-            return self._schedule.max_steps - core.step - 1
+        left: int | None = None
         epoch_len = self._source.epoch_len()
-        if self._schedule.max_epochs == NEVER or epoch_len is None:
+        in_epoch = core.step - core.epoch_start + 1
+        if self._schedule.max_steps < NEVER:
+            left = self._schedule.max_steps - core.step - 1
+        elif self._schedule.max_epochs < NEVER and epoch_len is not None and in_epoch <= epoch_len:
+            left = (self._schedule.max_epochs - core.epoch) * epoch_len - in_epoch
+        if left is None or left > sys.maxsize:
             raise TypeError("the number of batches to come is not known")
-        epochs = self._schedule.max_epochs - core.epoch
-        return epochs * epoch_len - (core.step - core.epoch_start + 1)
+        return left
 
     def __bool__(self) -> bool:
         return True
@@ -152,16 +161,45 @@ class Loop(Generic[Batch]):
 
         The first of these that applies: "exception", "stop_when", "max_steps", "max_epochs",
         "max_seconds", "exhausted" (a dataloader that can be gone through once ran dry).
+
+        Example:
+            >>> from dloop import Event, Loop
+            >>> loop = Loop(range(9), max_steps=5, stop_when=Event(at_step=2))
+            >>> [(batch, loop.stop_reason) for batch, events in loop]
+            [(0, None), (1, None), (2, 'stop_when')]
         """
         return self._core.stop_reason
 
     def restart(self) -> None:
-        """Begin a new run with the same arguments. Iterators on the old one raise LoopError."""
-        self.close()
+        """Begin a new run with the same arguments. Iterators on the old one raise LoopError.
+
+        Example:
+            >>> from dloop import Loop
+            >>> loop = Loop([1, 2], max_epochs=1)
+            >>> [batch for batch, events in loop]
+            [1, 2]
+            >>> loop.restart()
+            >>> [batch for batch, events in loop]
+            [1, 2]
+        """
+        self._core.leave()
+        self._source.close()
         self._begin()
 
     def close(self) -> None:
-        """End the run, and close the dataloader's iterator (and so its workers), if ours."""
+        """End the run, and close the dataloader's iterator (and so its workers).
+
+        Entering the loop afterwards raises LoopError. `with loop:` does this when it is left. An
+        iterator that was itself passed as the dataloader is not closed.
+
+        Example:
+            >>> from dloop import Loop
+            >>> with Loop([1, 2, 3], max_epochs=1) as loop:
+            ...     for batch, events in loop:
+            ...         break
+            >>> len(loop)
+            0
+        """
         self._core.close()
         self._source.close()
 

@@ -84,7 +84,7 @@ class Schedule:
             member: 1 << place for place, member in enumerate(LoopEvents)
         }
         for name, event in _checked_events(events).items():
-            self._add(1 << len(names), event)
+            self._add(1 << len(names), event, self.conditions)
             names.append(name)
         self._names = Names(names)
         self.event_set = self._names.event_set
@@ -99,23 +99,20 @@ class Schedule:
         if not isinstance(stop_when, BaseEvent):
             raise TypeError(f"stop_when={checks.shown(stop_when)}: pass an Event")
         self.stop_bit = bit
-        conditions = self.conditions
-        self.conditions = self.stop_conditions
-        self._add(bit, stop_when)
-        self.conditions = conditions
+        self._add(bit, stop_when, self.stop_conditions)
 
-    def _add(self, bit: int, event: BaseEvent) -> None:
+    def _add(self, bit: int, event: BaseEvent, conditions: list[ConditionRow]) -> None:
         for part in event.parts:
             if isinstance(part, LoopEvents):
                 self._at_end[part] |= bit
             else:
-                self._add_criteria(bit, part)
+                self._add_criteria(bit, part, conditions)
 
-    def _add_criteria(self, bit: int, event: Event) -> None:
+    def _add_criteria(self, bit: int, event: Event, conditions: list[ConditionRow]) -> None:
         start = event.from_step
         stop = NEVER if event.until_step is None else event.until_step
         if event.condition_function is not None:
-            self.conditions.append((bit, event.condition_function, start, stop))
+            conditions.append((bit, event.condition_function, start, stop))
         steps = self.epoch_steps if event.per_epoch else self.steps
         if event.every_n_steps is not None:
             steps.append((bit, event.every_n_steps, (), start, stop))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any, SupportsIndex, TypeGuard
 
 NEVER = 2**63 - 1
+_NOTHING = object()
 
 
 class Source:
@@ -34,7 +35,7 @@ class Source:
     ) -> None:
         if lookahead is not None and not isinstance(lookahead, bool):
             raise TypeError(f"lookahead={checks.shown(lookahead)}: pass True, False or None")
-        self._loader: Iterable[Any] | None = None  # in use, or to be used in every epoch
+        self._loader: Iterable[Any] | None = None
         self._load: Callable[[], Iterable[Any]] | None = None
         if _is_iterable(dataloader):
             self._loader = dataloader
@@ -55,6 +56,7 @@ class Source:
         self._is_stream = self.once and not self._by_epochs
         self._check(max_epochs)
 
+        self._opened = False
         self._batches: Iterator[Any] | None = None
         self._on_faith: Iterator[Any] | None = None
         self._promise: int | None = None
@@ -62,11 +64,13 @@ class Source:
 
     def _check(self, max_epochs: int | None) -> None:
         if self.once and (max_epochs or 0) > 1 and (self._len is None or self._lookahead):
+            ignored = " (which lookahead=True ignores)" if self._lookahead else ""
             raise ValueError(
-                f"max_epochs={max_epochs}: this dataloader can be gone through only once; give its "
-                "epochs a dataloader_len, or pass a callable that returns a fresh iterable"
+                f"max_epochs={max_epochs}: this dataloader can be gone through only once; give "
+                f"its epochs a dataloader_len{ignored}, or pass a callable that returns a fresh "
+                "iterable"
             )
-        if self._loader is not None:
+        if self._lookahead is False and self._loader is not None:
             self._refuse_unknown_end(self._read_promise(self._loader))
 
     def _refuse_unknown_end(self, promise: int | None) -> None:
@@ -102,9 +106,12 @@ class Source:
         return batches, promise - 1, NEVER
 
     def _iterate(self, epoch: int) -> Iterator[Any]:
-        if self._load is not None:
-            self._loader = self._load()
-        loader: Any = self._loader
+        self._batches = None  # and with it its workers, before there are new ones
+        loader: Any = self._loader if self._load is None else self._load()
+        if not _is_iterable(loader):
+            raise TypeError(
+                f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
+            )
         _set_epoch(loader, epoch, {})
         self._promise = self._read_promise(loader)
         self._refuse_unknown_end(self._promise)
@@ -112,6 +119,7 @@ class Source:
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
         batches: Iterator[Any] = iter(loader)
         self._batches = batches
+        self._opened = True
         return batches
 
     def goes_on_after(self, epoch: int, taken: int, step: int) -> bool:
@@ -141,11 +149,11 @@ class Source:
     def goes_past_promise(self, epoch: int) -> None:
         """Take note of a batch after the one from which on the loop has looked ahead."""
         if self._promise is not None and not self._warned_of_more:
-            self._warned_of_more = True
             warn(
                 f"epoch {epoch} has more than the {self._promise} batches that len(dataloader) "
                 "promised; it goes on to its true end"
             )
+            self._warned_of_more = True
 
     def ran_dry(self, step: int) -> None:
         """Warn that the source ended at `step`, before the run's limit."""
@@ -155,10 +163,15 @@ class Source:
         """End the run, whose last epoch was `epoch`."""
         if stop_reason == "max_epochs":
             self._drop_surplus(epoch)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the open epoch's iterator."""
+        self._batches = self._on_faith = None
 
     def epoch_len(self) -> int | None:
         """The length that is promised of the open epoch, or of the first where none was opened."""
-        if self._batches is not None:
+        if self._opened:
             return self._promise
         if self._loader is None:
             return None if self._lookahead else self._len
@@ -166,14 +179,15 @@ class Source:
 
     def close(self) -> None:
         """Close the open epoch's iterator, unless it is the dataloader that the user passed."""
-        batches, self._batches, self._on_faith = self._batches, None, None
+        batches = self._batches
+        self.forget()
         close = getattr(batches, "close", None)
         if callable(close) and not self.once:
             close()
 
     def _drop_surplus(self, epoch: int) -> None:
         batches, self._on_faith = self._on_faith, None
-        if batches is not None and next(batches, NEVER) is not NEVER:
+        if batches is not None and next(batches, _NOTHING) is not _NOTHING:
             warn(
                 f"epoch {epoch} had more than the {self._promise} batches that len(dataloader) "
                 "promised; the rest is dropped; pass lookahead=True to use it"
@@ -187,7 +201,7 @@ class Source:
         if self._is_stream or _is_iterable_style(loader):
             return None
         try:
-            return len(loader)  # type: ignore[arg-type]
+            return min(len(loader), checks.MOST)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):
             return None
 

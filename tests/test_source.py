@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -1079,3 +1081,146 @@ def test_a_clock_that_is_interrupted_loses_no_batch(struck: int) -> None:
     assert batches == list(range(struck - 1))
     batches += [batch for batch, _ in loop]
     assert batches == list(range(6))
+
+
+def test_an_endless_length_does_not_hide_the_limit() -> None:
+    class Endless(list[int]):
+        def __len__(self) -> int:
+            return sys.maxsize
+
+    loaders = iter([[0, 1], Endless(range(50))])
+    asked: list[int] = []
+    holds = Event(lambda state: asked.append(state.global_step))
+    loop = Loop(lambda: next(loaders), {"Ask": holds}, max_steps=10)
+    assert len(list(loop)) == 10
+    assert asked == list(range(10))
+
+
+@pytest.mark.parametrize(("close", "text"), [(True, "closed"), (False, "replaced")])
+def test_a_condition_may_close_or_restart_the_loop(close: bool, text: str) -> None:
+    def end(state: LoopState) -> bool:
+        if state.global_step == 2:
+            loop.close() if close else loop.restart()
+        return False
+
+    loop: Loop[int] = Loop(range(5), {"End": Event(end)}, max_epochs=1)
+    batches: list[int] = []
+    with pytest.raises(LoopError, match=text):
+        for batch, _ in loop:
+            batches.append(batch)
+    assert batches == [0, 1]
+
+
+def test_after_a_failed_step_the_state_has_the_reading_of_the_one_before() -> None:
+    readings = iter(range(0, 1000, 10))
+
+    def fail(state: LoopState) -> bool:
+        raise OSError("disk")
+
+    loop = Loop(
+        range(9), {"Fail": Event(fail, from_step=3)}, max_seconds=500, clock=readings.__next__
+    )
+    with pytest.raises(OSError, match="disk"):
+        list(loop)
+    assert (loop.state.global_step, loop.state.elapsed) == (2, 30.0)
+
+
+def test_how_many_batches_come_is_unknown_beyond_a_promise_and_none_after_closing() -> None:
+    loop = Loop(Sized([0, 1, 2, 3, 4], promise=3), max_epochs=1)
+    left: list[int | None] = []
+    with pytest.warns(LoopWarning):
+        for _ in loop:
+            try:
+                left.append(len(loop))
+            except TypeError:
+                left.append(None)
+    assert left == [2, 1, 0, None, 0]
+    many = Loop([1, 2, 3], max_epochs=2**62, stop_when=Event(at_step=5))
+    assert len(list(many)) == 6
+    with Loop([1, 2, 3], max_epochs=1) as closed:
+        next(iter(closed))
+        assert len(closed) == 2
+    assert len(closed) == 0
+
+
+def test_a_loop_that_is_only_made_does_not_ask_for_the_length() -> None:
+    class Broken(list[int]):
+        def __len__(self) -> int:
+            raise OSError("disk")
+
+    loop = Loop(Broken([1]), max_steps=1)
+    with pytest.raises(OSError, match="disk"):
+        next(iter(loop))
+
+
+@pytest.mark.parametrize("end", ["limit", "error", "epoch"])
+def test_the_iterator_of_an_epoch_is_let_go_with_it(end: str) -> None:
+    notes: list[str] = []
+
+    def load() -> Iterator[int]:
+        notes.append("open")
+        try:
+            yield from range(4)
+            raise OSError("disk")
+        finally:
+            notes.append("close")
+
+    if end == "limit":
+        list(Loop(load, max_steps=2))
+        assert notes == ["open", "close"]
+    elif end == "error":
+        with pytest.raises(OSError, match="disk"):
+            list(Loop(load, max_steps=9))
+        assert notes == ["open", "close"]
+    else:
+        list(Loop(load, max_epochs=2, dataloader_len=3))
+        assert notes == ["open", "close"] * 2
+
+
+def test_a_callable_that_forgets_to_return_is_told_so() -> None:
+    loop: Loop[int] = Loop(cast(Any, lambda: None), max_steps=1)
+    with pytest.raises(TypeError, match=r"dataloader\(\) returned None"):
+        next(iter(loop))
+
+
+def test_an_interrupt_while_a_set_is_made_loses_no_firing() -> None:
+    class Name:
+        strikes = 1
+
+        def __hash__(self) -> int:
+            if self.strikes and armed:
+                self.strikes = 0
+                raise KeyboardInterrupt
+            return 1
+
+    armed: list[bool] = []
+    name = Name()
+    loop = Loop(range(9), {name: Event(every_n_steps=3)}, max_steps=9)
+    armed.append(True)
+    steps: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        for step, _ in loop:
+            steps.append(step)
+    found = {step: name in due for step, due in loop}
+    assert steps == [0, 1]
+    assert [step for step, fired in found.items() if fired] == [2, 5, 8]
+
+
+def test_an_interrupt_while_a_short_epoch_is_judged_hides_nothing() -> None:
+    loop = Loop(iter([1, 2]), max_steps=9)
+    assert [batch for _, (batch, _) in zip(range(2), loop)] == [1, 2]
+    with warnings.catch_warnings():
+        struck = iter([KeyboardInterrupt, None])
+
+        def show(*_: object, **__: object) -> None:
+            strike = next(struck)
+            if strike is not None:
+                raise strike
+
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        with pytest.raises(KeyboardInterrupt):
+            list(loop)
+        assert list(loop) == []
+    assert loop.stop_reason == "exhausted"
+    assert next(struck, "both were asked") == "both were asked"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import dloop
 from dloop import Event, Loop, LoopEvents, LoopState
+
+nothing = dloop.nothing  # E:
 
 
 def wrong_batch(state: int) -> bool:
