@@ -1153,7 +1153,7 @@ def test_a_loop_that_is_only_made_does_not_ask_for_the_length() -> None:
         next(iter(loop))
 
 
-@pytest.mark.parametrize("end", ["limit", "error", "epoch"])
+@pytest.mark.parametrize("end", ["limit", "error", "condition", "epoch"])
 def test_the_iterator_of_an_epoch_is_let_go_with_it(end: str) -> None:
     notes: list[str] = []
 
@@ -1171,6 +1171,15 @@ def test_the_iterator_of_an_epoch_is_let_go_with_it(end: str) -> None:
     elif end == "error":
         with pytest.raises(OSError, match="disk"):
             list(Loop(load, max_steps=9))
+        assert notes == ["open", "close"]
+    elif end == "condition":
+
+        def fail(state: LoopState) -> bool:
+            raise OSError("disk")
+
+        loop = Loop(load, {"Fail": Event(fail)}, max_steps=9)
+        with pytest.raises(OSError, match="disk"):
+            next(iter(loop))
         assert notes == ["open", "close"]
     else:
         list(Loop(load, max_epochs=2, dataloader_len=3))
