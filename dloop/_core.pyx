@@ -3,15 +3,16 @@
 
 The core knows ints, bits and callables. It keeps the number of the last step at which nothing can
 be due, `quiet_until`, and up to there a step is a batch, an increment and a pair. Every other step
-goes through `_take` (get its batch) and `_hand_over` (find what is due).
+goes through `_take` (get its batch) and `_hand_over` (find what is due). A list of batches goes
+through `_gather` (get them) and, for its last, `_hand_over`.
 """
 
 from bisect import bisect_left, bisect_right
 
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
-from cpython.set cimport PySet_Contains
 from cpython.time cimport PyTime_PerfCounterRaw
 from cython cimport freelist
 from libc.stdint cimport INT64_MAX, int64_t
@@ -25,11 +26,42 @@ cdef extern from "Python.h":
     PyTypeObject *Py_TYPE(object)
     PyObject *PyErr_Occurred()
     int PyErr_ExceptionMatches(object)
+    PyObject *PyDict_GetItemWithError(object, object) except? NULL
+    PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)
+    Py_ssize_t PyTuple_GET_SIZE(object)
     void PyErr_Clear()
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <time.h>
+    #ifdef CLOCK_MONOTONIC_COARSE
+    static int64_t in_nanoseconds(int failed, const struct timespec *time) {
+        return failed ? INT64_MAX : time->tv_sec * (int64_t)1000000000 + time->tv_nsec;
+    }
+    static int64_t coarse_clock(void) {
+        struct timespec time;
+        return in_nanoseconds(clock_gettime(CLOCK_MONOTONIC_COARSE, &time), &time);
+    }
+    static int64_t coarse_resolution(void) {
+        struct timespec time;
+        return in_nanoseconds(clock_getres(CLOCK_MONOTONIC_COARSE, &time), &time);
+    }
+    #else
+    #define coarse_clock() INT64_MAX
+    #define coarse_resolution() INT64_MAX
+    #endif
+    """
+    # What Python's perf_counter read at the kernel's last tick, for a quarter of the price;
+    # INT64_MAX where there is no such clock
+    int64_t coarse_clock() noexcept
+    int64_t coarse_resolution() noexcept
 
 cdef int64_t NEVER = INT64_MAX
 cdef int64_t LONGEST = (<int64_t>1 << 62) - 1  # the training time at which it stands still, in ns
 cdef int64_t UNREAD = -INT64_MAX
+# How far the coarse clock may be behind, in ns, with plenty to spare
+cdef int64_t BEHIND = 4 * min(coarse_resolution(), NEVER >> 3)
 
 
 cdef class NoEvents(frozenset):
@@ -48,18 +80,28 @@ cdef class NoEvents(frozenset):
 cdef class EventSet(frozenset):
     """The events of a step on which something is due.
 
-    Asked for a name that is not among `known`, it calls `on_unknown(name)`.
+    Asked for a name that has none of the `places`, it calls `on_unknown(name)`.
     """
 
-    cdef object _known
+    cdef dict _places
+    cdef tuple _first  # the names at the first places
+    cdef bytes _bits
     cdef object _on_unknown
 
     def __contains__(self, name):
-        if PySet_Contains(self, name):
-            return True
-        if not PySet_Contains(self._known, name):
-            self._on_unknown(name)
-        return False
+        cdef Py_ssize_t place
+        cdef PyObject *known
+        for place in range(PyTuple_GET_SIZE(self._first)):
+            # mostly it is the very object that the loop was given: no need to hash it
+            if <PyObject *>name is PyTuple_GET_ITEM(self._first, place):
+                break
+        else:
+            known = PyDict_GetItemWithError(self._places, name)
+            if known is NULL:
+                self._on_unknown(name)
+                return False
+            place = <object>known
+        return (PyBytes_AS_STRING(self._bits)[place >> 3] >> (place & 7)) & 1
 
     def __repr__(self):
         return f"EventSet({set(self)!r})"
@@ -68,16 +110,19 @@ cdef class EventSet(frozenset):
         return frozenset, (list(self),)
 
 
-def make_event_set(names, known, on_unknown):
-    """The EventSet of `names`."""
+def make_event_set(names, dict places, tuple first, bits, on_unknown):
+    """The EventSet of `names`, whose `bits` stand at their `places`."""
     cdef EventSet events = EventSet.__new__(EventSet, names)
-    events._known = known
+    events._places = places
+    events._first = first
+    events._bits = bits.to_bytes(len(places) // 8 + 1, "little")
     events._on_unknown = on_unknown
     return events
 
 
 cdef NoEvents QUIET = NoEvents()
 cdef object MISSING = object()
+cdef object NOTHING = 0  # the bits of no event
 
 
 cdef class Clock:
@@ -232,17 +277,19 @@ cdef class Agenda:
 
     cdef void replace(self, int64_t due, Py_ssize_t number) noexcept:
         """Put this in the place of the first."""
+        cdef Entry *heap = self.heap
+        cdef Py_ssize_t last = self.size - 1
         cdef Py_ssize_t place = 0
         cdef Py_ssize_t child = 1
-        while child < self.size:
-            if child + 1 < self.size and self.heap[child + 1].due < self.heap[child].due:
-                child += 1
-            if self.heap[child].due >= due:
+        while child <= last:
+            if child < last:  # an addition, since no processor could foretell a branch
+                child += heap[child + 1].due < heap[child].due
+            if heap[child].due >= due:
                 break
-            self.heap[place] = self.heap[child]
+            heap[place] = heap[child]
             place = child
             child = 2 * place + 1
-        self.heap[place] = Entry(due, number)
+        heap[place] = Entry(due, number)
 
     cdef int _grow(self) except -1:
         cdef Py_ssize_t room = 2 * self.room + 8
@@ -268,6 +315,8 @@ cdef class StepTrigger:
     cdef tuple points
     cdef int64_t start
     cdef int64_t stop
+    cdef int64_t origin  # the global step that counts as 0
+    cdef object events  # the set of a step at which this alone is due
 
     def __init__(self, bit, int64_t period, tuple points, int64_t start, int64_t stop):
         self.bit = bit
@@ -275,10 +324,12 @@ cdef class StepTrigger:
         self.points = points
         self.start = start
         self.stop = stop
+        self.origin = 0
+        self.events = None
 
-    cdef int64_t due_from(self, int64_t step, int64_t origin) except -1:
-        """The first global step from `step` on at which this is due, counting from `origin`."""
-        cdef int64_t count = max(step, self.start) - origin
+    cdef int64_t due_from(self, int64_t step) except -1:
+        """The first global step from `step` on at which this is due."""
+        cdef int64_t count = max(step, self.start) - self.origin
         cdef int64_t rest
         if self.period:
             rest = (count + 1) % self.period
@@ -288,9 +339,13 @@ cdef class StepTrigger:
             if place == len(self.points):
                 return NEVER
             count = self.points[place]
-        if count >= self.stop - origin:
-            return NEVER
-        return origin + count
+        return NEVER if count >= self.stop - self.origin else self.origin + count
+
+    cdef int64_t due_after(self, int64_t step) except -1:
+        """The global step at which this is due again, after it was at `step`."""
+        if not self.period:
+            return self.due_from(step + 1)
+        return NEVER if self.period >= self.stop - step else step + self.period
 
 
 cdef class TimeTrigger:
@@ -324,12 +379,28 @@ cdef class TimeTrigger:
         return NEVER if place == len(self.points) else self.origin + self.points[place]
 
 
+cdef class Condition:
+    """A function that is asked at each step from `start` up to `stop`."""
+
+    cdef object bit
+    cdef object function
+    cdef int64_t start
+    cdef int64_t stop
+
+    def __init__(self, bit, function, int64_t start, int64_t stop):
+        self.bit = bit
+        self.function = function
+        self.start = start
+        self.stop = stop
+
+
 cdef class Turn:
     """The right of one iterator to go on: what its quiet steps look at.
 
     Attributes:
         quiet_until: the last step that is known to be quiet.
-        plain_until: the last step at which nothing but step and time triggers can be due.
+        plain_until: the last step that can be neither an epoch's last nor, but for the time and
+            triggers, the run's.
     """
 
     cdef int64_t quiet_until
@@ -341,6 +412,9 @@ cdef class Turn:
     cdef inline void ask_attention(self) noexcept:
         """Let the next step be neither quiet nor plain."""
         self.quiet_until = self.plain_until = -1
+
+
+cdef Turn OVER = Turn()  # that of an iterator which has come to its end, where it stays
 
 
 cdef class Core:
@@ -368,6 +442,7 @@ cdef class Core:
     cdef bint epoch_end
     cdef bint training_end
     cdef LoopState latest
+    cdef int64_t dated  # the latest step whose reading of the clock is known
     cdef readonly object stop_reason
     cdef object error
     cdef bint finished
@@ -381,8 +456,12 @@ cdef class Core:
     cdef int64_t ends_at
     cdef bint ended
 
-    # What was fetched and not handed over, and what is known of its step
+    # What was fetched and not handed over, in this order, and what is known of the next step
     cdef object held
+    cdef list gathered
+    cdef Py_ssize_t settled  # of the gathered, those at whose steps nothing but time is left to ask
+    cdef object found  # the bits of conditions that held at the step after those
+    cdef LoopState asked  # what conditions were given last
     cdef object ahead
     cdef object deferred
     cdef object bits
@@ -395,18 +474,21 @@ cdef class Core:
     cdef int64_t max_epochs
     cdef int64_t max_time
     cdef object stop_bit
-    cdef list stop_conditions
+    cdef bint has_stop
     cdef list conditions
+    cdef list stop_conditions
     cdef int64_t conditions_from
     cdef int64_t conditions_until
     cdef dict sets
     cdef list step_triggers
-    cdef list epoch_triggers
+    cdef Py_ssize_t global_triggers  # how many of them, in front, do not count anew in each epoch
     cdef list time_triggers
     cdef Agenda step_agenda
-    cdef Agenda epoch_agenda
     cdef Agenda time_agenda
+    cdef Agenda openings  # of timers that wait for their first step
+    cdef StepTrigger lone
     cdef int64_t next_reading
+    cdef int64_t coarse_until
 
     def __init__(
         self,
@@ -418,7 +500,6 @@ cdef class Core:
         int64_t steps=0,
     ):
         cdef Py_ssize_t number
-        cdef StepTrigger trigger
         cdef TimeTrigger timer
         self.plan = plan
         self.source = source
@@ -432,6 +513,7 @@ cdef class Core:
         self.epoch_end = False
         self.training_end = False
         self.latest = None
+        self.dated = self.step
         self.stop_reason = None
         self.error = None
         self.finished = False
@@ -445,9 +527,13 @@ cdef class Core:
         self.ended = False
 
         self.held = MISSING
+        self.gathered = []
+        self.settled = 0
+        self.found = None
+        self.asked = None
         self.ahead = MISSING
         self.deferred = None
-        self.bits = 0
+        self.bits = NOTHING
         self.reading = UNREAD
         self.last_before = UNREAD
 
@@ -457,38 +543,48 @@ cdef class Core:
         self.max_epochs = plan.max_epochs
         self.max_time = plan.max_time
         self.stop_bit = plan.stop_bit
-        self.stop_conditions = plan.stop_conditions
-        self.conditions = plan.conditions
+        self.has_stop = bool(plan.stop_bit)
+        self.conditions = [Condition(*each) for each in plan.conditions]
+        self.stop_conditions = [Condition(*each) for each in plan.stop_conditions]
         self.conditions_from = min([start for _, _, start, _ in plan.all_conditions], default=NEVER)
         self.conditions_until = max([stop for _, _, _, stop in plan.all_conditions], default=0)
-        self.sets = {0: QUIET}
+        self.sets = {NOTHING: QUIET}
         self.step_triggers = [StepTrigger(*each) for each in plan.steps]
-        self.epoch_triggers = [StepTrigger(*each) for each in plan.epoch_steps]
+        self.global_triggers = len(self.step_triggers)
+        self.step_triggers += [StepTrigger(*each) for each in plan.epoch_steps]
         self.time_triggers = [
             TimeTrigger(bit, period, points, clock.saved if per_launch else 0, start, stop)
             for bit, period, points, per_launch, start, stop in plan.times
         ]
-        self.step_agenda = make_agenda()
-        self.epoch_agenda = make_agenda()
         self.time_agenda = make_agenda()
-        for number, trigger in enumerate(self.step_triggers):
-            self.step_agenda.push(trigger.due_from(steps, 0), number)
+        self.openings = make_agenda()
+        self.lone = None
         for number, timer in enumerate(self.time_triggers):
             if timer.start <= steps:
                 self.time_agenda.push(timer.first_due(), number)
             else:
-                self.step_agenda.push(timer.start, len(self.step_triggers) + number)
+                self.openings.push(timer.start, number)
+        self._schedule_from(steps, self.draws_from)
         self.next_reading = NEVER
+        self.coarse_until = 0
 
     def steps(self):
         """A new iterator on the run, in place of any older one."""
-        self._refuse(self.turn)
-        if self.training_end or self.finished:
-            raise errors.finished()
         cdef Steps steps = Steps.__new__(Steps)
         steps.core = self
-        steps.turn = self._change_turns()
+        steps.turn = self._enter()
         return steps
+
+    def lists(self, sizes):
+        """A new iterator over lists of batches, in place of any older one.
+
+        `sizes` is their greatest length, or the tuple of their lengths, from the greatest to 1.
+        """
+        cdef Lists lists = Lists.__new__(Lists)
+        lists.core = self
+        lists.sizes = sizes
+        lists.turn = self._enter()
+        return lists
 
     def close(self):
         """Let go of the source; no iterator goes on from here."""
@@ -500,6 +596,26 @@ cdef class Core:
         self._change_turns()
         self._let_go()
 
+    def steps_to_next_event(self, int64_t epoch_len):
+        """The steps up to the next for which anything is scheduled; None if there is none.
+
+        Epochs that were not opened yet are taken to have `epoch_len` batches.
+        """
+        cdef int64_t step = self.step + 1
+        cdef int64_t epoch_end
+        if self.closed or self.stop_reason is not None:
+            return None
+        if self.bits is not NOTHING:
+            return 1
+        if self.batches is None or (self.epoch_end and self.drawing == self.epoch):
+            start = step if self.epoch_end else self.draws_from
+            self._schedule_from(step, start)
+            epoch_end = start + min(epoch_len, NEVER - start) - 1
+        else:
+            epoch_end = self._promised_end()
+        cdef int64_t due = self._foreseen(epoch_end)
+        return None if due >= NEVER - 1 else due - self.step
+
     @property
     def state(self):
         """The LoopState of the latest step, the same object while that step lasts."""
@@ -507,7 +623,7 @@ cdef class Core:
         if self.latest is None or self.latest.global_step != self.step:
             now = self.clock.saved
             if self.started:
-                now = self._handed_over_at() if self.timed else -1
+                now = self._handed_over_at() if self.timed and self.dated == self.step else -1
             self.latest = make_state(
                 self.epoch,
                 self.step,
@@ -527,13 +643,40 @@ cdef class Core:
         self.clock.last = last
         return now
 
-    cdef object _special(self, Turn turn):
+    cdef object _next_pair(self, Turn turn):
         """A step that may not be quiet; MISSING when the run is over."""
-        if turn is None:
+        if turn is OVER:
             return MISSING
         self._refuse(turn)
         try:
-            return self._hand_over() if self._take() else MISSING
+            if not self._take():
+                return MISSING
+            events = self._hand_over(0)
+            batch, self.held = self.held, MISSING
+            self._arm()
+            return batch, events
+        except BaseException as exception:
+            self._fail(exception)
+            raise
+
+    cdef object _next_list(self, Turn turn, sizes):
+        """A list of batches and the events at its last; MISSING when the run is over."""
+        cdef int64_t size
+        if turn is OVER:
+            return MISSING
+        self._refuse(turn)
+        try:
+            size = self._gather(sizes)
+            if not size:
+                return MISSING
+            events = self._hand_over(size - 1)
+            batches, self.gathered = self.gathered, []
+            if size < len(batches):
+                batches, rest = batches[:size], batches[size:]
+                if not self.training_end:
+                    self.gathered = rest
+            self._arm()
+            return batches, events
         except BaseException as exception:
             self._fail(exception)
             raise
@@ -549,7 +692,7 @@ cdef class Core:
             self._fail(exception)
             raise
         self.ended = True
-        return self._special(turn)
+        return self._next_pair(turn)
 
     cdef int64_t _ask_clock(self, batch) except? -1:
         """The user's clock at the quiet step of `batch`, which is kept where that fails."""
@@ -559,6 +702,12 @@ cdef class Core:
             self.held = batch
             self._fail(exception)
             raise
+
+    cdef Turn _enter(self):
+        self._refuse(self.turn)
+        if self.training_end or self.finished:
+            raise errors.finished()
+        return self._change_turns()
 
     cdef Turn _change_turns(self):
         self.turn.ask_attention()
@@ -588,6 +737,8 @@ cdef class Core:
         self.turn.ask_attention()
         self.batches = None
         self.held = self.ahead = MISSING
+        self.gathered = []
+        self.settled = 0
         return 0
 
     cdef bint _take(self) except -1:
@@ -606,6 +757,9 @@ cdef class Core:
         if self.training_end or self.finished:
             self._finish()
             return False
+        if self.gathered:
+            self.held = self.gathered.pop(0)
+            return True
         if self.deferred is not None:
             raise self.deferred
         if self.ahead is not MISSING:
@@ -630,16 +784,95 @@ cdef class Core:
                 return False
             self._leave_epoch()
 
+    cdef int64_t _gather(self, sizes) except -1:
+        """Gather the batches of a list: nothing but time can be due before the step of its last.
+
+        Returns how many they are; 0 when the run is over.
+        """
+        cdef int64_t size
+        cdef int64_t free
+        if self.held is not MISSING or not self.gathered:
+            if not self._take():
+                return 0
+            self.gathered.insert(0, self.held)
+            self.held = MISSING
+        cdef list gathered = self.gathered
+        size = fitting(sizes, self._foreseen(self._promised_end()) - self.step)
+        free = min(size - 1, self._free_until() - (self.step + 1))
+        while True:
+            self.settled = max(self.settled, min(free, len(gathered)))
+            if self.settled >= size - 1 and len(gathered) >= size:
+                break
+            if self.settled < len(gathered):
+                if self._closes():
+                    break
+                self.settled += 1
+            elif not self._fetch(max(free, self.settled + 1)):
+                break
+        return fitting(sizes, min(size, len(gathered)))
+
+    cdef bint _closes(self) except -1:
+        """Whether the list has to end with the first batch whose step is not settled."""
+        cdef int64_t step = self.step + 1 + self.settled
+        if self.found is not None:
+            return True
+        self._look_ahead(step)
+        if self.ended:
+            return True
+        if self.conditions_from <= step < self.conditions_until:
+            try:
+                found = self._ask(step, False, False, NOTHING, -1)
+            except Exception as exception:
+                if not self.settled:
+                    raise
+                self.deferred = exception
+                del self.gathered[self.settled:]
+                return True
+            if found is not NOTHING:
+                self.found = found
+                return True
+        return False
+
+    cdef bint _fetch(self, int64_t count) except -1:
+        """Gather up to `count` batches in all; False where the source gives no more."""
+        cdef list gathered = self.gathered
+        if self.ahead is not MISSING:
+            gathered.append(self.ahead)
+            self.ahead = MISSING
+            return True
+        if self.deferred is None and not self.ended:
+            batches = self.batches
+            try:
+                while len(gathered) < count:
+                    batch = next(batches, MISSING)
+                    if batch is MISSING:
+                        self.ended = True
+                        break
+                    gathered.append(batch)
+                else:
+                    return True
+            except Exception as exception:
+                self.deferred = exception
+        self.settled = len(gathered)
+        self.turn.ask_attention()
+        return False
+
     cdef int _open_epoch(self) except -1:
+        batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing)
+        if self.global_triggers < len(self.step_triggers):
+            self._schedule_from(self.step + 1, self.draws_from)
+        self.batches = batches
+        return 0
+
+    cdef int _schedule_from(self, int64_t step, int64_t epoch_start) except -1:
         cdef Py_ssize_t number
         cdef StepTrigger trigger
-        batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing)
-        cdef int64_t due
-        self.epoch_agenda = make_agenda()
-        for number, trigger in enumerate(self.epoch_triggers):
-            due = trigger.due_from(self.step + 1, self.draws_from)
-            self.epoch_agenda.push(due, number)
-        self.batches = batches
+        cdef Agenda agenda = make_agenda()
+        for number, trigger in enumerate(self.step_triggers):
+            if number >= self.global_triggers:
+                trigger.origin = epoch_start
+            agenda.push(trigger.due_from(step), number)
+        self.step_agenda = agenda
         return 0
 
     cdef int _leave_epoch(self) except -1:
@@ -658,9 +891,14 @@ cdef class Core:
             self.source.finish(self.epoch, self.stop_reason)
         return 0
 
-    cdef int _look_ahead(self) except -1:
-        """Fetch the batch after the one in hand, or learn that there is none."""
-        if self.ended or self.deferred is not None or self.ahead is not MISSING:
+    cdef int _look_ahead(self, int64_t step) except -1:
+        """Fetch the batch after that of `step`, or learn that there is none, where that is due."""
+        if (
+            step - self.draws_from < self.looks_from
+            or self.ended
+            or self.deferred is not None
+            or self.ahead is not MISSING
+        ):
             return 0
         try:
             self.ahead = next(self.batches, MISSING)
@@ -669,105 +907,120 @@ cdef class Core:
             self.deferred = exception
         return 0
 
-    cdef object _hand_over(self):
-        """Find what is due at the step of the batch in hand, and let the step be done."""
-        cdef int64_t step = self.step + 1
-        cdef int64_t epoch_step = step - self.draws_from
-        cdef bint plain = step <= self.turn.plain_until
-        if not plain and epoch_step >= self.looks_from:
-            self._look_ahead()
-        cdef int64_t now = self._read_clock() if self.timed else -1
-        cdef bint epoch_end = not plain and (self.ended or epoch_step == self.ends_at)
-        bits = self._due(step, epoch_end, now)
-        if plain and now < self.max_time and not bits & self.stop_bit:
-            events = self._events(bits)
-            self._arm()
-            self.bits = 0
-            self.last_before = UNREAD
-            self.step = step
-            batch, self.held = self.held, MISSING
-            return batch, events
-
-        reason = self._limit_reached(step, epoch_end, now)
+    cdef object _hand_over(self, int64_t passed):
+        """Find what is due at the step after `passed` others, and let these steps be done."""
+        cdef int64_t step = self.step + 1 + passed
+        cdef bint settled = self.settled > passed
+        cdef bint plain = settled or (step <= self.turn.plain_until and self.found is None)
+        if not plain:
+            self._look_ahead(step)
+        cdef int64_t now = self._read_clock(step) if self.timed else -1
         cdef LoopState state = None
-        if self.stop_bit:
-            if self.stop_conditions:
-                state = self._state_of(step, epoch_end, reason is not None, now)
-                bits |= self._fulfilled(self.stop_conditions, step, state)
-            if bits & self.stop_bit:
-                bits ^= self.stop_bit
-                if reason is None and state is not None:
-                    state = state.at_training_end()
-                reason = "stop_when"
+        bits = self._due(step, now)
+        if plain and now < self.max_time and not (self.has_stop and bits & self.stop_bit):
+            if not settled and self.conditions_from <= step < self.conditions_until:
+                bits = bits | self._ask(step, False, False, NOTHING, now)
+                state = self.asked
+            events = self._events(bits)
+            self._check_still_open()
+            self.epoch_end = False
+            self.latest = state
+        else:
+            events = self._judge(step, bits, now, settled)
+        self.epoch = self.drawing
+        self.epoch_start = self.draws_from
+        if not settled:
+            self.found = None
+        self.settled = max(self.settled - passed - 1, 0)
+        self.bits = NOTHING
+        self.last_before = UNREAD
+        if now >= 0:
+            self.dated = step
+        self.step = step
+        return events
+
+    cdef object _judge(self, int64_t step, bits, int64_t now, bint settled):
+        """The events of a step that may be the last of its epoch, or of the run."""
+        cdef bint epoch_end = not settled and (
+            self.ended or step - self.draws_from == self.ends_at
+        )
+        cdef LoopState state = None
+        if epoch_end:
+            bits = bits | self.plan.on_epoch_end(self.drawing, step)
+        reason = self._limit_reached(step, epoch_end, now)
+        if self.found is not None and not settled:
+            bits = bits | self.found
+        elif self.conditions_from <= step < self.conditions_until and not settled:
+            stops = bits & self.stop_bit
+            bits = bits | self._ask(step, epoch_end, reason is not None, stops, now)
+            state = self.asked
+        if bits & self.stop_bit:
+            bits = bits ^ self.stop_bit
+            reason = "stop_when"
         cdef bint training_end = reason is not None
-        if self.conditions_from <= step < self.conditions_until:
-            if state is None:
-                state = self._state_of(step, epoch_end, training_end, now)
-            bits |= self._fulfilled(self.conditions, step, state)
         if training_end:
-            bits |= self.plan.on_training_end
-        if epoch_step == self.looks_from and self.ahead is not MISSING:
+            bits = bits | self.plan.on_training_end
+        if not settled and step - self.draws_from == self.looks_from and self.ahead is not MISSING:
             self.source.goes_past_promise(self.drawing)
         if reason == "exhausted":
             self.source.ran_dry(step)
         events = self._events(bits)
-        if self.held is MISSING:  # a condition, or the source, has closed the loop
-            raise errors.closed() if self.closed else errors.replaced()
-
-        self.epoch = self.drawing
-        self.epoch_start = self.draws_from
+        self._check_still_open()
         self.epoch_end = epoch_end
         self.training_end = training_end
         self.stop_reason = reason
         self.latest = state
-        self._find_plain(step + 1)
-        self._arm()
-        self.bits = 0
-        self.last_before = UNREAD
-        self.step = step
-        batch, self.held = self.held, MISSING
-        return batch, events
+        self.turn.ask_attention()
+        return events
 
-    cdef int64_t _read_clock(self) except -1:
+    cdef int _check_still_open(self) except -1:
+        """Raise where a condition, or the source, has closed the loop."""
+        if self.held is MISSING and not self.gathered:
+            raise errors.closed() if self.closed else errors.replaced()
+        return 0
+
+    cdef int64_t _read_clock(self, int64_t step) except? -1:
+        """The training time, or -1 where the coarse clock shows that nothing can be due."""
         cdef int64_t reading = self.reading
+        if reading == UNREAD and self.coarse_until and step < self.openings.heap[0].due:
+            if coarse_clock() < self.coarse_until:
+                return -1
         self.reading = UNREAD
         if self.last_before == UNREAD:
             self.last_before = self.clock.last
         return self.clock.elapsed(self.clock.tick() if reading == UNREAD else reading)
 
-    cdef object _due(self, int64_t step, bint epoch_end, int64_t now):
-        """The bits of all that step counts, epochs and the time make due at `step`."""
+    cdef object _due(self, int64_t step, int64_t now):
+        """The bits of all that step counts and the time make due at `step`."""
         cdef Py_ssize_t number
         cdef StepTrigger trigger
         cdef TimeTrigger timer
         cdef Agenda agenda = self.step_agenda
         while agenda.heap[0].due <= step:
             number = agenda.heap[0].number
-            if number < len(self.step_triggers):
-                trigger = self.step_triggers[number]
+            trigger = <StepTrigger>self.step_triggers[number]
+            if self.bits is NOTHING:
+                self.lone = trigger
+                self.bits = trigger.bit
+            else:
                 self.bits |= trigger.bit
-                agenda.replace(trigger.due_from(step + 1, 0), number)
-            else:  # the window of a timer opens
-                timer = self.time_triggers[number - len(self.step_triggers)]
-                self.time_agenda.push(timer.first_due(), number - len(self.step_triggers))
-                agenda.replace(NEVER, number)
-        agenda = self.epoch_agenda
-        while agenda.heap[0].due <= step:
-            number = agenda.heap[0].number
-            trigger = self.epoch_triggers[number]
-            self.bits |= trigger.bit
-            agenda.replace(trigger.due_from(step + 1, self.draws_from), number)
+            agenda.replace(trigger.due_after(step), number)
+        if not self.timed:
+            return self.bits
+        while self.openings.heap[0].due <= step:
+            number = self.openings.heap[0].number
+            timer = <TimeTrigger>self.time_triggers[number]
+            self.time_agenda.push(timer.first_due(), number)
+            self.openings.replace(NEVER, number)
         agenda = self.time_agenda
         while agenda.heap[0].due <= now:
             number = agenda.heap[0].number
-            timer = self.time_triggers[number]
+            timer = <TimeTrigger>self.time_triggers[number]
             if step < timer.stop:
                 self.bits |= timer.bit
                 agenda.replace(timer.due_after(now), number)
             else:
                 agenda.replace(NEVER, number)
-        if epoch_end:
-            return self.bits | self.plan.on_epoch_end(self.drawing, step)
         return self.bits
 
     cdef object _limit_reached(self, int64_t step, bint epoch_end, int64_t now):
@@ -777,65 +1030,113 @@ cdef class Core:
             return "max_epochs"
         if now >= self.max_time:
             return "max_seconds"
-        if self.ended and self.once:
+        if epoch_end and self.ended and self.once:
             return "exhausted"
         return None
 
-    cdef LoopState _state_of(self, int64_t step, bint epoch_end, bint training_end, int64_t now):
-        return make_state(
-            self.drawing, step, step - self.draws_from, epoch_end, training_end, now, self.clock
+    cdef object _ask(self, int64_t step, bint epoch_end, bint limit_reached, stops, int64_t now):
+        """The bits of those conditions that hold at `step`; leaves the LoopState in `asked`."""
+        cdef LoopState state = make_state(
+            self.drawing, step, step - self.draws_from, epoch_end, limit_reached, now, self.clock
         )
+        found = NOTHING
+        if self.has_stop:
+            found = self._fulfilled(self.stop_conditions, state)
+            if (stops or found) and not limit_reached:
+                state = state.at_training_end()
+        self.asked = state
+        others = self._fulfilled(self.conditions, state)
+        return others if found is NOTHING else found | others
 
-    cdef object _fulfilled(self, list conditions, int64_t step, LoopState state):
+    cdef object _fulfilled(self, list conditions, LoopState state):
         """The bits of those conditions that hold in `state`."""
-        cdef int64_t start
-        cdef int64_t stop
-        bits = 0
-        for bit, condition, start, stop in conditions:
-            if start <= step < stop:
-                try:
-                    if condition(state):
-                        bits |= bit
-                except Exception as exception:
-                    failure = errors.not_stop(exception)
-                    self.plan.blame(failure, bit)
-                    raise failure
+        cdef Condition condition = None
+        cdef bint asked
+        bits = NOTHING
+        try:
+            for condition in conditions:
+                asked = condition.start <= state.global_step < condition.stop
+                if asked and condition.function(state):
+                    bits = bits | condition.bit
+        except Exception as exception:
+            failure = errors.not_stop(exception)
+            self.plan.blame(failure, condition.bit)
+            raise failure
         return bits
 
     cdef object _events(self, bits):
+        cdef StepTrigger lone = self.lone
+        if lone is not None and bits is lone.bit:
+            if lone.events is None:
+                lone.events = self.plan.event_set(bits)
+            return lone.events
         events = self.sets.get(bits)
         if events is None:
             if len(self.sets) >= 4096:
-                self.sets = {0: QUIET}
+                self.sets = {NOTHING: QUIET}
             events = self.sets[bits] = self.plan.event_set(bits)
         return events
 
-    cdef void _find_plain(self, int64_t step) noexcept:
-        """Find out up to where, from `step` on, nothing but triggers can be due."""
-        if self.training_end or self.epoch_end or self.ahead is not MISSING:
-            self.turn.plain_until = -1
-            return
-        cdef int64_t last = min(self.looks_from, self.ends_at)  # the epoch goes on up to there
-        cdef int64_t special = self.draws_from + last if last < NEVER else NEVER
+    cdef int64_t _promised_end(self) noexcept:
+        """The epoch's last step as far as a length is promised; else one that is gone, or NEVER."""
+        cdef int64_t last = min(self.looks_from, self.ends_at)
+        return self.draws_from + last if last < NEVER else NEVER
+
+    cdef int64_t _foreseen(self, int64_t epoch_end) noexcept:
+        """The next step for which anything is scheduled."""
+        cdef int64_t due = min(self.step_agenda.heap[0].due, self.last_step)
+        return min(due, epoch_end) if epoch_end > self.step else due
+
+    cdef int64_t _free_until(self) noexcept:
+        """The next step, or a later one, at which conditions or a look ahead decide."""
+        cdef int64_t step = self.step + 1
+        cdef int64_t looks = self._promised_end()
         if step < self.conditions_until:
+            looks = min(looks, max(step, self.conditions_from))
+        return max(step, looks)
+
+    cdef int64_t _plain_until(self) noexcept:
+        """The last of the steps from the next one on that are plain, or -1."""
+        cdef int64_t step = self.step + 1
+        cdef int64_t special = self._promised_end()
+        if (
+            self.training_end
+            or self.epoch_end
+            or self.ended
+            or self.gathered
+            or self.ahead is not MISSING
+            or self.deferred is not None
+        ):
+            return -1
+        if self.stop_conditions and step < self.conditions_until:
             special = min(special, max(step, self.conditions_from))
-        self.turn.plain_until = min(special, self.last_step) - 1
+        return min(special, self.last_step) - 1
 
     cdef void _arm(self) noexcept:
         """Find out up to where, and up to what reading of the clock, nothing can be due."""
         cdef Clock clock = self.clock
-        cdef int64_t due = min(self.step_agenda.heap[0].due, self.epoch_agenda.heap[0].due) - 1
-        self.turn.quiet_until = min(due, self.turn.plain_until)
-        if self.timed:
-            due = min(self.time_agenda.heap[0].due, self.max_time) - clock.elapsed(clock.last)
-            self.next_reading = NEVER if due > NEVER - max(clock.last, 0) else clock.last + due
+        cdef Turn turn = self.turn
+        cdef int64_t step = self.step + 1
+        cdef int64_t due = min(self.step_agenda.heap[0].due, self.openings.heap[0].due)
+        if step > turn.plain_until:
+            turn.plain_until = self._plain_until()
+        if step < self.conditions_until:
+            due = min(due, max(step, self.conditions_from))
+        turn.quiet_until = min(due - 1, turn.plain_until)
+        if not self.timed:
+            return
+        due = min(self.time_agenda.heap[0].due, self.max_time) - clock.elapsed(clock.last)
+        self.next_reading = NEVER if due > NEVER - max(clock.last, 0) else clock.last + due
+        self.coarse_until = self.next_reading - BEHIND
+        if clock._tick is not None or self.coarse_until <= clock.last:
+            self.coarse_until = 0
 
 
 cdef class Steps:
     """An iterator on a run, good until the run is entered again."""
 
     cdef Core core
-    cdef Turn turn  # None once it has come to its end, where it stays
+    cdef Turn turn
 
     def __iter__(self):
         return self
@@ -844,33 +1145,54 @@ cdef class Steps:
         # `core` is not given a local name: that would count references at every step
         cdef PyObject *fetched
         cdef int64_t reading
-        if self.turn is None or self.core.step >= self.turn.quiet_until:
-            return self._pair_or_end(self.core._special(self.turn))
+        if self.core.step >= self.turn.quiet_until:
+            return self._or_end(self.core._next_pair(self.turn))
         batches = self.core.batches  # alive during the fetch, whatever happens in it
         fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
         if fetched is NULL:
-            return self._pair_or_end(self.core._stumble(self.turn))
+            return self._or_end(self.core._stumble(self.turn))
         batch = <object>fetched
         Py_DECREF(batch)
         if self.core.timed:
-            if self.core.clock._tick is None:
-                reading = PyTime_PerfCounterRaw()
-            else:
-                reading = self.core._ask_clock(batch)
-            if reading >= self.core.next_reading:
-                self.core.held = batch
-                self.core.reading = reading
-                return self._pair_or_end(self.core._special(self.turn))
-            if reading > self.core.clock.last:
-                self.core.clock.last = reading
+            if not self.core.coarse_until or coarse_clock() >= self.core.coarse_until:
+                if self.core.clock._tick is None:
+                    reading = PyTime_PerfCounterRaw()
+                else:
+                    reading = self.core._ask_clock(batch)
+                if reading >= self.core.next_reading:
+                    self.core.held = batch
+                    self.core.reading = reading
+                    return self._or_end(self.core._next_pair(self.turn))
+                if reading > self.core.clock.last:
+                    self.core.clock.last = reading
+                self.core.dated = self.core.step + 1
         self.core.step += 1
         return batch, QUIET
 
-    cdef inline object _pair_or_end(self, pair):
+    cdef inline object _or_end(self, pair):
         if pair is MISSING:
-            self.turn = None
+            self.turn = OVER
             raise StopIteration
         return pair
+
+
+cdef class Lists(Steps):
+    """An iterator over lists of a run's batches."""
+
+    cdef object sizes
+
+    def __next__(self):
+        return self._or_end(self.core._next_list(self.turn, self.sizes))
+
+
+cdef int64_t fitting(sizes, int64_t most) except -1:
+    """The greatest of `sizes`, or of all up to it where it is one number, that is within `most`."""
+    if isinstance(sizes, int):
+        return min(most, <int64_t>sizes)
+    for size in sizes:
+        if size <= most:
+            return size
+    return 1
 
 
 cdef int raise_pending() except -1:

@@ -2,7 +2,8 @@
 
 The core knows ints, bits and callables. It keeps the number of the last step at which nothing can
 be due, `quiet_until`, and up to there a step is a batch, an increment and a pair. Every other step
-goes through `_take` (get its batch) and `_hand_over` (find what is due).
+goes through `_take` (get its batch) and `_hand_over` (find what is due). A list of batches goes
+through `_gather` (get them) and, for its last, `_hand_over`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from functools import partial
 from heapq import heappush, heapreplace
-from itertools import chain
+from itertools import chain, islice
+from sys import maxsize
 from time import perf_counter_ns
 
 from . import errors
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ._core import Plan, Source
 
     Pair = tuple[Any, frozenset[Hashable]]
+    Sizes = int | tuple[int, ...]
     Agenda = list[tuple[int, int]]
 
 NEVER = 2**63 - 1
@@ -46,18 +49,19 @@ class NoEvents(frozenset):  # type: ignore[type-arg]
 class EventSet(frozenset):  # type: ignore[type-arg]
     """The events of a step on which something is due.
 
-    Asked for a name that is not among `known`, it calls `on_unknown(name)`.
+    Asked for a name that has none of the `places`, it calls `on_unknown(name)`.
     """
 
-    __slots__ = ("_known", "_on_unknown")
+    __slots__ = ("_names", "_on_unknown", "_places")
 
-    _known: frozenset[Hashable]
+    _names: frozenset[Hashable]
+    _places: dict[Hashable, int]
     _on_unknown: Callable[[Hashable], object]
 
     def __contains__(self, name: Hashable) -> bool:
-        if frozenset.__contains__(self, name):
+        if name in self._names:
             return True
-        if name not in self._known:
+        if name not in self._places:
             self._on_unknown(name)
         return False
 
@@ -70,18 +74,23 @@ class EventSet(frozenset):  # type: ignore[type-arg]
 
 def make_event_set(
     names: Iterable[Hashable],
-    known: frozenset[Hashable],
+    places: dict[Hashable, int],
+    first: tuple[Hashable, ...],
+    bits: int,
     on_unknown: Callable[[Hashable], object],
 ) -> EventSet:
-    """The EventSet of `names`."""
+    """The EventSet of `names`, whose `bits` stand at their `places`."""
     events = EventSet(names)
-    events._known = known
+    events._names = frozenset(names)
+    events._places = places
     events._on_unknown = on_unknown
     return events
 
 
 QUIET = NoEvents()
 MISSING: Any = object()
+NOTHING = 0
+"""The bits of no event."""
 
 
 def make_agenda() -> Agenda:
@@ -223,7 +232,7 @@ class LoopState:
 class StepTrigger:
     """Due at every `period`-th step, or at `points` where there is no period."""
 
-    __slots__ = ("bit", "period", "points", "start", "stop")
+    __slots__ = ("bit", "events", "origin", "period", "points", "start", "stop")
 
     def __init__(
         self, bit: int, period: int, points: tuple[int, ...], start: int, stop: int
@@ -233,10 +242,12 @@ class StepTrigger:
         self.points = points
         self.start = start
         self.stop = stop
+        self.origin = 0  # the global step that counts as 0
+        self.events: frozenset[Hashable] | None = None  # of a step at which this alone is due
 
-    def due_from(self, step: int, origin: int) -> int:
-        """The first global step from `step` on at which this is due, counting from `origin`."""
-        count = max(step, self.start) - origin
+    def due_from(self, step: int) -> int:
+        """The first global step from `step` on at which this is due."""
+        count = max(step, self.start) - self.origin
         if self.period:
             rest = (count + 1) % self.period
             count += self.period - rest if rest else 0
@@ -245,9 +256,13 @@ class StepTrigger:
             if place == len(self.points):
                 return NEVER
             count = self.points[place]
-        if count >= self.stop - origin:
-            return NEVER
-        return origin + count
+        return NEVER if count >= self.stop - self.origin else self.origin + count
+
+    def due_after(self, step: int) -> int:
+        """The global step at which this is due again, after it was at `step`."""
+        if not self.period:
+            return self.due_from(step + 1)
+        return NEVER if self.period >= self.stop - step else step + self.period
 
 
 class TimeTrigger:
@@ -276,12 +291,25 @@ class TimeTrigger:
         return NEVER if place == len(self.points) else self.origin + self.points[place]
 
 
+class Condition:
+    """A function that is asked at each step from `start` up to `stop`."""
+
+    __slots__ = ("bit", "function", "start", "stop")
+
+    def __init__(self, bit: int, function: Callable[[Any], object], start: int, stop: int) -> None:
+        self.bit = bit
+        self.function = function
+        self.start = start
+        self.stop = stop
+
+
 class Turn:
     """The right of one iterator to go on: what its quiet steps look at.
 
     Attributes:
         quiet_until: the last step that is known to be quiet.
-        plain_until: the last step at which nothing but step and time triggers can be due.
+        plain_until: the last step that can be neither an epoch's last nor, but for the time and
+            triggers, the run's.
     """
 
     __slots__ = ("plain_until", "quiet_until")
@@ -305,6 +333,60 @@ class Core:
         epoch_steps: steps of that epoch that are done.
         steps: steps that are done in all.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "ahead",
+        "asked",
+        "batches",
+        "bits",
+        "clock",
+        "closed",
+        "conditions",
+        "conditions_from",
+        "conditions_until",
+        "deferred",
+        "drawing",
+        "draws_from",
+        "ended",
+        "ends_at",
+        "epoch",
+        "epoch_end",
+        "epoch_start",
+        "error",
+        "finished",
+        "found",
+        "gathered",
+        "global_triggers",
+        "held",
+        "last_before",
+        "last_step",
+        "latest",
+        "lone",
+        "looks_from",
+        "max_epochs",
+        "max_time",
+        "next_reading",
+        "once",
+        "openings",
+        "plan",
+        "reading",
+        "sets",
+        "settled",
+        "source",
+        "started",
+        "step",
+        "step_agenda",
+        "step_triggers",
+        "stop_bit",
+        "stop_conditions",
+        "stop_reason",
+        "time_agenda",
+        "time_triggers",
+        "timed",
+        "training_end",
+        "turn",
+    )
 
     def __init__(
         self,
@@ -341,46 +423,60 @@ class Core:
         self.ends_at = NEVER
         self.ended = False
 
-        # What was fetched and not handed over, and what is known of its step
+        # What was fetched and not handed over, in this order, and what is known of the next step
         self.held = MISSING
+        self.gathered: list[Any] = []
+        # of the gathered, those at whose steps nothing but time is left to ask
+        self.settled = 0
+        self.found: int | None = None  # the bits of conditions that held at the step after those
+        self.asked: LoopState | None = None  # what conditions were given last
         self.ahead = MISSING
         self.deferred: Exception | None = None
-        self.bits = 0
+        self.bits = NOTHING
         self.reading = UNREAD
         self.last_before = UNREAD  # the clock's last before the reading of a step not handed over
 
         self.timed = plan.timed
+        self.once = source.once
         self.last_step = plan.max_steps - 1
+        self.max_epochs = plan.max_epochs
         self.max_time = plan.max_time
         self.stop_bit = plan.stop_bit
+        self.conditions = [Condition(*each) for each in plan.conditions]
+        self.stop_conditions = [Condition(*each) for each in plan.stop_conditions]
         self.conditions_from = min([start for _, _, start, _ in plan.all_conditions], default=NEVER)
         self.conditions_until = max([stop for _, _, _, stop in plan.all_conditions], default=0)
-        self.sets: dict[int, frozenset[Hashable]] = {0: QUIET}
+        self.sets: dict[int, frozenset[Hashable]] = {NOTHING: QUIET}
         self.step_triggers = [StepTrigger(*each) for each in plan.steps]
-        self.epoch_triggers = [StepTrigger(*each) for each in plan.epoch_steps]
+        # how many of them, in front, do not count anew in each epoch
+        self.global_triggers = len(self.step_triggers)
+        self.step_triggers += [StepTrigger(*each) for each in plan.epoch_steps]
         self.time_triggers = [
             TimeTrigger(bit, period, points, clock.saved if per_launch else 0, start, stop)
             for bit, period, points, per_launch, start, stop in plan.times
         ]
-        self.step_agenda = make_agenda()
-        self.epoch_agenda = make_agenda()
         self.time_agenda = make_agenda()
-        for number, trigger in enumerate(self.step_triggers):
-            heappush(self.step_agenda, (trigger.due_from(steps, 0), number))
+        self.openings = make_agenda()  # of timers that wait for their first step
+        self.lone: StepTrigger | None = None
         for number, timer in enumerate(self.time_triggers):
             if timer.start <= steps:
                 heappush(self.time_agenda, (timer.first_due(), number))
             else:
-                heappush(self.step_agenda, (timer.start, len(self.step_triggers) + number))
+                heappush(self.openings, (timer.start, number))
+        self._schedule_from(steps, self.draws_from)
         self.next_reading = NEVER
 
     def steps(self) -> Iterator[Pair]:
         """A new iterator on the run, in place of any older one."""
-        self._refuse(self.turn)
-        if self.training_end or self.finished:
-            raise errors.finished()
-        turn = self._change_turns()
+        turn = self._enter()
         return chain(self._walk(turn), iter(partial(self._again, turn), MISSING))
+
+    def lists(self, sizes: Sizes) -> Iterator[Pair]:
+        """A new iterator over lists of batches, in place of any older one.
+
+        `sizes` is their greatest length, or the tuple of their lengths, from the greatest to 1.
+        """
+        return iter(partial(self._next_list, self._enter(), sizes), MISSING)
 
     def close(self) -> None:
         """Let go of the source; no iterator goes on from here."""
@@ -391,6 +487,25 @@ class Core:
         """Let go of the source, and let every iterator be one that was replaced."""
         self._change_turns()
         self._let_go()
+
+    def steps_to_next_event(self, epoch_len: int) -> int | None:
+        """The steps up to the next for which anything is scheduled; None if there is none.
+
+        Epochs that were not opened yet are taken to have `epoch_len` batches.
+        """
+        step = self.step + 1
+        if self.closed or self.stop_reason is not None:
+            return None
+        if self.bits:
+            return 1
+        if self.batches is None or (self.epoch_end and self.drawing == self.epoch):
+            start = step if self.epoch_end else self.draws_from
+            self._schedule_from(step, start)
+            epoch_end = start + epoch_len - 1
+        else:
+            epoch_end = self._promised_end()
+        due = self._foreseen(epoch_end)
+        return None if due >= NEVER - 1 else due - self.step
 
     @property
     def state(self) -> LoopState:
@@ -424,7 +539,7 @@ class Core:
         batch: Any = QUIET
         try:
             while self.turn is turn and self._take():
-                yield self._hand_over()
+                yield self._next_pair()
                 if self.step >= turn.quiet_until:
                     continue
                 if not self.timed:
@@ -458,12 +573,44 @@ class Core:
             self._fail(exception)
             raise
 
+    def _next_pair(self) -> Pair:
+        """The batch in hand, and its events."""
+        events = self._hand_over(0)
+        batch, self.held = self.held, MISSING
+        self._arm()
+        return batch, events
+
     def _again(self, turn: Turn) -> Pair:
         """What an iterator gives whose `_walk` is over: mostly its end."""
         self._refuse(turn)
         for pair in self._walk(turn):
             return pair
         return MISSING  # type: ignore[no-any-return]
+
+    def _next_list(self, turn: Turn, sizes: Sizes) -> Pair:
+        """A list of batches and the events at its last; MISSING when the run is over."""
+        self._refuse(turn)
+        try:
+            size = self._gather(sizes)
+            if not size:
+                return MISSING  # type: ignore[no-any-return]
+            events = self._hand_over(size - 1)
+            batches, self.gathered = self.gathered, []
+            if size < len(batches):
+                batches, rest = batches[:size], batches[size:]
+                if not self.training_end:
+                    self.gathered = rest
+            self._arm()
+            return batches, events
+        except BaseException as exception:
+            self._fail(exception)
+            raise
+
+    def _enter(self) -> Turn:
+        self._refuse(self.turn)
+        if self.training_end or self.finished:
+            raise errors.finished()
+        return self._change_turns()
 
     def _change_turns(self) -> Turn:
         self.turn.ask_attention()
@@ -491,6 +638,8 @@ class Core:
         self.turn.ask_attention()
         self.batches = None
         self.held = self.ahead = MISSING
+        self.gathered = []
+        self.settled = 0
 
     def _take(self) -> bool:
         """Have the next step's batch in hand: kept, looked at before, or fetched.
@@ -506,6 +655,9 @@ class Core:
         if self.training_end or self.finished:
             self._finish()
             return False
+        if self.gathered:
+            self.held = self.gathered.pop(0)
+            return True
         if self.deferred is not None:
             raise self.deferred
         if self.ahead is not MISSING:
@@ -529,13 +681,86 @@ class Core:
                 return False
             self._leave_epoch()
 
+    def _gather(self, sizes: Sizes) -> int:
+        """Gather the batches of a list: nothing but time can be due before the step of its last.
+
+        Returns how many they are; 0 when the run is over.
+        """
+        if self.held is not MISSING or not self.gathered:
+            if not self._take():
+                return 0
+            self.gathered.insert(0, self.held)
+            self.held = MISSING
+        gathered = self.gathered
+        size = fitting(sizes, self._foreseen(self._promised_end()) - self.step)
+        free = min(size - 1, self._free_until() - (self.step + 1))
+        while True:
+            self.settled = max(self.settled, min(free, len(gathered)))
+            if self.settled >= size - 1 and len(gathered) >= size:
+                break
+            if self.settled < len(gathered):
+                if self._closes():
+                    break
+                self.settled += 1
+            elif not self._fetch(max(free, self.settled + 1)):
+                break
+        return fitting(sizes, min(size, len(gathered)))
+
+    def _closes(self) -> bool:
+        """Whether the list has to end with the first batch whose step is not settled."""
+        step = self.step + 1 + self.settled
+        if self.found is not None:
+            return True
+        self._look_ahead(step)
+        if self.ended:
+            return True
+        if self.conditions_from <= step < self.conditions_until:
+            try:
+                found = self._ask(step, False, False, NOTHING, -1)
+            except Exception as exception:
+                if not self.settled:
+                    raise
+                self.deferred = exception
+                del self.gathered[self.settled :]
+                return True
+            if found:
+                self.found = found
+                return True
+        return False
+
+    def _fetch(self, count: int) -> bool:
+        """Gather up to `count` batches in all; False where the source gives no more."""
+        gathered = self.gathered
+        if self.ahead is not MISSING:
+            gathered.append(self.ahead)
+            self.ahead = MISSING
+            return True
+        if self.deferred is None and not self.ended:
+            wanted = min(count - len(gathered), maxsize)
+            try:
+                gathered.extend(islice(self.batches, wanted))  # type: ignore[arg-type]
+                if len(gathered) >= count:
+                    return True
+                self.ended = True
+            except Exception as exception:
+                self.deferred = exception
+        self.settled = len(gathered)
+        self.turn.ask_attention()
+        return False
+
     def _open_epoch(self) -> None:
         batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing)
-        self.epoch_agenda = make_agenda()
-        for number, trigger in enumerate(self.epoch_triggers):
-            due = trigger.due_from(self.step + 1, self.draws_from)
-            heappush(self.epoch_agenda, (due, number))
+        if self.global_triggers < len(self.step_triggers):
+            self._schedule_from(self.step + 1, self.draws_from)
         self.batches = chain(_Once(batches))
+
+    def _schedule_from(self, step: int, epoch_start: int) -> None:
+        agenda = make_agenda()
+        for number, trigger in enumerate(self.step_triggers):
+            if number >= self.global_triggers:
+                trigger.origin = epoch_start
+            heappush(agenda, (trigger.due_from(step), number))
+        self.step_agenda = agenda
 
     def _leave_epoch(self) -> None:
         self.turn.ask_attention()
@@ -551,9 +776,14 @@ class Core:
             self.batches = None
             self.source.finish(self.epoch, self.stop_reason)
 
-    def _look_ahead(self) -> None:
-        """Fetch the batch after the one in hand, or learn that there is none."""
-        if self.ended or self.deferred is not None or self.ahead is not MISSING:
+    def _look_ahead(self, step: int) -> None:
+        """Fetch the batch after that of `step`, or learn that there is none, where that is due."""
+        if (
+            step - self.draws_from < self.looks_from
+            or self.ended
+            or self.deferred is not None
+            or self.ahead is not MISSING
+        ):
             return
         try:
             for self.ahead in self.batches:  # type: ignore[union-attr]  # noqa: B020
@@ -562,65 +792,72 @@ class Core:
         except Exception as exception:
             self.deferred = exception
 
-    def _hand_over(self) -> Pair:
-        """Find what is due at the step of the batch in hand, and let the step be done."""
-        step = self.step + 1
-        epoch_step = step - self.draws_from
-        plain = step <= self.turn.plain_until
-        if not plain and epoch_step >= self.looks_from:
-            self._look_ahead()
+    def _hand_over(self, passed: int) -> frozenset[Hashable]:
+        """Find what is due at the step after `passed` others, and let these steps be done."""
+        step = self.step + 1 + passed
+        settled = self.settled > passed
+        plain = settled or (step <= self.turn.plain_until and self.found is None)
+        if not plain:
+            self._look_ahead(step)
         now = self._read_clock() if self.timed else -1
-        epoch_end = not plain and (self.ended or epoch_step == self.ends_at)
-        bits = self._due(step, epoch_end, now)
-        if plain and now < self.max_time and not bits & self.stop_bit:
-            events = self._events(bits)
-            self._arm()
-            self.bits = 0
-            self.last_before = UNREAD
-            self.step = step
-            batch, self.held = self.held, MISSING
-            return batch, events
-
-        reason = self._limit_reached(step, epoch_end, now)
         state = None
-        plan = self.plan
-        if self.stop_bit:
-            if plan.stop_conditions:
-                state = self._state_of(step, epoch_end, reason is not None, now)
-                bits |= self._fulfilled(plan.stop_conditions, step, state)
-            if bits & self.stop_bit:
-                bits ^= self.stop_bit
-                if reason is None and state is not None:
-                    state = state.at_training_end()
-                reason = "stop_when"
+        bits = self._due(step, now)
+        if plain and now < self.max_time and not bits & self.stop_bit:
+            if not settled and self.conditions_from <= step < self.conditions_until:
+                bits |= self._ask(step, False, False, NOTHING, now)
+                state = self.asked
+            events = self._events(bits)
+            self._check_still_open()
+            self.epoch_end = False
+            self.latest = state
+        else:
+            events = self._judge(step, bits, now, settled)
+        self.epoch = self.drawing
+        self.epoch_start = self.draws_from
+        if not settled:
+            self.found = None
+        self.settled = max(self.settled - passed - 1, 0)
+        self.bits = NOTHING
+        self.last_before = UNREAD
+        self.step = step
+        return events
+
+    def _judge(self, step: int, bits: int, now: int, settled: bool) -> frozenset[Hashable]:
+        """The events of a step that may be the last of its epoch, or of the run."""
+        epoch_end = not settled and (self.ended or step - self.draws_from == self.ends_at)
+        state = None
+        if epoch_end:
+            bits |= self.plan.on_epoch_end(self.drawing, step)
+        reason = self._limit_reached(step, epoch_end, now)
+        if self.found is not None and not settled:
+            bits |= self.found
+        elif self.conditions_from <= step < self.conditions_until and not settled:
+            stops = bits & self.stop_bit
+            bits |= self._ask(step, epoch_end, reason is not None, stops, now)
+            state = self.asked
+        if bits & self.stop_bit:
+            bits ^= self.stop_bit
+            reason = "stop_when"
         training_end = reason is not None
-        if self.conditions_from <= step < self.conditions_until:
-            if state is None:
-                state = self._state_of(step, epoch_end, training_end, now)
-            bits |= self._fulfilled(plan.conditions, step, state)
         if training_end:
-            bits |= plan.on_training_end
-        if epoch_step == self.looks_from and self.ahead is not MISSING:
+            bits |= self.plan.on_training_end
+        if not settled and step - self.draws_from == self.looks_from and self.ahead is not MISSING:
             self.source.goes_past_promise(self.drawing)
         if reason == "exhausted":
             self.source.ran_dry(step)
         events = self._events(bits)
-        if self.held is MISSING:  # a condition, or the source, has closed the loop
-            raise errors.closed() if self.closed else errors.replaced()
-
-        self.epoch = self.drawing
-        self.epoch_start = self.draws_from
+        self._check_still_open()
         self.epoch_end = epoch_end
         self.training_end = training_end
         self.stop_reason = reason
         self.latest = state
-        self._find_plain(step + 1)
-        self._arm()
-        self.bits = 0
-        self.last_before = UNREAD
-        self.step = step
-        batch, self.held = self.held, MISSING
-        return batch, events
+        self.turn.ask_attention()
+        return events
+
+    def _check_still_open(self) -> None:
+        """Raise where a condition, or the source, has closed the loop."""
+        if self.held is MISSING and not self.gathered:
+            raise errors.closed() if self.closed else errors.replaced()
 
     def _read_clock(self) -> int:
         reading = self.reading
@@ -629,25 +866,25 @@ class Core:
             self.last_before = self.clock.last
         return self.clock.elapsed(self.clock.tick() if reading == UNREAD else reading)
 
-    def _due(self, step: int, epoch_end: bool, now: int) -> int:
-        """The bits of all that step counts, epochs and the time make due at `step`."""
+    def _due(self, step: int, now: int) -> int:
+        """The bits of all that step counts and the time make due at `step`."""
         agenda = self.step_agenda
         while agenda[0][0] <= step:
             number = agenda[0][1]
-            if number < len(self.step_triggers):
-                trigger = self.step_triggers[number]
+            trigger = self.step_triggers[number]
+            if self.bits:
                 self.bits |= trigger.bit
-                heapreplace(agenda, (trigger.due_from(step + 1, 0), number))
-            else:  # the window of a timer opens
-                opened = number - len(self.step_triggers)
-                heappush(self.time_agenda, (self.time_triggers[opened].first_due(), opened))
-                heapreplace(agenda, (NEVER, number))
-        agenda = self.epoch_agenda
-        while agenda[0][0] <= step:
-            number = agenda[0][1]
-            trigger = self.epoch_triggers[number]
-            self.bits |= trigger.bit
-            heapreplace(agenda, (trigger.due_from(step + 1, self.draws_from), number))
+            else:
+                self.lone = trigger
+                self.bits = trigger.bit
+            heapreplace(agenda, (trigger.due_after(step), number))
+        if not self.timed:
+            return self.bits
+        while self.openings[0][0] <= step:
+            number = self.openings[0][1]
+            timer = self.time_triggers[number]
+            heappush(self.time_agenda, (timer.first_due(), number))
+            heapreplace(self.openings, (NEVER, number))
         agenda = self.time_agenda
         while agenda[0][0] <= now:
             number = agenda[0][1]
@@ -657,72 +894,117 @@ class Core:
                 heapreplace(agenda, (timer.due_after(now), number))
             else:
                 heapreplace(agenda, (NEVER, number))
-        if epoch_end:
-            return self.bits | self.plan.on_epoch_end(self.drawing, step)
         return self.bits
 
     def _limit_reached(self, step: int, epoch_end: bool, now: int) -> str | None:
         if step == self.last_step:
             return "max_steps"
-        if epoch_end and self.drawing + 1 >= self.plan.max_epochs:
+        if epoch_end and self.drawing + 1 >= self.max_epochs:
             return "max_epochs"
         if now >= self.max_time:
             return "max_seconds"
-        if self.ended and self.source.once:
+        if epoch_end and self.ended and self.once:
             return "exhausted"
         return None
 
-    def _state_of(self, step: int, epoch_end: bool, training_end: bool, now: int) -> LoopState:
-        return LoopState(
-            self.drawing, step, step - self.draws_from, epoch_end, training_end, now, self.clock
+    def _ask(self, step: int, epoch_end: bool, limit_reached: bool, stops: int, now: int) -> int:
+        """The bits of those conditions that hold at `step`; leaves the LoopState in `asked`."""
+        state = LoopState(
+            self.drawing, step, step - self.draws_from, epoch_end, limit_reached, now, self.clock
         )
+        found = NOTHING
+        if self.stop_bit:
+            found = self._fulfilled(self.stop_conditions, state)
+            if (stops or found) and not limit_reached:
+                state = state.at_training_end()
+        self.asked = state
+        return found | self._fulfilled(self.conditions, state)
 
-    def _fulfilled(
-        self,
-        conditions: Iterable[tuple[int, Callable[[Any], object], int, int]],
-        step: int,
-        state: LoopState,
-    ) -> int:
+    def _fulfilled(self, conditions: list[Condition], state: LoopState) -> int:
         """The bits of those conditions that hold in `state`."""
-        bits = 0
-        for bit, condition, start, stop in conditions:
-            if start <= step < stop:
-                try:
-                    if condition(state):
-                        bits |= bit
-                except Exception as exception:
-                    failure = errors.not_stop(exception)
-                    self.plan.blame(failure, bit)
-                    raise failure  # noqa: B904 (mostly it is the exception itself)
+        bits = bit = NOTHING
+        try:
+            for condition in conditions:
+                bit = condition.bit
+                asked = condition.start <= state._global_step < condition.stop
+                if asked and condition.function(state):
+                    bits |= bit
+        except Exception as exception:
+            failure = errors.not_stop(exception)
+            self.plan.blame(failure, bit)
+            raise failure  # noqa: B904 (mostly it is the exception itself)
         return bits
 
     def _events(self, bits: int) -> frozenset[Hashable]:
+        lone = self.lone
+        if lone is not None and bits is lone.bit:
+            if lone.events is None:
+                lone.events = self.plan.event_set(bits)
+            return lone.events
         events = self.sets.get(bits)
         if events is None:
             if len(self.sets) >= 4096:
-                self.sets = {0: QUIET}
+                self.sets = {NOTHING: QUIET}
             events = self.sets[bits] = self.plan.event_set(bits)
         return events
 
-    def _find_plain(self, step: int) -> None:
-        """Find out up to where, from `step` on, nothing but triggers can be due."""
-        if self.training_end or self.epoch_end or self.ahead is not MISSING:
-            self.turn.plain_until = -1
-            return
-        last = min(self.looks_from, self.ends_at)  # the epoch goes on at least up to there
-        special = self.draws_from + last if last < NEVER else NEVER
+    def _promised_end(self) -> int:
+        """The epoch's last step as far as a length is promised; else one that is gone, or NEVER."""
+        last = min(self.looks_from, self.ends_at)
+        return self.draws_from + last if last < NEVER else NEVER
+
+    def _foreseen(self, epoch_end: int) -> int:
+        """The next step for which anything is scheduled."""
+        due = min(self.step_agenda[0][0], self.last_step)
+        return min(due, epoch_end) if epoch_end > self.step else due
+
+    def _free_until(self) -> int:
+        """The next step, or a later one, at which conditions or a look ahead decide."""
+        step = self.step + 1
+        looks = self._promised_end()
         if step < self.conditions_until:
+            looks = min(looks, max(step, self.conditions_from))
+        return max(step, looks)
+
+    def _plain_until(self) -> int:
+        """The last of the steps from the next one on that are plain, or -1."""
+        step = self.step + 1
+        special = self._promised_end()
+        if (
+            self.training_end
+            or self.epoch_end
+            or self.ended
+            or self.gathered
+            or self.ahead is not MISSING
+            or self.deferred is not None
+        ):
+            return -1
+        if self.stop_conditions and step < self.conditions_until:
             special = min(special, max(step, self.conditions_from))
-        self.turn.plain_until = min(special, self.last_step) - 1
+        return min(special, self.last_step) - 1
 
     def _arm(self) -> None:
         """Find out up to where, and up to what reading of the clock, nothing can be due."""
-        due = min(self.step_agenda[0][0], self.epoch_agenda[0][0]) - 1
-        self.turn.quiet_until = min(due, self.turn.plain_until)
-        if self.timed:
-            clock = self.clock
-            due = min(self.time_agenda[0][0], self.max_time)
-            self.next_reading = clock.last + due - clock.elapsed(clock.last)
+        clock = self.clock
+        turn = self.turn
+        step = self.step + 1
+        due = min(self.step_agenda[0][0], self.openings[0][0])
+        if step > turn.plain_until:
+            turn.plain_until = self._plain_until()
+        if step < self.conditions_until:
+            due = min(due, max(step, self.conditions_from))
+        turn.quiet_until = min(due - 1, turn.plain_until)
+        if not self.timed:
+            return
+        due = min(self.time_agenda[0][0], self.max_time)
+        self.next_reading = clock.last + due - clock.elapsed(clock.last)
+
+
+def fitting(sizes: Sizes, most: int) -> int:
+    """The greatest of `sizes`, or of all up to it where it is one number, that is within `most`."""
+    if isinstance(sizes, int):
+        return min(most, sizes)
+    return next(size for size in sizes if size <= most)
 
 
 class _Once:

@@ -8,8 +8,8 @@ from .errors import not_stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import SupportsFloat, TypeVar
+    from collections.abc import Callable, Iterable
+    from typing import SupportsFloat, TypeGuard, TypeVar
 
     Number = TypeVar("Number", int, float)
 
@@ -79,14 +79,29 @@ def points(
         TypeError: neither a point nor a collection of points.
         ValueError: a point out of range, or an empty collection.
     """
-    if isinstance(value, (str, bytes)) or not hasattr(type(value), "__iter__"):
+    if not _is_collection(value):
         return check(name, value)
-    if getattr(value, "ndim", None) == 0:  # a NumPy array that holds one number
-        return check(name, value)
-    several = sorted({check(name, each) for each in value})  # type: ignore[attr-defined]
+    several = sorted({check(name, each) for each in value})
     if not several:
         raise ValueError(f"{name}={shown(value)}: pass at least one number, or leave {name} out")
     return several[0] if len(several) == 1 else tuple(several)
+
+
+def sizes(name: str, value: object) -> int | tuple[int, ...]:
+    """`value` as a checked greatest size, or a collection of sizes as a tuple from the greatest on.
+
+    Raises:
+        TypeError: neither a size nor a collection of sizes.
+        ValueError: a size out of range, or a collection without 1.
+    """
+    if not _is_collection(value):
+        return count(name, value)
+    several = {count(name, each) for each in value}
+    if 1 not in several:
+        raise ValueError(
+            f"{name}={shown(value)}: pass sizes that contain 1, so that they add up to any number"
+        )
+    return tuple(sorted(several, reverse=True))
 
 
 def flag(name: str, value: object) -> bool:
@@ -120,6 +135,12 @@ def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
         return nanoseconds(number)
 
     return tick
+
+
+def _is_collection(value: object) -> TypeGuard[Iterable[object]]:
+    if isinstance(value, (str, bytes)) or not hasattr(type(value), "__iter__"):
+        return False
+    return getattr(value, "ndim", None) != 0  # a NumPy array that holds one number
 
 
 def _real(value: object) -> float | None:

@@ -112,6 +112,55 @@ class Loop(Generic[Batch]):
         """
         return self._core.steps()
 
+    def chunks(
+        self, sizes: SupportsIndex | Iterable[SupportsIndex]
+    ) -> Iterator[tuple[list[Batch], AbstractSet[Hashable]]]:
+        """An iterator over lists of consecutive batches, for bodies that take many steps at once.
+
+        It goes on with the same run as `iter(loop)`. Only at the last batch of a list is anything
+        ever due: a list ends where an event comes. Step and epoch criteria fire at the same steps
+        as they do without lists. Conditions are called for each batch, as the list is gathered.
+        The clock is read once per list, at its last batch, and timers are judged there. An error
+        of the dataloader comes after what was gathered before it.
+
+        Args:
+            sizes: the greatest length of a list, in batches; or a collection of lengths, with 1
+                among them: every list then has one of these, the greatest that fits, so that a
+                function that is compiled for each length is compiled only so often.
+
+        Raises:
+            LoopError: the run is over.
+            TypeError: `sizes` is of the wrong kind.
+            ValueError: a size is below 1, or 1 is not among them.
+
+        Example:
+            >>> from dloop import Event, Loop
+            >>> loop = Loop(range(10), {"Log": Event(every_n_steps=6)}, max_epochs=1)
+            >>> for batches, events in loop.chunks((4, 2, 1)):
+            ...     print(batches, "Log" in events)
+            [0, 1, 2, 3] False
+            [4, 5] True
+            [6, 7, 8, 9] False
+        """
+        return self._core.lists(checks.sizes("sizes", sizes))
+
+    def steps_to_next_event(self) -> int | None:
+        """The number of steps up to and including the next for which an event is scheduled.
+
+        Scheduled are the criteria that count steps, the end of an epoch of known length, and
+        `max_steps`; not timers, conditions and what ends by surprise. None if there is none.
+
+        Example:
+            >>> from dloop import Event, Loop
+            >>> loop = Loop(range(10), {"Log": Event(every_n_steps=6)}, max_epochs=1)
+            >>> loop.steps_to_next_event()
+            6
+            >>> [loop.steps_to_next_event() for batch, events in loop]
+            [5, 4, 3, 2, 1, 4, 3, 2, 1, None]
+        """
+        epoch_len = self._source.epoch_len()
+        return self._core.steps_to_next_event(NEVER if epoch_len is None else epoch_len)
+
     def __len__(self) -> int:
         """The number of batches still to come.
 

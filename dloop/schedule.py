@@ -26,7 +26,8 @@ class Names:
 
     def __init__(self, names: list[Hashable]) -> None:
         self._names = names
-        self._known = frozenset(names)
+        self._first = tuple(names[:12])
+        self._places = {name: place for place, name in enumerate(names)}
         self._unknown_asked: set[Hashable] = set()
         self._make_event_set = _backend.core.make_event_set
 
@@ -36,11 +37,12 @@ class Names:
     def event_set(self, bits: int) -> frozenset[Hashable]:
         """The set of the names whose bits are given."""
         names = []
-        while bits:
-            lowest = bits & -bits
-            names.append(self[lowest])
-            bits ^= lowest
-        return self._make_event_set(names, self._known, self._warn_of_unknown)
+        left = bits
+        while left:
+            place = left.bit_length() - 1
+            names.append(self._names[place])
+            left ^= 1 << place
+        return self._make_event_set(names, self._places, self._first, bits, self._warn_of_unknown)
 
     def _warn_of_unknown(self, name: Hashable) -> None:
         if name in self._unknown_asked:
@@ -48,7 +50,7 @@ class Names:
         self._unknown_asked.add(name)
         from difflib import get_close_matches  # seldom needed
 
-        spelled = {str(each): each for each in self._known}
+        spelled = {str(each): each for each in self._names}
         near = get_close_matches(str(name), spelled, n=1)
         hint = f"; did you mean {spelled[near[0]]!r}?" if near else ""
         warn(f"{name!r} is no event of this loop{hint}")

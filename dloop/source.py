@@ -83,7 +83,8 @@ class Source:
     def open_epoch(self, epoch: int) -> tuple[Iterator[Any], int, int]:
         """Begin `epoch`: its iterator, the epoch step from which to look ahead, and its last one.
 
-        Either step is NEVER where it does not apply.
+        Either step is NEVER where it does not apply. To look ahead at every step is to do so from
+        -1 on; any other step from which to look is the last one that is promised.
 
         Raises:
             DataExhaustedError: the loader says that it is empty.
@@ -97,7 +98,7 @@ class Source:
         promise = self._promise
         if promise is None:
             looks = self._lookahead or (self._lookahead is None and not self._is_stream)
-            return batches, 0 if looks else NEVER, NEVER
+            return batches, -1 if looks else NEVER, NEVER
         if self._len is not None:
             return batches, NEVER, promise - 1
         if self._lookahead is False:
