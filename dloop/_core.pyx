@@ -71,7 +71,7 @@ cdef class NoEvents(frozenset):
         return False
 
     def __repr__(self):
-        return "EventSet()"
+        return "frozenset()"
 
     def __reduce__(self):
         return frozenset, ()
@@ -149,10 +149,8 @@ cdef class Clock:
         return 0
 
     cdef int64_t elapsed(self, int64_t reading) noexcept:
-        """The training time at `reading`; a clock that went backwards has stood still."""
-        if reading > self.last:
-            self.last = reading
-        cdef int64_t since = self.last - self.started
+        """The training time at `reading`."""
+        cdef int64_t since = reading - self.started
         return LONGEST if since > LONGEST - self.saved else self.saved + since
 
 
@@ -565,7 +563,7 @@ cdef class Core:
             else:
                 self.openings.push(timer.start, number)
         self._schedule_from(steps, self.draws_from)
-        self.next_reading = NEVER
+        self.next_reading = UNREAD
         self.coarse_until = 0
 
     def steps(self):
@@ -637,11 +635,8 @@ cdef class Core:
 
     cdef int64_t _handed_over_at(self) noexcept:
         """The training time of the latest step, also where the next one failed after it read."""
-        cdef int64_t last = self.clock.last
-        self.clock.last = last if self.last_before == UNREAD else self.last_before
-        now = self.clock.elapsed(self.clock.last)
-        self.clock.last = last
-        return now
+        cdef int64_t before = self.last_before
+        return self.clock.elapsed(self.clock.last if before == UNREAD else before)
 
     cdef object _next_pair(self, Turn turn):
         """A step that may not be quiet; MISSING when the run is over."""
@@ -809,6 +804,7 @@ cdef class Core:
                 self.settled += 1
             elif not self._fetch(max(free, self.settled + 1)):
                 break
+        self.turn.ask_attention()
         return fitting(sizes, min(size, len(gathered)))
 
     cdef bint _closes(self) except -1:
@@ -854,7 +850,6 @@ cdef class Core:
             except Exception as exception:
                 self.deferred = exception
         self.settled = len(gathered)
-        self.turn.ask_attention()
         return False
 
     cdef int _open_epoch(self) except -1:
@@ -911,27 +906,36 @@ cdef class Core:
         """Find what is due at the step after `passed` others, and let these steps be done."""
         cdef int64_t step = self.step + 1 + passed
         cdef bint settled = self.settled > passed
-        cdef bint plain = settled or (step <= self.turn.plain_until and self.found is None)
-        if not plain:
+        cdef bint plain = step <= self.turn.plain_until
+        if not plain and not settled:
             self._look_ahead(step)
         cdef int64_t now = self._read_clock(step) if self.timed else -1
-        cdef LoopState state = None
-        bits = self._due(step, now)
-        if plain and now < self.max_time and not (self.has_stop and bits & self.stop_bit):
-            if not settled and self.conditions_from <= step < self.conditions_until:
-                bits = bits | self._ask(step, False, False, NOTHING, now)
-                state = self.asked
+        cdef Agenda agenda = self.step_agenda
+        cdef StepTrigger trigger
+        cdef Py_ssize_t number
+        while agenda.heap[0].due <= step:
+            number = agenda.heap[0].number
+            trigger = <StepTrigger>self.step_triggers[number]
+            if self.bits is NOTHING:
+                self.lone = trigger
+                self.bits = trigger.bit
+            else:
+                self.bits |= trigger.bit
+            agenda.replace(trigger.due_after(step), number)
+        if self.timed and (
+            self.clock.last >= self.next_reading or step >= self.openings.heap[0].due
+        ):
+            self._look_at_timers(step, now)
+        bits = self.bits
+        if not plain or now >= self.max_time or (self.has_stop and bits & self.stop_bit):
+            events = self._judge(step, bits, now, settled)
+        elif self.conditions_from <= step < self.conditions_until:
+            bits = bits | self._ask(step, False, False, NOTHING, now)
             events = self._events(bits)
             self._check_still_open()
-            self.epoch_end = False
-            self.latest = state
+            self.latest = self.asked
         else:
-            events = self._judge(step, bits, now, settled)
-        self.epoch = self.drawing
-        self.epoch_start = self.draws_from
-        if not settled:
-            self.found = None
-        self.settled = max(self.settled - passed - 1, 0)
+            events = self._events(bits)
         self.bits = NOTHING
         self.last_before = UNREAD
         if now >= 0:
@@ -966,10 +970,17 @@ cdef class Core:
             self.source.ran_dry(step)
         events = self._events(bits)
         self._check_still_open()
+        self.epoch = self.drawing
+        self.epoch_start = self.draws_from
         self.epoch_end = epoch_end
         self.training_end = training_end
         self.stop_reason = reason
         self.latest = state
+        if settled:
+            self.settled -= step - self.step
+        else:
+            self.settled = 0
+            self.found = None
         self.turn.ask_attention()
         return events
 
@@ -981,38 +992,28 @@ cdef class Core:
 
     cdef int64_t _read_clock(self, int64_t step) except? -1:
         """The training time, or -1 where the coarse clock shows that nothing can be due."""
-        cdef int64_t reading = self.reading
-        if reading == UNREAD and self.coarse_until and step < self.openings.heap[0].due:
-            if coarse_clock() < self.coarse_until:
-                return -1
-        self.reading = UNREAD
+        cdef Clock clock = self.clock
+        if self.reading == UNREAD:
+            if self.coarse_until and step < self.openings.heap[0].due:
+                if coarse_clock() < self.coarse_until:
+                    return -1
+            self.reading = clock.tick()
         if self.last_before == UNREAD:
-            self.last_before = self.clock.last
-        return self.clock.elapsed(self.clock.tick() if reading == UNREAD else reading)
+            self.last_before = clock.last
+        clock.last = self.reading
+        self.reading = UNREAD
+        return clock.elapsed(clock.last)
 
-    cdef object _due(self, int64_t step, int64_t now):
-        """The bits of all that step counts and the time make due at `step`."""
+    cdef int _look_at_timers(self, int64_t step, int64_t now) except -1:
+        """Add the bits of those that are due, and find out up to what reading none is."""
         cdef Py_ssize_t number
-        cdef StepTrigger trigger
         cdef TimeTrigger timer
-        cdef Agenda agenda = self.step_agenda
-        while agenda.heap[0].due <= step:
-            number = agenda.heap[0].number
-            trigger = <StepTrigger>self.step_triggers[number]
-            if self.bits is NOTHING:
-                self.lone = trigger
-                self.bits = trigger.bit
-            else:
-                self.bits |= trigger.bit
-            agenda.replace(trigger.due_after(step), number)
-        if not self.timed:
-            return self.bits
+        cdef Agenda agenda = self.time_agenda
         while self.openings.heap[0].due <= step:
             number = self.openings.heap[0].number
             timer = <TimeTrigger>self.time_triggers[number]
-            self.time_agenda.push(timer.first_due(), number)
+            agenda.push(timer.first_due(), number)
             self.openings.replace(NEVER, number)
-        agenda = self.time_agenda
         while agenda.heap[0].due <= now:
             number = agenda.heap[0].number
             timer = <TimeTrigger>self.time_triggers[number]
@@ -1021,7 +1022,13 @@ cdef class Core:
                 agenda.replace(timer.due_after(now), number)
             else:
                 agenda.replace(NEVER, number)
-        return self.bits
+        cdef Clock clock = self.clock
+        cdef int64_t due = min(agenda.heap[0].due, self.max_time) - clock.saved
+        self.next_reading = NEVER if due > NEVER - max(clock.started, 0) else clock.started + due
+        self.coarse_until = self.next_reading - BEHIND
+        if clock._tick is not None or self.coarse_until <= clock.last:
+            self.coarse_until = 0
+        return 0
 
     cdef object _limit_reached(self, int64_t step, bint epoch_end, int64_t now):
         if step == self.last_step:
@@ -1113,23 +1120,20 @@ cdef class Core:
         return min(special, self.last_step) - 1
 
     cdef void _arm(self) noexcept:
-        """Find out up to where, and up to what reading of the clock, nothing can be due."""
-        cdef Clock clock = self.clock
+        """Find out up to where nothing can be due, but by the time."""
         cdef Turn turn = self.turn
         cdef int64_t step = self.step + 1
-        cdef int64_t due = min(self.step_agenda.heap[0].due, self.openings.heap[0].due)
+        cdef int64_t last
         if step > turn.plain_until:
             turn.plain_until = self._plain_until()
+        last = self.step_agenda.heap[0].due - 1
         if step < self.conditions_until:
-            due = min(due, max(step, self.conditions_from))
-        turn.quiet_until = min(due - 1, turn.plain_until)
-        if not self.timed:
-            return
-        due = min(self.time_agenda.heap[0].due, self.max_time) - clock.elapsed(clock.last)
-        self.next_reading = NEVER if due > NEVER - max(clock.last, 0) else clock.last + due
-        self.coarse_until = self.next_reading - BEHIND
-        if clock._tick is not None or self.coarse_until <= clock.last:
-            self.coarse_until = 0
+            last = min(last, max(step, self.conditions_from) - 1)
+        if turn.plain_until < last:
+            last = turn.plain_until
+        if self.timed:
+            last = min(last, self.openings.heap[0].due - 1)
+        turn.quiet_until = last
 
 
 cdef class Steps:
@@ -1163,8 +1167,7 @@ cdef class Steps:
                     self.core.held = batch
                     self.core.reading = reading
                     return self._or_end(self.core._next_pair(self.turn))
-                if reading > self.core.clock.last:
-                    self.core.clock.last = reading
+                self.core.clock.last = reading
                 self.core.dated = self.core.step + 1
         self.core.step += 1
         return batch, QUIET

@@ -14,6 +14,7 @@ from heapq import heappush, heapreplace
 from itertools import chain, islice
 from sys import maxsize
 from time import perf_counter_ns
+from types import WrapperDescriptorType
 
 from . import errors
 
@@ -32,18 +33,6 @@ NEVER = 2**63 - 1
 UNREAD = -NEVER
 LONGEST = 2**62 - 1
 """The training time, in nanoseconds, at which it stands still."""
-
-
-class NoEvents(frozenset):  # type: ignore[type-arg]
-    """The set of events of a quiet step."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "EventSet()"
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return frozenset, ()
 
 
 class EventSet(frozenset):  # type: ignore[type-arg]
@@ -87,7 +76,7 @@ def make_event_set(
     return events
 
 
-QUIET = NoEvents()
+QUIET: frozenset[Hashable] = frozenset()
 MISSING: Any = object()
 NOTHING = 0
 """The bits of no event."""
@@ -113,10 +102,9 @@ class Clock:
         self.started = self.last = self.tick()
 
     def elapsed(self, reading: int) -> int:
-        """The training time at `reading`; a clock that went backwards has stood still."""
-        if reading > self.last:
-            self.last = reading
-        return min(self.saved + (self.last - self.started), LONGEST)
+        """The training time at `reading`."""
+        elapsed = self.saved + reading - self.started
+        return elapsed if elapsed < LONGEST else LONGEST
 
 
 _FIELDS = ("epoch", "global_step", "epoch_step", "epoch_end", "training_end", "elapsed")
@@ -308,18 +296,19 @@ class Turn:
 
     Attributes:
         quiet_until: the last step that is known to be quiet.
+        fires_until: the last step at which triggers and the time alone can have a say.
         plain_until: the last step that can be neither an epoch's last nor, but for the time and
             triggers, the run's.
     """
 
-    __slots__ = ("plain_until", "quiet_until")
+    __slots__ = ("fires_until", "plain_until", "quiet_until")
 
     def __init__(self) -> None:
         self.ask_attention()
 
     def ask_attention(self) -> None:
         """Let the next step be neither quiet nor plain."""
-        self.quiet_until = self.plain_until = -1
+        self.quiet_until = self.fires_until = self.plain_until = -1
 
 
 class Core:
@@ -464,7 +453,7 @@ class Core:
             else:
                 heappush(self.openings, (timer.start, number))
         self._schedule_from(steps, self.draws_from)
-        self.next_reading = NEVER
+        self.next_reading = UNREAD
 
     def steps(self) -> Iterator[Pair]:
         """A new iterator on the run, in place of any older one."""
@@ -527,43 +516,45 @@ class Core:
 
     def _handed_over_at(self) -> int:
         """The training time of the latest step, also where the next one failed after it read."""
-        last = self.clock.last
-        self.clock.last = last if self.last_before == UNREAD else self.last_before
-        now = self.clock.elapsed(self.clock.last)
-        self.clock.last = last
-        return now
+        before = self.last_before
+        return self.clock.elapsed(self.clock.last if before == UNREAD else before)
 
     def _walk(self, turn: Turn) -> Iterator[Pair]:
         # A pair is yielded without a name for its batch: the body's `del batch` frees it. A batch
         # comes out of `for`, where a signal cannot strike between its arrival and its name.
         batch: Any = QUIET
+        timed = self.timed
+        clock = self.clock
+        tick = clock.tick
+        reading = UNREAD
         try:
             while self.turn is turn and self._take():
                 yield self._next_pair()
-                if self.step >= turn.quiet_until:
+                step = self.step
+                next_reading = self.next_reading if timed else NEVER
+                if step >= turn.plain_until:
                     continue
-                if not self.timed:
-                    for batch in self.batches:  # type: ignore[union-attr]
-                        self.step += 1
-                        yield batch, (batch := QUIET)
-                        if self.step >= turn.quiet_until:
-                            break
-                    else:
-                        self.ended = True
-                    continue
-                clock = self.clock
-                tick = clock.tick
                 for batch in self.batches:  # type: ignore[union-attr]
-                    reading = tick()
-                    if reading >= self.next_reading:
-                        self.held, batch = batch, QUIET
-                        self.reading = reading
-                        break
-                    if reading > clock.last:
+                    if timed:
+                        reading = tick()
+                    if step < turn.quiet_until and reading < next_reading:
                         clock.last = reading
-                    self.step += 1
-                    yield batch, (batch := QUIET)
-                    if self.step >= turn.quiet_until:
+                        self.step = step = step + 1
+                        yield batch, (batch := QUIET)
+                    elif step < turn.fires_until and reading < next_reading:
+                        self.last_before = clock.last
+                        clock.last = reading
+                        step += 1
+                        events = self._fire(turn, step)
+                        yield batch, (batch := QUIET) or events
+                    else:
+                        if timed:
+                            self.reading = reading
+                        self.held, batch = batch, QUIET
+                        yield self._next_pair()
+                        step = self.step
+                        next_reading = self.next_reading if timed else NEVER
+                    if step >= turn.plain_until:
                         break
                 else:
                     self.ended = True
@@ -572,6 +563,30 @@ class Core:
                 self.held = batch
             self._fail(exception)
             raise
+
+    def _fire(self, turn: Turn, step: int) -> frozenset[Hashable]:
+        """The events of a step at which triggers alone are due, which is done."""
+        events = self._events(self._trigger(step))
+        self.bits = NOTHING
+        self.last_before = UNREAD
+        self.step = step
+        due = self.step_agenda[0][0]
+        turn.quiet_until = due - 1 if due <= turn.fires_until else turn.fires_until
+        return events
+
+    def _trigger(self, step: int) -> int:
+        """The bits of the triggers that are due at `step`."""
+        agenda = self.step_agenda
+        while agenda[0][0] <= step:
+            number = agenda[0][1]
+            trigger = self.step_triggers[number]
+            if self.bits:
+                self.bits |= trigger.bit
+            else:
+                self.lone = trigger
+                self.bits = trigger.bit
+            heapreplace(agenda, (trigger.due_after(step), number))
+        return self.bits
 
     def _next_pair(self) -> Pair:
         """The batch in hand, and its events."""
@@ -704,6 +719,7 @@ class Core:
                 self.settled += 1
             elif not self._fetch(max(free, self.settled + 1)):
                 break
+        self.turn.ask_attention()
         return fitting(sizes, min(size, len(gathered)))
 
     def _closes(self) -> bool:
@@ -745,14 +761,14 @@ class Core:
             except Exception as exception:
                 self.deferred = exception
         self.settled = len(gathered)
-        self.turn.ask_attention()
         return False
 
     def _open_epoch(self) -> None:
         batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing)
         if self.global_triggers < len(self.step_triggers):
             self._schedule_from(self.step + 1, self.draws_from)
-        self.batches = chain(_Once(batches))
+        written_in_c = isinstance(getattr(type(batches), "__iter__", None), WrapperDescriptorType)
+        self.batches = batches if written_in_c else chain(_Once(batches))
 
     def _schedule_from(self, step: int, epoch_start: int) -> None:
         agenda = make_agenda()
@@ -796,27 +812,23 @@ class Core:
         """Find what is due at the step after `passed` others, and let these steps be done."""
         step = self.step + 1 + passed
         settled = self.settled > passed
-        plain = settled or (step <= self.turn.plain_until and self.found is None)
-        if not plain:
+        plain = step <= self.turn.plain_until
+        if not plain and not settled:
             self._look_ahead(step)
         now = self._read_clock() if self.timed else -1
-        state = None
-        bits = self._due(step, now)
-        if plain and now < self.max_time and not bits & self.stop_bit:
-            if not settled and self.conditions_from <= step < self.conditions_until:
-                bits |= self._ask(step, False, False, NOTHING, now)
-                state = self.asked
+        self._trigger(step)
+        if self.timed and (self.clock.last >= self.next_reading or step >= self.openings[0][0]):
+            self._look_at_timers(step, now)
+        bits = self.bits
+        if not plain or now >= self.max_time or bits & self.stop_bit:
+            events = self._judge(step, bits, now, settled)
+        elif self.conditions_from <= step < self.conditions_until:
+            bits |= self._ask(step, False, False, NOTHING, now)
             events = self._events(bits)
             self._check_still_open()
-            self.epoch_end = False
-            self.latest = state
+            self.latest = self.asked
         else:
-            events = self._judge(step, bits, now, settled)
-        self.epoch = self.drawing
-        self.epoch_start = self.draws_from
-        if not settled:
-            self.found = None
-        self.settled = max(self.settled - passed - 1, 0)
+            events = self._events(bits)
         self.bits = NOTHING
         self.last_before = UNREAD
         self.step = step
@@ -847,10 +859,17 @@ class Core:
             self.source.ran_dry(step)
         events = self._events(bits)
         self._check_still_open()
+        self.epoch = self.drawing
+        self.epoch_start = self.draws_from
         self.epoch_end = epoch_end
         self.training_end = training_end
         self.stop_reason = reason
         self.latest = state
+        if settled:
+            self.settled -= step - self.step
+        else:
+            self.settled = 0
+            self.found = None
         self.turn.ask_attention()
         return events
 
@@ -860,26 +879,18 @@ class Core:
             raise errors.closed() if self.closed else errors.replaced()
 
     def _read_clock(self) -> int:
-        reading = self.reading
-        self.reading = UNREAD
+        """The training time of a step that is not quiet."""
+        clock = self.clock
+        if self.reading == UNREAD:
+            self.reading = clock.tick()
         if self.last_before == UNREAD:
-            self.last_before = self.clock.last
-        return self.clock.elapsed(self.clock.tick() if reading == UNREAD else reading)
+            self.last_before = clock.last
+        clock.last = self.reading
+        self.reading = UNREAD
+        return clock.elapsed(clock.last)
 
-    def _due(self, step: int, now: int) -> int:
-        """The bits of all that step counts and the time make due at `step`."""
-        agenda = self.step_agenda
-        while agenda[0][0] <= step:
-            number = agenda[0][1]
-            trigger = self.step_triggers[number]
-            if self.bits:
-                self.bits |= trigger.bit
-            else:
-                self.lone = trigger
-                self.bits = trigger.bit
-            heapreplace(agenda, (trigger.due_after(step), number))
-        if not self.timed:
-            return self.bits
+    def _look_at_timers(self, step: int, now: int) -> None:
+        """Add the bits of those that are due, and find out up to what reading none is."""
         while self.openings[0][0] <= step:
             number = self.openings[0][1]
             timer = self.time_triggers[number]
@@ -894,7 +905,8 @@ class Core:
                 heapreplace(agenda, (timer.due_after(now), number))
             else:
                 heapreplace(agenda, (NEVER, number))
-        return self.bits
+        due = min(agenda[0][0], self.max_time)
+        self.next_reading = self.clock.started + due - self.clock.saved
 
     def _limit_reached(self, step: int, epoch_end: bool, now: int) -> str | None:
         if step == self.last_step:
@@ -984,20 +996,16 @@ class Core:
         return min(special, self.last_step) - 1
 
     def _arm(self) -> None:
-        """Find out up to where, and up to what reading of the clock, nothing can be due."""
-        clock = self.clock
+        """Find out up to where nothing can be due, but by the time."""
         turn = self.turn
         step = self.step + 1
-        due = min(self.step_agenda[0][0], self.openings[0][0])
         if step > turn.plain_until:
             turn.plain_until = self._plain_until()
+        last = min(turn.plain_until, self.openings[0][0] - 1)
         if step < self.conditions_until:
-            due = min(due, max(step, self.conditions_from))
-        turn.quiet_until = min(due - 1, turn.plain_until)
-        if not self.timed:
-            return
-        due = min(self.time_agenda[0][0], self.max_time)
-        self.next_reading = clock.last + due - clock.elapsed(clock.last)
+            last = min(last, max(step, self.conditions_from) - 1)
+        turn.fires_until = -1 if self.stop_bit else last
+        turn.quiet_until = min(last, self.step_agenda[0][0] - 1)
 
 
 def fitting(sizes: Sizes, most: int) -> int:
@@ -1008,7 +1016,11 @@ def fitting(sizes: Sizes, most: int) -> int:
 
 
 class _Once:
-    """Hands over an iterator without asking it for itself, which `chain` would do at each step."""
+    """Hands over an iterator, for `chain`, without asking it for itself.
+
+    A `for` asks, and a core goes over the same iterator with many: those would be seen by an
+    `__iter__` that is written in Python.
+    """
 
     __slots__ = ("batches",)
 

@@ -118,10 +118,13 @@ def flag(name: str, value: object) -> bool:
 def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
     """The user's `clock`, which returns seconds, as one that returns checked nanoseconds.
 
-    The returned callable raises TypeError or ValueError when `clock` returns no usable number.
+    Where `clock` goes backwards, the returned callable stands still. It raises TypeError or
+    ValueError when `clock` returns no usable number.
     """
+    latest = -MOST
 
     def tick() -> int:
+        nonlocal latest
         try:
             value = clock()
         except StopIteration as exception:
@@ -132,7 +135,8 @@ def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
             raise TypeError(wanted)
         if not -MOST < number < MOST or not -MOST < nanoseconds(number) < MOST:
             raise ValueError(wanted)
-        return nanoseconds(number)
+        latest = max(latest, nanoseconds(number))
+        return latest
 
     return tick
 

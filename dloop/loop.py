@@ -91,7 +91,7 @@ class Loop(Generic[Batch]):
     ) -> None:
         if clock is not None and not callable(clock):
             raise TypeError(f"clock={checks.shown(clock)}: pass a callable that returns seconds")
-        self._tick = None if clock is None else checks.in_nanoseconds(clock)
+        self._clock = clock
         self._schedule = Schedule(events, stop_when, max_epochs, max_steps, max_seconds)
         limit = self._schedule.max_epochs
         self._open_source = partial(
@@ -101,8 +101,8 @@ class Loop(Generic[Batch]):
 
     def _begin(self) -> None:
         self._source = self._open_source()
-        clock = _backend.core.Clock(self._tick, 0)
-        self._core = _backend.core.Core(self._schedule, self._source, clock)
+        tick = None if self._clock is None else checks.in_nanoseconds(self._clock)
+        self._core = _backend.core.Core(self._schedule, self._source, _backend.core.Clock(tick, 0))
 
     def __iter__(self) -> Iterator[tuple[Batch, AbstractSet[Hashable]]]:
         """An iterator on the run, from its next batch on, in place of any older one.
