@@ -902,17 +902,11 @@ cdef class Core:
             self.deferred = exception
         return 0
 
-    cdef object _hand_over(self, int64_t passed):
-        """Find what is due at the step after `passed` others, and let these steps be done."""
-        cdef int64_t step = self.step + 1 + passed
-        cdef bint settled = self.settled > passed
-        cdef bint plain = step <= self.turn.plain_until
-        if not plain and not settled:
-            self._look_ahead(step)
-        cdef int64_t now = self._read_clock(step) if self.timed else -1
-        cdef Agenda agenda = self.step_agenda
-        cdef StepTrigger trigger
+    cdef inline int _trigger(self, int64_t step) except -1:
+        """Add the bits of the triggers that are due at `step`."""
         cdef Py_ssize_t number
+        cdef StepTrigger trigger
+        cdef Agenda agenda = self.step_agenda
         while agenda.heap[0].due <= step:
             number = agenda.heap[0].number
             trigger = <StepTrigger>self.step_triggers[number]
@@ -922,6 +916,17 @@ cdef class Core:
             else:
                 self.bits |= trigger.bit
             agenda.replace(trigger.due_after(step), number)
+        return 0
+
+    cdef object _hand_over(self, int64_t passed):
+        """Find what is due at the step after `passed` others, and let these steps be done."""
+        cdef int64_t step = self.step + 1 + passed
+        cdef bint settled = self.settled > passed
+        cdef bint plain = step <= self.turn.plain_until
+        if not plain and not settled:
+            self._look_ahead(step)
+        cdef int64_t now = self._read_clock(step) if self.timed else -1
+        self._trigger(step)
         if self.timed and (
             self.clock.last >= self.next_reading or step >= self.openings.heap[0].due
         ):
@@ -1057,17 +1062,18 @@ cdef class Core:
 
     cdef object _fulfilled(self, list conditions, LoopState state):
         """The bits of those conditions that hold in `state`."""
-        cdef Condition condition = None
+        cdef Condition condition
         cdef bint asked
-        bits = NOTHING
+        bits = bit = NOTHING
         try:
             for condition in conditions:
+                bit = condition.bit
                 asked = condition.start <= state.global_step < condition.stop
                 if asked and condition.function(state):
-                    bits = bits | condition.bit
+                    bits |= bit
         except Exception as exception:
             failure = errors.not_stop(exception)
-            self.plan.blame(failure, condition.bit)
+            self.plan.blame(failure, bit)
             raise failure
         return bits
 
@@ -1126,14 +1132,10 @@ cdef class Core:
         cdef int64_t last
         if step > turn.plain_until:
             turn.plain_until = self._plain_until()
-        last = self.step_agenda.heap[0].due - 1
+        last = min(turn.plain_until, self.openings.heap[0].due - 1)
         if step < self.conditions_until:
             last = min(last, max(step, self.conditions_from) - 1)
-        if turn.plain_until < last:
-            last = turn.plain_until
-        if self.timed:
-            last = min(last, self.openings.heap[0].due - 1)
-        turn.quiet_until = last
+        turn.quiet_until = min(last, self.step_agenda.heap[0].due - 1)
 
 
 cdef class Steps:

@@ -566,7 +566,8 @@ class Core:
 
     def _fire(self, turn: Turn, step: int) -> frozenset[Hashable]:
         """The events of a step at which triggers alone are due, which is done."""
-        events = self._events(self._trigger(step))
+        self._trigger(step)
+        events = self._events(self.bits)
         self.bits = NOTHING
         self.last_before = UNREAD
         self.step = step
@@ -574,8 +575,8 @@ class Core:
         turn.quiet_until = due - 1 if due <= turn.fires_until else turn.fires_until
         return events
 
-    def _trigger(self, step: int) -> int:
-        """The bits of the triggers that are due at `step`."""
+    def _trigger(self, step: int) -> None:
+        """Add the bits of the triggers that are due at `step`."""
         agenda = self.step_agenda
         while agenda[0][0] <= step:
             number = agenda[0][1]
@@ -586,7 +587,6 @@ class Core:
                 self.lone = trigger
                 self.bits = trigger.bit
             heapreplace(agenda, (trigger.due_after(step), number))
-        return self.bits
 
     def _next_pair(self) -> Pair:
         """The batch in hand, and its events."""

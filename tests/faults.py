@@ -43,42 +43,38 @@ START = """            if not self.started:
                 self.clock.start()
                 self.started = True
 """
-LOOK = """        if not plain and epoch_step >= self.looks_from:
-            self._look_ahead()
+LOOK = """        if not plain and not settled:
+            self._look_ahead(step)
 """
+SHARED = ("python",)  # of a file that both cores use: it is enough to plant it for one
 
 
 class Fault(NamedTuple):
-    """`old` becomes `new` in the file of a core, where it stands exactly once."""
+    """`old` becomes `new` in `file`, or in that of a core, where it stands exactly once."""
 
     name: str
     old: str
     new: str
     cores: tuple[str, ...] = ("python", "cython")
+    file: str = ""
 
 
 FAULTS = [
     Fault("every n steps is one late", "rest = (count + 1) %", "rest = count %"),
     Fault(
         "until_step is included",
-        "if count >= self.stop - origin:",
-        "if count > self.stop - origin:",
-    ),
-    Fault("from_step is ignored", "max(step, self.start) - origin", "step - origin"),
-    Fault(
-        "per_epoch goes on by global steps",
-        "due_from(step + 1, self.draws_from)",
-        "due_from(step + 1, 0)",
+        "if count >= self.stop - self.origin",
+        "if count > self.stop - self.origin",
     ),
     Fault(
-        "per_epoch begins by global steps",
-        "due_from(self.step + 1, self.draws_from)",
-        "due_from(self.step + 1, 0)",
+        "until_step ends no period", "NEVER if self.period >= self.stop - step", "NEVER if False"
     ),
+    Fault("from_step is ignored", "max(step, self.start) - self.origin", "step - self.origin"),
+    Fault("per_epoch counts global steps", "trigger.origin = epoch_start", "trigger.origin = 0"),
     Fault(
         "per_epoch keeps the last epoch's plan",
-        "        self.epoch_agenda = make_agenda()\n        for",
-        "        for",
+        "            self._schedule_from(self.step + 1, self.draws_from)\n",
+        "            pass\n",
     ),
     Fault(
         "timers are a nanosecond late", "return now + self.period", "return now + self.period + 1"
@@ -130,15 +126,29 @@ FAULTS = [
     Fault(
         "the clock starts at every fetch", START, START.replace("if not self.started", "if True")
     ),
-    Fault("the clock may go backwards", "if reading > self.last:", "if True:"),
+    Fault(
+        "the clock may go backwards",
+        "latest = max(latest, nanoseconds(number))",
+        "latest = nanoseconds(number)",
+        SHARED,
+        "dloop/checks.py",
+    ),
     Fault("elapsed is read at every look", "if self._elapsed < 0:", "if True:"),
     Fault(
         "a look too many",
-        "epoch_step >= self.looks_from:",
-        "epoch_step >= self.looks_from - 1:",
+        "step - self.draws_from < self.looks_from\n",
+        "step - self.draws_from < self.looks_from - 1\n",
     ),
-    Fault("a look too few", "epoch_step >= self.looks_from:", "epoch_step > self.looks_from:"),
-    Fault("a cut epoch has no end", "self.ended or epoch_step == self.ends_at", "self.ended"),
+    Fault(
+        "a look too few",
+        "step - self.draws_from < self.looks_from\n",
+        "step - self.draws_from <= self.looks_from\n",
+    ),
+    Fault(
+        "a cut epoch has no end",
+        "self.ended or step - self.draws_from == self.ends_at",
+        "self.ended",
+    ),
     Fault(
         "an ended iterator is asked again",
         "            if not self.ended:\n",
@@ -155,11 +165,19 @@ FAULTS = [
     ),
     Fault("conditions do not see that stop_when ends", "state = state.at_training_end()", "pass"),
     Fault(
-        "conditions run past until_step", "if start <= step < stop:", "if start <= step <= stop:"
+        "conditions run past until_step",
+        "global_step < condition.stop",
+        "global_step <= condition.stop",
     ),
-    Fault("only True is true", "if condition(state):", "if condition(state) is True:"),
     Fault(
-        "steps without a trigger skip conditions", "if step < self.conditions_until:", "if False:"
+        "only True is true",
+        "and condition.function(state):",
+        "and condition.function(state) is True:",
+    ),
+    Fault(
+        "steps without a trigger skip conditions",
+        "        if step < self.conditions_until:\n            last",
+        "        if False:\n            last",
     ),
     Fault("a condition's error has no note", "self.plan.blame(failure, bit)", "pass"),
     Fault(
@@ -188,12 +206,13 @@ FAULTS = [
     Fault("an interrupted clock loses the batch", "self.held = batch\n", "pass\n"),
     Fault(
         "an interrupted set loses firings",
-        "            events = self._events(bits)\n            self._arm()\n",
-        "            self.bits = 0\n"
-        "            events = self._events(bits)\n            self._arm()\n",
+        "        else:\n            events = self._events(bits)\n",
+        "        else:\n            self.bits = 0\n            events = self._events(bits)\n",
     ),
-    Fault("a closed loop hands over", "if self.held is MISSING:", "if False:"),
-    Fault("a failed step leaves its time", "if self.last_before == UNREAD else", "if True else"),
+    Fault(
+        "a closed loop hands over", "if self.held is MISSING and not self.gathered:", "if False:"
+    ),
+    Fault("a failed step leaves its time", "if before == UNREAD else", "if True else"),
     Fault("the source outlives an error", "            self.source.forget()\n", ""),
     Fault(
         "an older iterator goes on",
@@ -207,13 +226,89 @@ FAULTS = [
         "        self.turn.ask_attention()\n        self.batches = None\n        self.ended",
         "        self.batches = None\n        self.ended",
     ),
-    Fault("quiet steps run over a trigger", "= min(due, self.turn", "= min(due + 1, self.turn"),
+    Fault(
+        "quiet steps run over a trigger",
+        "min(last, self.step_agenda[0][0] - 1)",
+        "min(last, self.step_agenda[0][0])",
+        ("python",),
+    ),
+    Fault(
+        "quiet steps run over a trigger",
+        "min(last, self.step_agenda.heap[0].due - 1)",
+        "min(last, self.step_agenda.heap[0].due)",
+        ("cython",),
+    ),
+    Fault(
+        "firing steps run over a condition",
+        "turn.fires_until = -1 if self.stop_bit else last",
+        "turn.fires_until = turn.plain_until",
+        ("python",),
+    ),
     Fault("plain steps run over a limit", "self.last_step) - 1", "self.last_step)"),
-    Fault("plain steps run over the time", "if plain and now < self.max_time and", "if plain and"),
-    Fault("plain steps run over stop_when", "and not bits & self.stop_bit:", "and True:"),
+    Fault(
+        "plain steps run over the time",
+        "if not plain or now >= self.max_time or",
+        "if not plain or",
+    ),
+    Fault("plain steps run over stop_when", "or bits & self.stop_bit:", "or False:", ("python",)),
+    Fault(
+        "plain steps run over stop_when",
+        "or (self.has_stop and bits & self.stop_bit):",
+        "or False:",
+        ("cython",),
+    ),
+    Fault(
+        "a list runs over a trigger",
+        "self._foreseen(self._promised_end()) - self.step)",
+        "self._foreseen(self._promised_end()) - self.step + 1)",
+    ),
+    Fault(
+        "a list has any length",
+        "return fitting(sizes, min(size, len(gathered)))",
+        "return min(size, len(gathered))",
+    ),
+    Fault(
+        "a list runs over an epoch's end",
+        "        if self.ended:\n            return True\n        if self.conditions",
+        "        if self.conditions",
+    ),
+    Fault(
+        "a list asks its last condition twice",
+        "        if self.found is not None and not settled:\n            bits",
+        "        if False:\n            bits",
+    ),
+    Fault(
+        "a list asks no condition",
+        "if found:\n                self.found = found",
+        "if found:\n                pass",
+        SHARED,
+    ),
+    Fault(
+        "settled steps ask conditions",
+        "< self.conditions_until and not settled:",
+        "< self.conditions_until:",
+    ),
+    Fault(
+        "an error drops what was gathered",
+        "                if not self.settled:\n                    raise",
+        "                if True:\n                    raise",
+    ),
+    Fault(
+        "what was gathered outlives the run",
+        "                if not self.training_end:\n                    self.gathered",
+        "                if True:\n                    self.gathered",
+    ),
+    Fault("steps count as settled for ever", "self.settled -= step - self.step", "pass"),
+    Fault("the next event is one late", "else due - self.step", "else due - self.step + 1"),
+    Fault(
+        "the coarse clock decides",
+        "self.coarse_until = self.next_reading - BEHIND",
+        "self.coarse_until = NEVER - 1",
+        ("cython",),
+    ),
     Fault(
         "a promise is broken in silence",
-        "if epoch_step == self.looks_from and",
+        "if not settled and step - self.draws_from == self.looks_from and",
         "if False and",
     ),
     Fault("a stream runs dry in silence", 'if reason == "exhausted":', "if False:"),
@@ -225,14 +320,14 @@ FAULTS = [
     Fault("unknown names are not told", "self._on_unknown(name)", "pass"),
     Fault(
         "the batch is kept",
-        "yield batch, (batch := QUIET)\n                        if",
-        "yield batch, QUIET\n                        if",
+        "yield batch, (batch := QUIET)\n",
+        "yield batch, QUIET\n",
         ("python",),
     ),
     Fault(
-        "the timed batch is kept",
-        "yield batch, (batch := QUIET)\n                    if",
-        "yield batch, QUIET\n                    if",
+        "the batch of a firing step is kept",
+        "yield batch, (batch := QUIET) or events",
+        "yield batch, events",
         ("python",),
     ),
     Fault("the batch is kept", "        Py_DECREF(batch)\n", "", ("cython",)),
@@ -244,9 +339,36 @@ FAULTS = [
     ),
     Fault(
         "quiet steps have every event",
-        '        return False\n\n    def __repr__(self):\n        return "EventSet()"',
-        '        return True\n\n    def __repr__(self):\n        return "EventSet()"',
+        '        return False\n\n    def __repr__(self):\n        return "frozenset()"',
+        '        return True\n\n    def __repr__(self):\n        return "frozenset()"',
         ("cython",),
+    ),
+    Fault(
+        "places are off by one",
+        "(place & 7)) & 1",
+        "(place + 1 & 7)) & 1",
+        ("cython",),
+    ),
+    Fault(
+        "a surplus is not looked for",
+        "if batches is not None and next(batches, _NOTHING) is not _NOTHING:",
+        "if False:",
+        SHARED,
+        "dloop/source.py",
+    ),
+    Fault(
+        "set_epoch is called again and again",
+        "    seen[id(loader)] = loader\n",
+        "    seen[id(loader)] = loader if epoch else None\n    del seen[id(loader)]\n",
+        SHARED,
+        "dloop/source.py",
+    ),
+    Fault(
+        "at_epoch is ignored",
+        "or (at is not None and epoch in _several(at))",
+        "",
+        SHARED,
+        "dloop/schedule.py",
     ),
 ]
 
@@ -259,10 +381,10 @@ def planted(core: str, fault: Fault, folder: Path) -> Path:
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "README.md"):
         shutil.copy(ROOT / name, copy / name)
-    file = copy / FILES[core]
+    file = copy / (fault.file or FILES[core])
     text = file.read_text(encoding="utf-8")
     if fault.old and text.count(fault.old) != 1:
-        raise SystemExit(f"{fault.name}: stands {text.count(fault.old)} times in {FILES[core]}")
+        raise SystemExit(f"{fault.name}: stands {text.count(fault.old)} times in {file.name}")
     if fault.old:
         file.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
     return copy
