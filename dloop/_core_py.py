@@ -710,6 +710,7 @@ class Core:
         size = fitting(sizes, self._foreseen(self._promised_end()) - self.step)
         free = min(size - 1, self._free_until() - (self.step + 1))
         while True:
+            self._check_still_open()
             self.settled = max(self.settled, min(free, len(gathered)))
             if self.settled >= size - 1 and len(gathered) >= size:
                 break

@@ -121,7 +121,8 @@ class Loop(Generic[Batch]):
         ever due: a list ends where an event comes. Step and epoch criteria fire at the same steps
         as they do without lists. Conditions are called for each batch, as the list is gathered.
         The clock is read once per list, at its last batch, and timers are judged there. An error
-        of the dataloader comes after what was gathered before it.
+        of the dataloader comes after what was gathered before it. Until then `loop.state` and the
+        counters are those of the list before.
 
         Args:
             sizes: the greatest length of a list, in batches; or a collection of lengths, with 1

@@ -3,6 +3,7 @@
 It is written from the contract, rule by rule, and evaluates every trigger of every event at every
 step with the plain formula. It is slow on purpose: no next due step, no heap, no cache. It does not
 know dloop. Numbers like 3.5 are the contract's sections and rules; 1. to 8. is the order in a step.
+A plain step is a list of one batch that is handed over without its list.
 
 Four parts: the plan (plain data), the world around the loop (clock, data, conditions; it writes the
 journal), the loop itself, and the driver, which is the user's program and serves every loop alike.
@@ -18,8 +19,14 @@ from typing import Any, Protocol
 Journal = list[tuple[object, ...]]
 Counters = tuple[int, int, int, bool, bool]
 
+# How a `for` is entered: plainly, or by chunks of these sizes.
+Sizes = None | int | tuple[int, ...]
+
 # Many runs would be endless (a clock that stands still): the user goes home after this many bodies.
 MAX_BODIES = 30
+
+# steps_to_next_event() looks so many steps ahead; all that plans have scheduled comes sooner.
+HORIZON = 100
 
 EPOCH_END = "EPOCH_END"
 TRAINING_END = "TRAINING_END"
@@ -131,6 +138,10 @@ class Plan(Plain):
     looks: tuple[bool, ...] = (False,)
     # the bodies that leave the `for`; then it is entered again
     leaves: frozenset[int] = frozenset()
+    # how it is entered, in turn
+    entries: tuple[Sizes, ...] = (None,)
+    # which bodies ask for steps_to_next_event(), in turn; the first also before the first batch
+    asks: tuple[bool, ...] = (False,)
     # after the run: restart() and a second run
     restarts: bool = False
 
@@ -197,7 +208,7 @@ class World:
         self.plan = plan
         self.journal: Journal = []
         self.now = plan.clock.start
-        self.reads = self.opened = self.fetches = self.batches = self.bodies = 0
+        self.reads = self.opened = self.fetches = self.batches = self.bodies = self.entries = 0
         self.calls: dict[str, int] = {}
         # of a source that can be consumed only once
         self.only_stream = Stream(sum(plan.source.lengths))
@@ -321,25 +332,58 @@ class Now:
     dry: bool
     looked: list[int]  # training time in ns, if the clock was read in this step
 
-    def is_in(self, part: Part) -> bool:
-        """2.10: from_step <= global_step < until_step."""
-        if part.until_step is not None and self.global_step >= part.until_step:
-            return False
-        return part.from_step <= self.global_step
+
+@dataclass
+class Held:
+    """A batch that was fetched and is not yet handed over, and what is known of its step."""
+
+    batch: int
+    epoch_step: int
+    # whether the epoch ends with it, once that was found out
+    ends: bool | None = None
+    # once the conditions were called: whether one of stop_when held, and whose of the events
+    called: tuple[bool, frozenset[Hashable]] | None = None
 
 
 class OracleIterator:
     """The light iterator of 3.8: it knows which entering of the loop it belongs to."""
 
-    def __init__(self, loop: OracleLoop) -> None:
+    def __init__(self, loop: OracleLoop, sizes: Sizes) -> None:
         self.loop = loop
         self.entry = loop.entry
+        self.sizes = sizes
 
     def __iter__(self) -> OracleIterator:
         return self
 
-    def __next__(self) -> tuple[int, frozenset[Hashable]]:
-        return self.loop.request(self.entry)
+    def __next__(self) -> tuple[Any, frozenset[Hashable]]:
+        batches, names = self.loop.request(self.entry, self.sizes)
+        return (batches[0] if self.sizes is None else batches), names
+
+
+def in_window(part: Part, global_step: int) -> bool:
+    """2.10: from_step <= global_step < until_step."""
+    if part.until_step is not None and global_step >= part.until_step:
+        return False
+    return part.from_step <= global_step
+
+
+def step_due(part: Part | str, global_step: int, epoch_step: int) -> bool:
+    """2.2 and 2.3: what is due by counting alone."""
+    if isinstance(part, str) or not in_window(part, global_step):
+        return False
+    counter = epoch_step if part.per_epoch else global_step
+    every = part.every_n_steps is not None and (counter + 1) % part.every_n_steps == 0
+    return every or counter in part.at_step
+
+
+def fits(sizes: Sizes, count: int | None) -> int:
+    """3.11: the largest of the sizes that is at most `count` (None: the largest of all)."""
+    if sizes is None:
+        return 1
+    if isinstance(sizes, int):
+        return sizes if count is None else min(sizes, count)
+    return max(size for size in sizes if count is None or size <= count)
 
 
 def parts_of(joined: Joined) -> list[Part | str]:
@@ -383,9 +427,9 @@ class OracleLoop:
         self.stream: Stream | None = None
         self.promise: int | None = None
         self.epoch_over = False
-        self.in_hand: int | None = None  # fetched and not yet handed over
-        self.ahead: list[int] = []  # what a look has found: a batch, or ...
-        self.ahead_error: Exception | None = None
+        self.held: list[Held] = []  # fetched and not yet handed over, all of this epoch
+        self.ahead: list[int] = []  # what a look has found: a batch
+        self.pending: Exception | None = None  # what comes after all that is held
         # time, in ns; what the time criteria remember, each by its event's and its part's number
         self.elapsed = 0
         self.last_reading = 0
@@ -395,18 +439,21 @@ class OracleLoop:
 
     # 3.8: entering, and asking for the next batch
 
-    def __iter__(self) -> Iterator[tuple[int, frozenset[Hashable]]]:
+    def __iter__(self) -> Iterator[tuple[Any, frozenset[Hashable]]]:
+        return self.chunks(None)
+
+    def chunks(self, sizes: Sizes) -> Iterator[tuple[Any, frozenset[Hashable]]]:
         if self.failure is not None:
             raise self.failed() from self.failure
         if self.over:
             raise LoopError("this run is finished; restart() begins a new one")
         self.entry += 1
-        return OracleIterator(self)
+        return OracleIterator(self, sizes)
 
     def failed(self) -> LoopError:
         return LoopError("this run ended with an exception; restart() begins a new one")
 
-    def request(self, entry: int) -> tuple[int, frozenset[Hashable]]:
+    def request(self, entry: int, sizes: Sizes) -> tuple[list[int], frozenset[Hashable]]:
         if entry != self.entry:
             raise LoopError("this iterator was replaced: the loop was entered again")
         if self.failure is not None:
@@ -415,7 +462,7 @@ class OracleLoop:
             self.final_request()
             raise StopIteration
         try:
-            return self.step()
+            return self.step(sizes)
         except RanDryError as dry:  # 3.7, without lookahead: no TRAINING_END
             self.over, self.stop_reason = True, "exhausted"
             self.warn(str(dry))
@@ -502,21 +549,23 @@ class OracleLoop:
                 except KeyboardInterrupt:
                     raise Undecided("interrupted while it looks for a surplus") from None
             self.next_epoch()
-        if self.ahead_error is not None:
-            raise self.ahead_error
-        if self.ahead:
-            self.taken += 1
-            return self.ahead.pop()
         while True:
-            assert self.stream is not None
             try:
-                batch = self.world.fetch(self.stream)
+                return self.fetch_here()
             except StopIteration:
                 self.found_end()
                 self.next_epoch()
-            else:
-                self.taken += 1
-                return batch
+
+    def fetch_here(self) -> int:
+        """The next batch of this epoch, or StopIteration at its end."""
+        assert self.stream is not None
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            raise pending
+        if not self.ahead:
+            self.ahead.append(self.world.fetch(self.stream))
+        self.taken += 1
+        return self.ahead.pop()
 
     def next_epoch(self) -> None:
         self.epoch_over = False
@@ -571,7 +620,7 @@ class OracleLoop:
         except StopIteration:
             return True
         except Exception as error:
-            self.ahead_error = error
+            self.pending = error
         return False
 
     # Section 2: time
@@ -590,18 +639,89 @@ class OracleLoop:
             for part in parts
         )
 
+    # 3.11: lists
+
+    def next_scheduled(
+        self, global_step: int, epoch_step: int, promise: int | None, horizon: int
+    ) -> int | None:
+        """How many steps after this one the first comes of which counting alone tells an event."""
+        joined = [parts for _, parts in self.plan.events] + [self.plan.stop_when or ()]
+        parts = [part for parts in joined for part in parts]
+        for k in range(1, horizon + 1):
+            if (
+                any(step_due(part, global_step + k, epoch_step + k) for part in parts)
+                or epoch_step + k + 1 == promise
+                or (self.plan.limit == "max_steps" and global_step + k + 1 >= self.plan.limit_value)
+            ):
+                return k
+        return None
+
+    def steps_to_next_event(self) -> int | None:
+        if self.over or self.failure is not None:
+            return None
+        promise = self.promise
+        is_callable = self.plan.source.kind in ("callable", "generator")
+        if self.stream is None and (not is_callable or self.plan.dataloader_len is not None):
+            promise = self.read_promise()
+        in_epoch = self.state.epoch == self.epoch and not self.epoch_over
+        epoch_step = self.state.epoch_step if in_epoch else -1
+        return self.next_scheduled(self.global_step, epoch_step, promise, HORIZON)
+
+    def gather(self, sizes: Sizes) -> None:
+        """Fetch until something may be due at the last batch that is held, or no more fit."""
+        most = fits(sizes, None)
+        first = self.held[0].epoch_step
+        foreseen = self.next_scheduled(self.global_step, first - 1, self.promise, most)
+        size = fits(sizes, foreseen)
+        while len(self.held) < size and self.pending is None:
+            last = self.held[-1]
+            if last.ends is None:
+                last.ends = self.find_epoch_end()
+            if last.ends:
+                return
+            if last.called is None:
+                try:
+                    last.called = self.call_conditions(self.now(len(self.held)), False, False)
+                except Exception as error:
+                    self.held.pop()
+                    self.pending = error
+                    break
+            if last.called != (False, frozenset()):
+                return
+            try:
+                self.held.append(Held(self.fetch_here(), self.taken - 1))
+            except Exception as error:  # StopIteration, too: an end that nobody foresaw
+                self.pending = error
+        if not self.held:
+            assert self.pending is not None
+            raise self.pending
+
+    def now(self, count: int) -> Now:
+        """The step of the batch that is held as the count-th."""
+        batch = self.held[count - 1]
+        ends = batch.ends is True
+        return Now(
+            self.global_step + count, self.epoch, batch.epoch_step, ends, ends and self.dries(), []
+        )
+
     # Section 2: one step
 
-    def step(self) -> tuple[int, frozenset[Hashable]]:
+    def step(self, sizes: Sizes) -> tuple[list[int], frozenset[Hashable]]:
         plan = self.plan
-        # 1. to 3. the batch, which is kept if the look is interrupted, and the look
-        if self.in_hand is None:
-            self.in_hand = self.fetch()
+        # 1. to 3. the batches, which are kept if a look is interrupted, and the look
+        if not self.held:
+            self.held.append(Held(self.fetch(), self.taken - 1))
+        self.gather(sizes)
+        count = fits(sizes, len(self.held))
+        last = self.held[count - 1]
         warnings: list[str] = []
-        epoch_end, dry = self.find_epoch_end(warnings)
+        if last.ends is None:
+            last.ends = self.find_epoch_end()
+            self.compare_with_promise(warnings)
         # 4. the clock: one reading for everything in this step
-        looked = [self.read_clock()] if self.timed() else []
-        now = Now(self.global_step + 1, self.epoch, self.taken - 1, epoch_end, dry, looked)
+        now = self.now(count)
+        if self.timed():
+            now.looked.append(self.read_clock())
 
         # 5. all criteria but the conditions
         names: set[Hashable] = set()
@@ -611,49 +731,48 @@ class OracleLoop:
                     names.add(name)
         stop_parts = parts_of(plan.stop_when or ())
         stops = [self.due(-1, number, part, now) for number, part in enumerate(stop_parts)]
-        stops.append(EPOCH_END in stop_parts and epoch_end)  # TRAINING_END fires nothing by itself
+        stops.append(EPOCH_END in stop_parts and now.epoch_end)  # TRAINING_END fires nothing itself
 
-        # 6. the limit, then stop_when; its conditions see training_end as the limit says
+        # 6. and 7. the limit, and the conditions, if they were not called while it was gathered
         reasons = self.reasons(now)
-        state = self.make_state(now, bool(reasons))
-        stops += [self.condition_due(part, state, "stop_when", now) for part in stop_parts]
-        if any(stops):
+        if last.called is None:
+            last.called = self.call_conditions(now, bool(reasons), any(stops))
+        stopped, held_true = last.called
+        names |= held_true
+        if stopped or any(stops):
             reasons.insert(0, "stop_when")  # the first of the reasons is the stop_reason
         if reasons == ["exhausted"]:
             warnings.append(self.dry_text(now.global_step))
 
-        # 7. the conditions, in order of registration
-        state = self.make_state(now, bool(reasons))
-        for name, joined in plan.events:
-            for part in parts_of(joined):
-                if self.condition_due(part, state, f"event {name!r}", now):
-                    names.add(name)
-
-        # 8. what is joined with the loop's own events; warnings; and the batch is handed over
-        own = ([EPOCH_END] if epoch_end else []) + ([TRAINING_END] if reasons else [])
+        # 8. what is joined with the loop's own events; warnings; and the list is handed over
+        own = ([EPOCH_END] if now.epoch_end else []) + ([TRAINING_END] if reasons else [])
         names.update(name for name, joined in plan.events if set(joined) & set(own))
         for text in warnings:
             self.warn(text)
-        batch, self.in_hand = self.in_hand, None
+        batches = [held.batch for held in self.held[:count]]
+        del self.held[:count]
         self.global_step = now.global_step
-        self.epoch_over = epoch_end
-        self.state = state
+        self.epoch_over = now.epoch_end
+        self.state = self.make_state(now, bool(reasons))
         if reasons:
             self.over, self.stop_reason = True, reasons[0]
-        return batch, frozenset(names | {f"LoopEvents.{name}" for name in own})
+        return batches, frozenset(names | {f"LoopEvents.{name}" for name in own})
 
-    def find_epoch_end(self, warnings: list[str]) -> tuple[bool, bool]:
-        """Whether this batch is the epoch's last, and whether with it the source has run dry."""
-        if not self.must_look():
-            return self.taken == self.promise, False
-        epoch_end = self.look_ahead()
+    def find_epoch_end(self) -> bool:
+        """Whether the batch that was fetched last is the epoch's last."""
+        return self.look_ahead() if self.must_look() else self.taken == self.promise
+
+    def dries(self) -> bool:
+        """Whether a source that is found to end, and not only to end an epoch, has run dry."""
+        return self.once and self.must_look()
+
+    def compare_with_promise(self, warnings: list[str]) -> None:
         if self.ahead and self.taken == self.promise and not self.told_longer:
             self.told_longer = True
             warnings.append(
                 f"epoch {self.epoch} has more than the {self.promise} batches that "
                 "len(dataloader) promised; it goes on to its true end"
             )
-        return epoch_end, epoch_end and self.once
 
     def reasons(self, now: Now) -> list[str]:
         """What ends training at this step, but for stop_when."""
@@ -674,14 +793,9 @@ class OracleLoop:
 
         Nothing is short-circuited, and outside the part's window nothing is evaluated.
         """
-        if isinstance(part, str) or not now.is_in(part):
+        if isinstance(part, str) or not in_window(part, now.global_step):
             return False
-        counter = now.epoch_step if part.per_epoch else now.global_step
-        dues = []
-        if part.every_n_steps is not None:
-            dues.append((counter + 1) % part.every_n_steps == 0)
-        if part.at_step:
-            dues.append(counter in part.at_step)
+        dues = [step_due(part, now.global_step, now.epoch_step)]
         if part.every_n_epochs is not None:
             dues.append(now.epoch_end and (now.epoch + 1) % part.every_n_epochs == 0)
         if part.at_epoch:
@@ -698,9 +812,28 @@ class OracleLoop:
                 self.times_fired.add((event, number, time))
         return any(dues)
 
+    def call_conditions(
+        self, now: Now, limit: bool, stopped: bool
+    ) -> tuple[bool, frozenset[Hashable]]:
+        """2.8, those of stop_when first: they see training_end as the limit says, the others see
+        what stop_when has decided."""
+        state = self.make_state(now, limit)
+        stop_parts = parts_of(self.plan.stop_when or ())
+        stops = [self.condition_due(part, state, "stop_when", now) for part in stop_parts]
+        state = self.make_state(now, limit or stopped or any(stops))
+        names = [
+            name
+            for name, joined in self.plan.events
+            for part in parts_of(joined)
+            if self.condition_due(part, state, f"event {name!r}", now)
+        ]
+        return any(stops), frozenset(names)
+
     def condition_due(self, part: Part | str, state: OracleState, owner: str, now: Now) -> bool:
         """2.8: the truth of what the condition function answers."""
-        if isinstance(part, str) or part.condition is None or not now.is_in(part):
+        if isinstance(part, str) or part.condition is None:
+            return False
+        if not in_window(part, now.global_step):
             return False
         try:
             return bool(self.world.condition(part.condition, state))
@@ -735,6 +868,8 @@ class LoopLike(Protocol):
     @property
     def stop_reason(self) -> str | None: ...
     def __iter__(self) -> Iterator[tuple[Any, Any]]: ...
+    def chunks(self, sizes: Any) -> Iterator[tuple[Any, Any]]: ...
+    def steps_to_next_event(self) -> int | None: ...
     def restart(self) -> object: ...
 
 
@@ -759,6 +894,12 @@ def ask(journal: Journal, what: str, question: Callable[[], object]) -> None:
         journal.append((what, "went on"))
 
 
+def enter(loop: LoopLike, world: World) -> Iterator[tuple[Any, Any]]:
+    sizes = world.plan.entries[world.entries % len(world.plan.entries)]
+    world.entries += 1
+    return iter(loop) if sizes is None else loop.chunks(sizes)
+
+
 def one_run(
     loop: LoopLike, world: World, read_names: Callable[[Any], object]
 ) -> Iterator[tuple[Any, Any]] | None:
@@ -767,8 +908,10 @@ def one_run(
     Returns the last iterator, unless it came to its normal end, at which it stays.
     """
     plan, journal = world.plan, world.journal
+    if plan.asks[0]:
+        journal.append(("next event in", loop.steps_to_next_event()))
     world.now += plan.clock.launch_gap
-    iterator = iter(loop)
+    iterator = enter(loop, world)
     world.now += plan.clock.launch_gap
     for _ in range(MAX_BODIES):
         try:
@@ -777,7 +920,7 @@ def one_run(
             break
         except KeyboardInterrupt as interrupt:  # a user in a notebook, who runs the cell again
             journal.append(raised(interrupt))
-            iterator = iter(loop)
+            iterator = enter(loop, world)
             continue
         except Exception as error:
             journal.append(raised(error))
@@ -792,11 +935,13 @@ def one_run(
         journal.append(("step", batch, read_names(events), counters(loop.state), elapsed))
         if loop.stop_reason is not None:
             journal.append(("stop_reason", loop.stop_reason))
+        if plan.asks[body % len(plan.asks)]:
+            journal.append(("next event in", loop.steps_to_next_event()))
         world.now += in_turn(plan.clock.body_costs, body)
         if body in plan.leaves:
             older = iterator
             try:
-                iterator = iter(loop)
+                iterator = enter(loop, world)
             except Exception as error:
                 journal.append(raised(error))
                 break
@@ -806,7 +951,7 @@ def one_run(
         return iterator
     journal.append(("end", loop.stop_reason))
     ask(journal, "next after the end", lambda: next(iterator))
-    ask(journal, "iter after the end", lambda: iter(loop))
+    ask(journal, "iter after the end", lambda: enter(loop, world))
     return iterator if loop.stop_reason == "exception" else None
 
 

@@ -25,6 +25,7 @@ from oracle import (
     Node,
     Part,
     Plan,
+    Sizes,
     Source,
     Stream,
     World,
@@ -44,6 +45,7 @@ SOURCES = (
     ),
 )
 LIMITS = ("max_epochs", "max_steps", "max_seconds")
+SIZES: tuple[int | tuple[int, ...], ...] = (3, 64, (4, 2, 1), 5, 1, (3, 1), 2, (8, 1), (2, 1))
 CRITERIA = (
     "condition",
     "every_n_steps",
@@ -174,7 +176,7 @@ def sources(draw: Draw, label: str) -> Source:
     kind, _, length = label.partition(", ")
     lengths = draw(
         st.lists(
-            st.sampled_from((4, 3, 5, 2, 6, 1)),
+            st.sampled_from((4, 3, 5, 2, 6, 1, 11)),
             min_size=draw(st.sampled_from((2, 1, 3))),
             max_size=4,
         )
@@ -223,6 +225,18 @@ def lengths_near(source: Source) -> st.SearchStrategy[int]:
 
 
 @st.composite
+def entries(draw: Draw) -> tuple[Sizes, ...]:
+    """How a `for` is entered, in turn; about half of the plans have some chunks."""
+    if draw(st.booleans()):
+        return (None,)
+    chunks = st.sampled_from(SIZES)
+    first: Sizes = draw(chunks)
+    most = draw(st.sampled_from((2, 1, 0)))
+    others: list[Sizes] = draw(st.lists(st.none() | chunks, max_size=most))
+    return (first, *others) if draw(st.booleans()) else (*others, first)
+
+
+@st.composite
 def plans(draw: Draw, label: str) -> Plan:
     """Plans with one of SOURCES; what else they have is drawn."""
     source = draw(sources(label))
@@ -265,6 +279,8 @@ def plans(draw: Draw, label: str) -> Plan:
             )
         if lookahead is False and not isinstance(source.promised, tuple):
             dataloader_len = draw(lengths_near(source))
+    entered = draw(entries())
+    leaves = len(entered) > 1 or draw(one_in(3))
     return Plan(
         source=source,
         limit=limit,
@@ -275,9 +291,13 @@ def plans(draw: Draw, label: str) -> Plan:
         lookahead=lookahead,
         clock=clock,
         looks=tuple(draw(st.lists(one_in(3), min_size=1, max_size=3))),
-        leaves=frozenset(draw(st.sets(st.integers(0, 12), max_size=2)))
-        if draw(one_in(3))
+        leaves=frozenset(draw(st.sets(st.sampled_from((1, 0, 2, 3, 5, 8, 12)), max_size=3)))
+        if leaves
         else frozenset(),
+        entries=entered,
+        asks=tuple(draw(st.lists(st.booleans(), min_size=1, max_size=3)))
+        if draw(one_in(3))
+        else (False,),
         restarts=draw(one_in(5)),
     )
 
@@ -307,6 +327,20 @@ SOURCE_TRAITS = (
     "set_epoch",
 )
 WINDOWS = ("from_step", "until_step", "per_epoch", "per_launch")
+ENTRIES = (
+    "plain",
+    "chunks(1)",
+    "chunks(n)",
+    "chunks((..., 1))",
+    "chunks of several sizes",
+    "plain after chunks, or chunks after plain",
+    "chunks, after an interrupt",
+    "chunks, and a condition",
+    "chunks, and a condition that raises",
+    "chunks, and timers",
+    "chunks, and a source that raises",
+    "chunks, and stop_when",
+)
 OTHERS = (
     "a | b",
     "LoopEvents.EPOCH_END in an Event",
@@ -322,6 +356,7 @@ OTHERS = (
     "clock raises",
     "bodies look at elapsed",
     "bodies leave the for",
+    "steps_to_next_event",
     "restart",
 )
 FEATURES: dict[str, tuple[str, ...]] = {
@@ -330,6 +365,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "limit": LIMITS,
     "criterion": CRITERIA,
     "window": WINDOWS,
+    "entry": ENTRIES,
     "other": OTHERS,
 }
 
@@ -365,8 +401,31 @@ def features(plan: Plan) -> set[tuple[str, str]]:
         ("other", "clock raises"): clock.raises_at is not None,
         ("other", "bodies look at elapsed"): any(plan.looks),
         ("other", "bodies leave the for"): bool(plan.leaves),
+        ("other", "steps_to_next_event"): any(plan.asks),
         ("other", "restart"): plan.restarts,
+        ("entry", "plain"): None in plan.entries,
+        ("entry", "chunks(1)"): 1 in plan.entries,
     }
+    chunks = [sizes for sizes in plan.entries if sizes not in (None, 1)]
+    if chunks:
+        errors = [error for _, error in source.raises]
+        called = [part.condition for part in single if part.condition is not None]
+        timed = any(part.every_n_seconds is not None or part.at_time for part in single)
+        has |= {
+            ("entry", "chunks(n)"): any(isinstance(sizes, int) for sizes in chunks),
+            ("entry", "chunks((..., 1))"): any(isinstance(sizes, tuple) for sizes in chunks),
+            ("entry", "chunks of several sizes"): len(set(chunks)) > 1,
+            ("entry", "plain after chunks, or chunks after plain"): None in plan.entries
+            and bool(plan.leaves),
+            ("entry", "chunks, after an interrupt"): "KeyboardInterrupt" in errors,
+            ("entry", "chunks, and a condition"): bool(called),
+            ("entry", "chunks, and a condition that raises"): any(
+                condition.raises_at is not None for condition in called
+            ),
+            ("entry", "chunks, and timers"): timed,
+            ("entry", "chunks, and a source that raises"): "OSError" in errors,
+            ("entry", "chunks, and stop_when"): plan.stop_when is not None,
+        }
     for _, error in source.raises:
         has["trait", f"raises {error}"] = True
     for member in (EPOCH_END, TRAINING_END):
