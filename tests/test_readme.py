@@ -10,9 +10,15 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from dloop import Event, Loop
+from frameworks import needed
+
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
-PYTHON = [block for language, block in BLOCKS if language == "python"]
+CODE = [block for language, block in BLOCKS if language == "python"]
+# What needs a framework has a test of its own
+PYTHON = [block for block in CODE if "import jax" not in block]
+JAX = [block for block in CODE if "import jax" in block]
 
 
 def names() -> dict[str, Any]:
@@ -35,6 +41,17 @@ def test_code_runs() -> None:
     assert scope["log"].call_count == 150
     assert scope["update_parameters"].call_count == 937
     assert scope["lower_learning_rate"].call_count == 1
+
+
+def test_jax_compiles_once_per_size() -> None:
+    needed("jax")
+    (block,) = JAX
+    batches = [0.5 + step % 3 for step in range(1000)]
+    scope = {**names(), "Loop": Loop, "Event": Event, "dataloader": batches}
+    exec(compile(block, str(README), "exec"), scope)
+    assert [call.args[0] for call in scope["log"].call_args_list] == list(range(99, 1000, 100))
+    assert scope["weight"] == pytest.approx(3)
+    assert scope["train"]._cache_size() == 3  # for lists of 64, of 8 and of 1
 
 
 @pytest.mark.parametrize("block", [block for block in PYTHON if ">>>" in block])
