@@ -1,205 +1,126 @@
 """What dloop costs per step, beside what a person would write or take instead.
 
-Each row compares dloop with its rival in one process, run in turns; shown are medians and the
-spread (half the range between the quartiles, in percent). `--json` prints all of it for machines.
+dloop and its rival run over the same items in one process, in turns. Shown are the medians, each
+with half the range between the quartiles in percent; the ratio is the median of each turn's ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import platform
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from itertools import repeat
+from importlib.util import find_spec
+from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, NamedTuple
+from typing import Any
 
 import dloop
-from dloop import Event, Loop, LoopEvents
 
-STEPS = 200_000
-DATA = list(range(STEPS))
-
-STEP_EVENTS = {
-    "OptimizerStep": Event(every_n_steps=16),
-    "Log": Event(every_n_steps=100),
-    "DropLR": Event(at_step=10_000),
-}
-EVENTS = {
-    **STEP_EVENTS,
-    "Checkpoint": Event(every_n_seconds=3600),
-    "Warn": Event(at_time=50 * 60),
-}
+from .peers import PEERS
+from .rows import COSTS, ROWS, Cost, Row, Side
 
 
-def by_hand() -> None:
-    """The conditions of the example, as a person writes them."""
-    data = DATA
-    perf = time.perf_counter
-    t0 = last = perf()
-    warned = False
-    n = 0
-    for step, batch in enumerate(data):  # noqa: B007 (as it is written)
-        now = perf()
-        if (step + 1) % 16 == 0:
-            n += 1
-        if (step + 1) % 100 == 0:
-            n += 1
-        if step == 10_000:
-            n += 1
-        if now - last >= 3600:
-            last = now
-            n += 1
-        if not warned and now - t0 >= 3000:
-            warned = True
-            n += 1
-        if step == len(data) - 1:
-            n += 1
+def timed(side: Side, data: list[int]) -> float:
+    """Nanoseconds per item."""
+    made = side.make(data)
+    gc.collect()
+    began = time.perf_counter_ns()
+    side.run(made)
+    return (time.perf_counter_ns() - began) / len(data)
 
 
-def by_dloop() -> None:
-    """The same with dloop."""
-    n = 0
-    for _batch, events in Loop(DATA, EVENTS, max_epochs=1):
-        if "OptimizerStep" in events:
-            n += 1
-        if "Log" in events:
-            n += 1
-        if "DropLR" in events:
-            n += 1
-        if "Checkpoint" in events:
-            n += 1
-        if "Warn" in events:
-            n += 1
-        if LoopEvents.EPOCH_END in events:
-            n += 1
-
-
-def over_zip() -> None:
-    """The cheapest way to hand over pairs."""
-    for _pair in zip(DATA, repeat(None)):
-        pass
-
-
-def over(events: dict[Any, Event]) -> Callable[[], None]:
-    """Iteration alone."""
-
-    def run() -> None:
-        for _pair in Loop(DATA, events, max_epochs=1):
-            pass
-
-    return run
-
-
-class State:
-    """What a person would hand to a condition."""
-
-    __slots__ = ("elapsed", "epoch", "epoch_end", "epoch_step", "global_step", "training_end")
-
-    def __init__(
-        self,
-        epoch: int,
-        global_step: int,
-        epoch_step: int,
-        epoch_end: bool,
-        training_end: bool,
-        elapsed: float,
-    ) -> None:
-        self.epoch = epoch
-        self.global_step = global_step
-        self.epoch_step = epoch_step
-        self.epoch_end = epoch_end
-        self.training_end = training_end
-        self.elapsed = elapsed
-
-
-def condition(state: Any) -> bool:
-    """One that never holds."""
-    return False
-
-
-def condition_by_hand() -> None:
-    """A small object for every step, and a call."""
-    n = 0
-    for step, _batch in enumerate(DATA):
-        if condition(State(0, step, step, step == len(DATA) - 1, False, 0.0)):
-            n += 1
-
-
-def condition_by_dloop() -> None:
-    """The same with dloop."""
-    n = 0
-    for _batch, events in Loop(DATA, {"Custom": Event(condition)}, max_epochs=1):
-        if "Custom" in events:
-            n += 1
-
-
-def loops() -> None:
-    """Short runs: what making a Loop costs."""
-    for _ in range(1000):
-        for _pair in Loop([None], EVENTS, max_epochs=1):
-            pass
-
-
-def many(number: int) -> dict[Any, Event]:
-    """Events of slightly different periods."""
-    return {name: Event(every_n_steps=10_000 + name) for name in range(number)}
-
-
-class Row(NamedTuple):
-    """dloop, its rival, and the ratio that is wanted at most."""
-
-    name: str
-    ours: Callable[[], None]
-    rival: Callable[[], None]
-    target: float
-    stretch: float
-
-
-ROWS = [
-    Row("five events and EPOCH_END, six checks / by hand", by_dloop, by_hand, 0.40, 0.33),
-    Row("iteration, step events / zip", over(STEP_EVENTS), over_zip, 2.2, 1.8),
-    Row("iteration, with timers / zip", over(EVENTS), over_zip, 3.2, 2.4),
-    Row("1,000 events / 5 events", over(many(1000)), over(many(5)), 1.3, 1.1),
-    Row("a condition per step / by hand", condition_by_dloop, condition_by_hand, 0.5, 0.4),
-]
-
-
-def ns_per(function: Callable[[], None], number: int) -> float:
-    """The time of one call, divided by `number`."""
-    start = time.perf_counter_ns()
-    function()
-    return (time.perf_counter_ns() - start) / number
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    """The median, and the spread in percent of it."""
-    low, middle, high = quantiles(times, n=4)
-    return {"median": middle, "spread": 50 * (high - low) / middle}
+def summary(values: list[float]) -> dict[str, float]:
+    """The median, and half the range between the quartiles in percent of it."""
+    if len(values) == 1:
+        return {"median": values[0], "spread": 0.0}
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    middle = median(values)
+    return {"median": middle, "spread": 50 * (high - low) / abs(middle) if middle else 0.0}
 
 
 def compare(row: Row, rounds: int) -> dict[str, Any]:
-    """Run the two in turns."""
-    pairs = [(ns_per(row.ours, STEPS), ns_per(row.rival, STEPS)) for _ in range(rounds)]
+    """Run both in turns; which goes first changes from turn to turn."""
+    result = {"name": row.name, "target": row.target, "stretch": row.stretch, "unit": "ns per step"}
+    if row.needs is not None and find_spec(row.needs) is None:
+        return {**result, "missing": row.needs}
+    data = list(range(row.steps))
+    timed(row.ours, data)
+    timed(row.rival, data)
+    ours: list[float] = []
+    rival: list[float] = []
+    for number in range(rounds):
+        both = [(ours, row.ours), (rival, row.rival)]
+        for times, side in both if number % 2 else reversed(both):
+            times.append(timed(side, data))
+    ratios = [mine / other for mine, other in zip(ours, rival)]
     return {
-        "name": row.name,
-        "times": [summary(list(times)) for times in zip(*pairs)],
-        "ratio": median(ours / rival for ours, rival in pairs),
-        "target": row.target,
-        "stretch": row.stretch,
+        **result,
+        "steps": row.steps,
+        "ours": summary(ours),
+        "rival": summary(rival),
+        "ratio": summary(ratios),
     }
 
 
-def import_milliseconds(rounds: int) -> dict[str, float]:
-    """The time of `import dloop` above that of a bare start of the interpreter."""
+def cost(row: Cost, rounds: int) -> dict[str, Any]:
+    values = [row.measure() for _ in range(1 if row.once else rounds)]
+    wanted = {"target": row.target, "stretch": row.stretch}
+    return {"name": row.name, **wanted, "unit": row.unit, "ours": summary(values)}
 
-    def start(code: str) -> float:
-        return ns_per(lambda: subprocess.run([sys.executable, "-c", code], check=True), 10**6)
 
-    return summary([start("import dloop") - start("pass") for _ in range(rounds)])
+def processor() -> str:
+    """The processor's name, or at least its kind."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "compiler": platform.python_compiler(),
+        "dloop": str(Path(dloop.__file__).parent),
+        "backend": dloop.BACKEND,
+        "backend_reason": dloop.BACKEND_REASON,
+    }
+
+
+def reached(row: dict[str, Any]) -> str:
+    """Which of the aims."""
+    if row["target"] is None:
+        return ""
+    value = row["ratio" if "ratio" in row else "ours"]["median"]
+    if row["stretch"] is not None and value <= row["stretch"]:
+        return "stretch"
+    return "target" if value <= row["target"] else "missed"
+
+
+def shown(value: dict[str, float] | None, unit: str, number: str = ",.1f") -> str:
+    return "" if value is None else f"{value['median']:{number}}{unit} ±{value['spread']:2.0f}%"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    if "missing" in row:
+        return f"{row['name']:58}{'not installed':>18}"
+    short = {"ns per step": " ns", "bytes": " B"}.get(row["unit"], f" {row['unit']}")
+    cells = [
+        f"{shown(row['ours'], short):>18}",
+        f"{shown(row.get('rival'), short):>20}",
+        f"{shown(row.get('ratio'), '', '.3g'):>13}",
+        *[f"{'' if row[aim] is None else row[aim]:>8}" for aim in ("target", "stretch")],
+        f"  {reached(row)}",
+    ]
+    return f"{row['name']:58}{''.join(cells)}".rstrip()
 
 
 def main() -> None:
@@ -207,30 +128,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--rounds", type=int, default=15, help="how often to run each")
+    parser.add_argument("--rows", default="", metavar="WORD", help="rows with this in their names")
     asked = parser.parse_args()
+    if asked.rounds < 1:
+        parser.error(f"--rounds {asked.rounds}: at least one is needed")
+    # Peers come last: what they import stays, and could be in the way of the others.
+    every: list[Row | Cost] = [*ROWS, *COSTS, *PEERS]
+    rows = [row for row in every if asked.rows.lower() in row.name.lower()]
+    if not rows:
+        parser.error(f"--rows {asked.rows}: no row has this in its name")
 
-    rows = [compare(row, asked.rounds) for row in ROWS]
-    made = summary([ns_per(loops, 1000) / 1000 for _ in range(asked.rounds)])
-    imported = import_milliseconds(asked.rounds)
-    machine = (
-        f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}"
-    )
-    if asked.json:
-        about = {"machine": machine, "backend": dloop.BACKEND}
-        print(json.dumps({**about, "rows": rows, "loop_us": made, "import_ms": imported}))
-        return
-    print(f"{machine}, {dloop.BACKEND} core, {STEPS} steps, medians of {asked.rounds} rounds\n")
-    print(f"{'':48}{'ns per step':>16}{'rival':>14}{'ratio':>7}{'target':>8}{'stretch':>8}")
+    about = machine()
+    if not asked.json:
+        print(f"{about['processor']}, {about['cores']} cores, {about['system']}")
+        print(f"{about['python']} ({about['compiler']}), {about['backend']} core, {about['dloop']}")
+        print(f"medians of {asked.rounds} rounds\n")
+        print(f"{'':58}{'dloop':>18}{'rival':>20}{'ratio':>13}{'target':>8}{'stretch':>8}  reached")
+    results = []
     for row in rows:
-        shown = [
-            f"{each['median']:7.1f} ±{each['spread']:2.0f}%" for each in (row["ours"], row["rival"])
-        ]
-        print(
-            f"{row['name']:48}{shown[0]:>16}{shown[1]:>14}{row['ratio']:7.2f}"
-            f"{row['target']:8.2f}{row['stretch']:8.2f}"
-        )
-    print(f"a Loop with five events, made and run over one batch: {made['median']:.1f} µs")
-    print(f"import dloop: {imported['median']:.1f} ms")
+        result = compare(row, asked.rounds) if isinstance(row, Row) else cost(row, asked.rounds)
+        results.append(result)
+        if not asked.json:
+            print(line(result), flush=True)
+    if asked.json:
+        print(json.dumps({"machine": about, "rounds": asked.rounds, "rows": results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,304 @@
+"""What is compared: rows of the table, each a piece of dloop beside what it is measured against.
+
+What a side sees is returned, so that the tests can hold both sides of a row to the same work.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import tracemalloc
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice, repeat
+from typing import Any, NamedTuple
+
+import dloop._core_py
+from dloop import Event, Loop, LoopEvents, LoopState, _backend
+
+STEP_EVENTS = {
+    "OptimizerStep": Event(every_n_steps=16),
+    "Log": Event(every_n_steps=100),
+    "DropLR": Event(at_step=10_000),
+}
+EVENTS = {
+    **STEP_EVENTS,
+    "Checkpoint": Event(every_n_seconds=3600),
+    "Warn": Event(at_time=50 * 60),
+}
+
+
+class Side(NamedTuple):
+    """`make` prepares, from the source's items, what `run` goes through; only `run` is timed."""
+
+    make: Callable[[list[int]], Any]
+    run: Callable[[Any], int]
+
+
+class Row(NamedTuple):
+    """dloop and a rival over the same items: time per step, and the ratio wanted at most."""
+
+    name: str
+    ours: Side
+    rival: Side
+    target: float | None = None
+    stretch: float | None = None
+    steps: int = 200_000
+    needs: str | None = None
+    """The package that the rival is in."""
+
+
+class Cost(NamedTuple):
+    """What is measured by itself, and how much is wanted at most."""
+
+    name: str
+    unit: str
+    measure: Callable[[], float]
+    target: float
+    stretch: float | None = None
+    once: bool = False
+    """Whether every round would give the same."""
+
+
+def as_it_is(data: list[int]) -> list[int]:
+    return data
+
+
+def loop_with(events: dict[Any, Event]) -> Callable[[list[int]], Loop[int]]:
+    return lambda data: Loop(data, events, max_epochs=1)
+
+
+def last_batch(pairs: Iterable[tuple[Any, object]]) -> Any:
+    """Iteration alone."""
+    for pair in pairs:  # noqa: B007
+        pass
+    return pair[0]
+
+
+def with_repeat(data: list[int]) -> Iterator[tuple[int, None]]:
+    """The cheapest way to hand over pairs."""
+    return zip(data, repeat(None))
+
+
+# The example: its conditions as a person writes them, and the same with dloop
+
+
+def by_hand(data: list[int]) -> int:
+    perf = time.perf_counter
+    t0 = last = perf()
+    warned = False
+    n = 0
+    for step, batch in enumerate(data):  # noqa: B007 (as people write it)
+        now = perf()
+        if (step + 1) % 16 == 0:
+            n += 1
+        if (step + 1) % 100 == 0:
+            n += 1
+        if step == 10_000:
+            n += 1
+        if now - last >= 3600:
+            last = now
+            n += 1
+        if not warned and now - t0 >= 3000:
+            warned = True
+            n += 1
+        if step == len(data) - 1:
+            n += 1
+    return n
+
+
+def six_checks(loop: Loop[int]) -> int:
+    n = 0
+    for _batch, events in loop:
+        if "OptimizerStep" in events:
+            n += 1
+        if "Log" in events:
+            n += 1
+        if "DropLR" in events:
+            n += 1
+        if "Checkpoint" in events:
+            n += 1
+        if "Warn" in events:
+            n += 1
+        if LoopEvents.EPOCH_END in events:
+            n += 1
+    return n
+
+
+@contextmanager
+def core_in_python() -> Iterator[None]:
+    """Loops that are made inside have the core in Python; they keep it."""
+    before = _backend.core
+    _backend.core = dloop._core_py
+    try:
+        yield
+    finally:
+        _backend.core = before
+
+
+def loop_in_python(data: list[int]) -> Loop[int]:
+    with core_in_python():
+        return Loop(data, EVENTS, max_epochs=1)
+
+
+# Many events
+
+
+def many(number: int) -> dict[Any, Event]:
+    """Events of slightly different periods."""
+    return {name: Event(every_n_steps=10_000 + name) for name in range(number)}
+
+
+# Lists of batches
+
+
+def chunks_of_64(data: list[int]) -> Iterator[tuple[list[int], object]]:
+    loop: Any = Loop(data, {"Log": Event(every_n_steps=1000)}, max_epochs=1)
+    chunks: Iterator[tuple[list[int], object]] = loop.chunks(64)
+    return chunks
+
+
+def last_of_chunks(chunks: Iterator[tuple[list[int], object]]) -> int:
+    for batches, _events in chunks:  # noqa: B007
+        pass
+    return batches[-1]
+
+
+def last_of_slices(data: list[int]) -> int:
+    rest = iter(data)
+    while batches := list(islice(rest, 64)):
+        last = batches
+    return last[-1]
+
+
+# A condition
+
+
+class State:
+    """What a person would hand to a condition."""
+
+    __slots__ = ("elapsed", "epoch", "epoch_end", "epoch_step", "global_step", "training_end")
+
+    def __init__(
+        self,
+        epoch: int,
+        global_step: int,
+        epoch_step: int,
+        epoch_end: bool,
+        training_end: bool,
+        elapsed: float,
+    ) -> None:
+        self.epoch = epoch
+        self.global_step = global_step
+        self.epoch_step = epoch_step
+        self.epoch_end = epoch_end
+        self.training_end = training_end
+        self.elapsed = elapsed
+
+
+def condition(state: State | LoopState) -> bool:
+    return state.global_step == 7
+
+
+def condition_by_hand(data: list[int]) -> int:
+    n = 0
+    for step, _batch in enumerate(data):
+        if condition(State(0, step, step, step == len(data) - 1, False, 0.0)):
+            n += 1
+    return n
+
+
+def condition_check(loop: Loop[int]) -> int:
+    n = 0
+    for _batch, events in loop:
+        if "Custom" in events:
+            n += 1
+    return n
+
+
+# What has no rival
+
+
+def import_milliseconds() -> float:
+    """The time of `import dloop` above that of a bare start of the interpreter."""
+
+    def start(code: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - began
+
+    return 1e3 * (start("import dloop") - start("pass"))
+
+
+def loop_microseconds(loops: int = 1000) -> float:
+    """The time of a whole run over one batch."""
+    began = time.perf_counter()
+    for _ in range(loops):
+        for _pair in Loop([None], EVENTS, max_epochs=1):
+            pass
+    return 1e6 * (time.perf_counter() - began) / loops
+
+
+def memory_growth(epoch: int = 100_000, epochs: int = 101) -> float:
+    """The most bytes held at the end of any epoch, above those at the end of the first.
+
+    The last epoch does not count: TRAINING_END makes one more set of events.
+    """
+    data = [None] * epoch
+    held = array("q", [0] * epochs)  # an array, since a list would keep ints alive
+    tracemalloc.start()
+    loop = Loop(data, EVENTS, max_epochs=epochs)
+    for _batch, events in loop:
+        if LoopEvents.EPOCH_END in events:
+            held[loop.epoch] = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return max(held[:-1]) - held[0]
+
+
+EXAMPLE = Side(loop_with(EVENTS), six_checks)
+BY_HAND = Side(as_it_is, by_hand)
+ZIP = Side(with_repeat, last_batch)
+
+ROWS = [
+    Row("five events and EPOCH_END, six checks / by hand", EXAMPLE, BY_HAND, 0.40, 0.33),
+    Row("iteration, step events / zip", Side(loop_with(STEP_EVENTS), last_batch), ZIP, 2.2, 1.8),
+    Row("iteration, with timers / zip", Side(loop_with(EVENTS), last_batch), ZIP, 3.2, 2.4),
+    Row(
+        "1,000 events / 5 events",
+        Side(loop_with(many(1000)), last_batch),
+        Side(loop_with(many(5)), last_batch),
+        1.3,
+        1.1,
+    ),
+    Row(
+        "a condition per step / by hand",
+        Side(loop_with({"Custom": Event(condition)}), condition_check),
+        Side(as_it_is, condition_by_hand),
+        0.5,
+        0.4,
+    ),
+    Row(
+        "the core in Python: six checks / by hand",
+        Side(loop_in_python, six_checks),
+        BY_HAND,
+        1.25,
+        1.0,
+    ),
+]
+if hasattr(Loop, "chunks"):  # until it is there
+    CHUNKS = Row(
+        "chunks(64), per batch / islice in lists of 64",
+        Side(chunks_of_64, last_of_chunks),
+        Side(as_it_is, last_of_slices),
+        1.1,
+        0.9,
+    )
+    ROWS.insert(4, CHUNKS)
+
+COSTS = [
+    Cost("import dloop, above a bare start", "ms", import_milliseconds, 12, 6),
+    Cost("a Loop with five events, over one batch", "µs", loop_microseconds, 25, 10),
+    Cost("growth over 10 million steps", "bytes", memory_growth, 0, once=True),
+]
