@@ -300,5 +300,5 @@ if hasattr(Loop, "chunks"):  # until it is there
 COSTS = [
     Cost("import dloop, above a bare start", "ms", import_milliseconds, 12, 6),
     Cost("a Loop with five events, over one batch", "µs", loop_microseconds, 25, 10),
-    Cost("growth over 10 million steps", "bytes", memory_growth, 0, once=True),
+    Cost("growth over 10 million steps", "bytes", memory_growth, 1000, once=True),
 ]

@@ -1,0 +1,108 @@
+"""What callgrind counts: each case at two lengths, all in one process.
+
+`benchmarks.instructions` runs this as a file, so that it imports the dloop that is installed and
+not one that lies in the current folder. What is counted lies between two calls of `mark`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+from itertools import repeat
+from typing import Any, NamedTuple
+
+from dloop import BACKEND, Event, Loop, _backend
+
+SHORT = 10_000
+LONG = 30_000
+
+
+class Case(NamedTuple):
+    """`make` prepares for a number of steps, and `run` is counted."""
+
+    name: str
+    make: Callable[[int], Any]
+    run: Callable[[Any], None]
+
+
+def mark() -> None:
+    """Callgrind begins a new part where the C library's getppid is called: nobody else does."""
+    os.getppid()
+
+
+def loop_with(events: dict[Any, Event]) -> Callable[[int], Loop[None]]:
+    # A list, since it makes nothing; and longer than the run, so that no epoch ends.
+    return lambda steps: Loop([None] * (LONG + 1), events, max_steps=steps)
+
+
+def go_through(pairs: Iterable[object]) -> None:
+    for _pair in pairs:
+        pass
+
+
+def many(number: int) -> dict[Any, Event]:
+    return {name: Event(every_n_steps=10_000 + name) for name in range(number)}
+
+
+def set_of_step(step: int) -> Callable[[int], tuple[AbstractSet[object], int]]:
+    """The events of step 0, which is quiet, or 1, at which `Log` fires; and how often to ask."""
+    events = {"Log": Event(every_n_steps=2), "Save": Event(every_n_steps=1000)}
+    sets = [due for _batch, due in Loop(range(4), events, max_steps=3)]
+    return lambda steps: (sets[step], steps // 5)
+
+
+def ask_for_log(asked: tuple[AbstractSet[object], int]) -> None:
+    events, times = asked
+    for _ in repeat(None, times):  # five, so that little of the loop is counted
+        found = "Log" in events
+        found = "Log" in events
+        found = "Log" in events
+        found = "Log" in events
+        found = "Log" in events  # noqa: F841
+
+
+def ask_for_save(asked: tuple[AbstractSet[object], int]) -> None:
+    events, times = asked
+    for _ in repeat(None, times):
+        found = "Save" in events
+        found = "Save" in events
+        found = "Save" in events
+        found = "Save" in events
+        found = "Save" in events  # noqa: F841
+
+
+FAR = {"Log": Event(every_n_steps=10**6), "Save": Event(at_step=10**6)}
+TIMERS = {"Checkpoint": Event(every_n_seconds=10**6), "Warn": Event(at_time=10**6)}
+
+CASES = [
+    Case("quiet step", loop_with(FAR), go_through),
+    Case("quiet step, with timers", loop_with({**FAR, **TIMERS}), go_through),
+    Case("step at which one event fires", loop_with({"Log": Event(every_n_steps=1)}), go_through),
+    Case("'in' on the empty set", set_of_step(0), ask_for_log),
+    Case("'in' on a full set, which has it", set_of_step(1), ask_for_log),
+    Case("'in' on a full set, which has it not", set_of_step(1), ask_for_save),
+    Case("step, 5 events every 10,000 + i", loop_with(many(5)), go_through),
+    Case("step, 1,000 events every 10,000 + i", loop_with(many(1000)), go_through),
+]
+
+
+def main() -> None:
+    """Run each case at both lengths, after a first time at which the interpreter specialises."""
+    for case in CASES:
+        case.run(case.make(SHORT))
+        for steps in (SHORT, LONG):
+            made = case.make(steps)
+            gc.collect()
+            mark()
+            case.run(made)
+            mark()
+    core: Any = _backend.core
+    about = {"core": BACKEND, "file": core.__file__, "steps": LONG - SHORT}
+    print(json.dumps({**about, "cases": [case.name for case in CASES]}))
+
+
+if __name__ == "__main__":
+    main()
