@@ -155,9 +155,7 @@ def many(number: int) -> dict[Any, Event]:
 
 
 def chunks_of_64(data: list[int]) -> Iterator[tuple[list[int], object]]:
-    loop: Any = Loop(data, {"Log": Event(every_n_steps=1000)}, max_epochs=1)
-    chunks: Iterator[tuple[list[int], object]] = loop.chunks(64)
-    return chunks
+    return Loop(data, {"Log": Event(every_n_steps=1000)}, max_epochs=1).chunks(64)
 
 
 def last_of_chunks(chunks: Iterator[tuple[list[int], object]]) -> int:
@@ -273,6 +271,13 @@ ROWS = [
         1.1,
     ),
     Row(
+        "chunks(64), per batch / islice in lists of 64",
+        Side(chunks_of_64, last_of_chunks),
+        Side(as_it_is, last_of_slices),
+        1.1,
+        0.9,
+    ),
+    Row(
         "a condition per step / by hand",
         Side(loop_with({"Custom": Event(condition)}), condition_check),
         Side(as_it_is, condition_by_hand),
@@ -287,15 +292,6 @@ ROWS = [
         1.0,
     ),
 ]
-if hasattr(Loop, "chunks"):  # until it is there
-    CHUNKS = Row(
-        "chunks(64), per batch / islice in lists of 64",
-        Side(chunks_of_64, last_of_chunks),
-        Side(as_it_is, last_of_slices),
-        1.1,
-        0.9,
-    )
-    ROWS.insert(4, CHUNKS)
 
 COSTS = [
     Cost("import dloop, above a bare start", "ms", import_milliseconds, 12, 6),
