@@ -48,8 +48,12 @@ def many(number: int) -> dict[Any, Event]:
 
 
 def set_of_step(step: int) -> Callable[[int], tuple[AbstractSet[object], int]]:
-    """The events of step 0, which is quiet, or 1, at which `Log` fires; and how often to ask."""
-    events = {"Log": Event(every_n_steps=2), "Save": Event(every_n_steps=1000)}
+    """The events of step 0, which is quiet, or 1, at which `Log` fires; and how often to ask.
+
+    The members of LoopEvents are hashed by their addresses, which differ from one environment to
+    the next. Among many names they are not in the way of the one that is asked for.
+    """
+    events = {"Log": Event(every_n_steps=2), "Save": Event(every_n_steps=1000), **many(1000)}
     sets = [due for _batch, due in Loop(range(4), events, max_steps=3)]
     return lambda steps: (sets[step], steps // 5)
 
