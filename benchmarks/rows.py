@@ -71,10 +71,10 @@ def loop_with(events: dict[Any, Event]) -> Callable[[list[int]], Loop[int]]:
 
 
 def last_batch(pairs: Iterable[tuple[Any, object]]) -> Any:
-    """Iteration alone."""
-    for pair in pairs:  # noqa: B007
+    """Iteration alone; pairs are taken apart, as loops do, which lets zip use its own again."""
+    for batch, _events in pairs:  # noqa: B007
         pass
-    return pair[0]
+    return batch
 
 
 def with_repeat(data: list[int]) -> Iterator[tuple[int, None]]:
