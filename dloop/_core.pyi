@@ -53,7 +53,6 @@ def make_event_set(
     names: Iterable[Hashable],
     places: dict[Hashable, int],
     first: tuple[Hashable, ...],
-    bits: int,
     on_unknown: Callable[[Hashable], object],
 ) -> EventSet: ...
 

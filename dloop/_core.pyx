@@ -9,13 +9,14 @@ through `_gather` (get them) and, for its last, `_hand_over`.
 
 from bisect import bisect_left, bisect_right
 
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from cpython.time cimport PyTime_PerfCounterRaw
 from cython cimport freelist
 from libc.stdint cimport INT64_MAX, int64_t
+from libc.string cimport memset
 
 from . import errors
 
@@ -110,12 +111,19 @@ cdef class EventSet(frozenset):
         return frozenset, (list(self),)
 
 
-def make_event_set(names, dict places, tuple first, bits, on_unknown):
-    """The EventSet of `names`, whose `bits` stand at their `places`."""
+def make_event_set(names, dict places, tuple first, on_unknown):
+    """The EventSet of `names`, which have `places`; `first` are the names at the first of them."""
     cdef EventSet events = EventSet.__new__(EventSet, names)
+    cdef Py_ssize_t size = len(places) // 8 + 1
+    cdef Py_ssize_t place
     events._places = places
     events._first = first
-    events._bits = bits.to_bytes(len(places) // 8 + 1, "little")
+    events._bits = PyBytes_FromStringAndSize(NULL, size)
+    cdef char *bits = PyBytes_AS_STRING(events._bits)
+    memset(bits, 0, size)
+    for name in names:
+        place = places[name]
+        bits[place >> 3] |= 1 << (place & 7)
     events._on_unknown = on_unknown
     return events
 

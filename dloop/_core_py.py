@@ -65,10 +65,9 @@ def make_event_set(
     names: Iterable[Hashable],
     places: dict[Hashable, int],
     first: tuple[Hashable, ...],
-    bits: int,
     on_unknown: Callable[[Hashable], object],
 ) -> EventSet:
-    """The EventSet of `names`, whose `bits` stand at their `places`."""
+    """The EventSet of `names`, which have `places`; `first` are the names at the first of them."""
     events = EventSet(names)
     events._names = frozenset(names)
     events._places = places

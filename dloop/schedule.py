@@ -37,12 +37,11 @@ class Names:
     def event_set(self, bits: int) -> frozenset[Hashable]:
         """The set of the names whose bits are given."""
         names = []
-        left = bits
-        while left:
-            place = left.bit_length() - 1
+        while bits:
+            place = bits.bit_length() - 1
             names.append(self._names[place])
-            left ^= 1 << place
-        return self._make_event_set(names, self._places, self._first, bits, self._warn_of_unknown)
+            bits ^= 1 << place
+        return self._make_event_set(names, self._places, self._first, self._warn_of_unknown)
 
     def _warn_of_unknown(self, name: Hashable) -> None:
         if name in self._unknown_asked:
