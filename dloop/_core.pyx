@@ -13,6 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
+from cpython.set cimport PySet_Contains, PySet_GET_SIZE
 from cpython.time cimport PyTime_PerfCounterRaw
 from cython cimport freelist
 from libc.stdint cimport INT64_MAX, int64_t
@@ -66,10 +67,10 @@ cdef int64_t BEHIND = 4 * min(coarse_resolution(), NEVER >> 3)
 
 
 cdef class NoEvents(frozenset):
-    """The set of events of a quiet step: empty, and it answers `in` without looking."""
+    """The set of events of a quiet step: empty, and it answers `in` without hashing."""
 
     def __contains__(self, name):
-        return False
+        return PySet_GET_SIZE(self) and PySet_Contains(self, name)
 
     def __repr__(self):
         return "frozenset()"
@@ -84,7 +85,7 @@ cdef class EventSet(frozenset):
     Asked for a name that has none of the `places`, it calls `on_unknown(name)`.
     """
 
-    cdef dict _places
+    cdef dict _places  # None in a set that somebody else made
     cdef tuple _first  # the names at the first places
     cdef bytes _bits
     cdef object _on_unknown
@@ -92,6 +93,8 @@ cdef class EventSet(frozenset):
     def __contains__(self, name):
         cdef Py_ssize_t place
         cdef PyObject *known
+        if self._places is None:
+            return PySet_Contains(self, name)
         for place in range(PyTuple_GET_SIZE(self._first)):
             # mostly it is the very object that the loop was given: no need to hash it
             if <PyObject *>name is PyTuple_GET_ITEM(self._first, place):
@@ -178,7 +181,8 @@ cdef class LoopState:
         epoch_end: whether the step has the last batch of its epoch.
         training_end: whether the step is the last of the run.
         elapsed: training time in seconds: the step's reading of the clock where an event or a
-            limit needs time, else read when it is first looked at.
+            limit needs time, else read when it is first looked at. Where nothing comes due for
+            long, the compiled core may read the system's coarse clock, some milliseconds behind.
         steps_done: `global_step + 1`.
 
     Example:
@@ -230,6 +234,9 @@ cdef class LoopState:
     def __hash__(self):
         return hash(self._values())
 
+    def __reduce__(self):
+        return restored_state, (*self._values()[:-1], round(self.elapsed * 1e9))
+
     def __repr__(self):
         values = ", ".join([f"{name}={value!r}" for name, value in zip(_FIELDS, self._values())])
         return f"LoopState({values})"
@@ -253,6 +260,19 @@ cdef LoopState make_state(
     state._elapsed = elapsed
     state._clock = clock
     return state
+
+
+def restored_state(
+    int64_t epoch,
+    int64_t global_step,
+    int64_t epoch_step,
+    bint epoch_end,
+    bint training_end,
+    int64_t elapsed,
+):
+    """The LoopState that was copied or pickled; its time is known."""
+    clock = Clock(None, 0)
+    return make_state(epoch, global_step, epoch_step, epoch_end, training_end, elapsed, clock)
 
 
 cdef struct Entry:
@@ -358,6 +378,7 @@ cdef class TimeTrigger:
     """Due `period` after it was last due, or once at each of `points`, in nanoseconds."""
 
     cdef object bit
+    cdef int64_t last  # the training time at which it was last due
     cdef int64_t period
     cdef tuple points
     cdef int64_t origin
@@ -367,6 +388,7 @@ cdef class TimeTrigger:
     def __init__(
         self, bit, int64_t period, tuple points, int64_t origin, int64_t start, int64_t stop
     ):
+        self.last = -1
         self.bit = bit
         self.period = period
         self.points = points
@@ -374,14 +396,13 @@ cdef class TimeTrigger:
         self.start = start
         self.stop = stop
 
-    cdef int64_t first_due(self) except -1:
-        return self.origin + (self.period or self.points[0])
-
-    cdef int64_t due_after(self, int64_t now) except -1:
-        """The training time at which this is due again, after it was at `now`."""
+    cdef int64_t due(self) except -1:
+        """The training time at which this is due next."""
+        if self.last < 0:
+            return self.origin + (self.period or self.points[0])
         if self.period:
-            return now + self.period
-        place = bisect_right(self.points, now - self.origin)
+            return self.last + self.period
+        place = bisect_right(self.points, self.last - self.origin)
         return NEVER if place == len(self.points) else self.origin + self.points[place]
 
 
@@ -448,7 +469,6 @@ cdef class Core:
     cdef bint epoch_end
     cdef bint training_end
     cdef LoopState latest
-    cdef int64_t dated  # the latest step whose reading of the clock is known
     cdef readonly object stop_reason
     cdef object error
     cdef bint finished
@@ -492,7 +512,10 @@ cdef class Core:
     cdef Agenda step_agenda
     cdef Agenda time_agenda
     cdef Agenda openings  # of timers that wait for their first step
-    cdef StepTrigger lone
+    cdef StepTrigger lone  # that which put the first of the bits
+    # The timers of the latest step that had any, each with the time at which it was due before
+    cdef list fired
+    cdef int64_t fired_at
     cdef int64_t next_reading
     cdef int64_t coarse_until
 
@@ -505,8 +528,6 @@ cdef class Core:
         int64_t epoch_steps=0,
         int64_t steps=0,
     ):
-        cdef Py_ssize_t number
-        cdef TimeTrigger timer
         self.plan = plan
         self.source = source
         self.clock = clock
@@ -519,7 +540,6 @@ cdef class Core:
         self.epoch_end = False
         self.training_end = False
         self.latest = None
-        self.dated = self.step
         self.stop_reason = None
         self.error = None
         self.finished = False
@@ -562,17 +582,11 @@ cdef class Core:
             TimeTrigger(bit, period, points, clock.saved if per_launch else 0, start, stop)
             for bit, period, points, per_launch, start, stop in plan.times
         ]
-        self.time_agenda = make_agenda()
-        self.openings = make_agenda()
         self.lone = None
-        for number, timer in enumerate(self.time_triggers):
-            if timer.start <= steps:
-                self.time_agenda.push(timer.first_due(), number)
-            else:
-                self.openings.push(timer.start, number)
+        self.fired = []
+        self.fired_at = -1
         self._schedule_from(steps, self.draws_from)
-        self.next_reading = UNREAD
-        self.coarse_until = 0
+        self._schedule_timers()
 
     def steps(self):
         """A new iterator on the run, in place of any older one."""
@@ -611,8 +625,6 @@ cdef class Core:
         cdef int64_t epoch_end
         if self.closed or self.stop_reason is not None:
             return None
-        if self.bits is not NOTHING:
-            return 1
         if self.batches is None or (self.epoch_end and self.drawing == self.epoch):
             start = step if self.epoch_end else self.draws_from
             self._schedule_from(step, start)
@@ -629,7 +641,7 @@ cdef class Core:
         if self.latest is None or self.latest.global_step != self.step:
             now = self.clock.saved
             if self.started:
-                now = self._handed_over_at() if self.timed and self.dated == self.step else -1
+                now = self._handed_over_at() if self.timed else -1
             self.latest = make_state(
                 self.epoch,
                 self.step,
@@ -655,8 +667,8 @@ cdef class Core:
             if not self._take():
                 return MISSING
             events = self._hand_over(0)
+            self._arm(len(self.gathered) > 0)
             batch, self.held = self.held, MISSING
-            self._arm()
             return batch, events
         except BaseException as exception:
             self._fail(exception)
@@ -673,12 +685,10 @@ cdef class Core:
             if not size:
                 return MISSING
             events = self._hand_over(size - 1)
+            self._arm(size < len(self.gathered))
             batches, self.gathered = self.gathered, []
             if size < len(batches):
-                batches, rest = batches[:size], batches[size:]
-                if not self.training_end:
-                    self.gathered = rest
-            self._arm()
+                batches, self.gathered = batches[:size], batches[size:]
             return batches, events
         except BaseException as exception:
             self._fail(exception)
@@ -734,6 +744,21 @@ cdef class Core:
             self.stop_reason = "exception"
             self._let_go()
             self.source.forget()
+        else:
+            self._take_back()
+        return 0
+
+    cdef int _take_back(self) except -1:
+        """Let what an interrupted step has taken from the agendas be there again."""
+        cdef TimeTrigger timer
+        self.turn.ask_attention()
+        if self.fired_at > self.step:
+            for timer, last in self.fired:
+                timer.last = last
+            self.fired = []
+        self.bits = NOTHING
+        self._schedule_from(self.step + 1, self.draws_from)
+        self._schedule_timers()
         return 0
 
     cdef int _let_go(self) except -1:
@@ -742,6 +767,7 @@ cdef class Core:
         self.held = self.ahead = MISSING
         self.gathered = []
         self.settled = 0
+        self.found = None
         return 0
 
     cdef bint _take(self) except -1:
@@ -776,6 +802,8 @@ cdef class Core:
             if not self.started:
                 self.clock.start()
                 self.started = True
+            if self.batches is None:
+                raise self._left()
             if not self.ended:
                 self.held = next(self.batches, MISSING)
                 if self.held is not MISSING:
@@ -794,16 +822,16 @@ cdef class Core:
         """
         cdef int64_t size
         cdef int64_t free
-        if self.held is not MISSING or not self.gathered:
+        if self.training_end or self.held is not MISSING or not self.gathered:
             if not self._take():
                 return 0
-            self.gathered.insert(0, self.held)
-            self.held = MISSING
+            self.gathered, self.held = [self.held, *self.gathered], MISSING
         cdef list gathered = self.gathered
         size = fitting(sizes, self._foreseen(self._promised_end()) - self.step)
         free = min(size - 1, self._free_until() - (self.step + 1))
         while True:
-            self._check_still_open()
+            if self.batches is None:
+                raise self._left()
             self.settled = max(self.settled, min(free, len(gathered)))
             if self.settled >= size - 1 and len(gathered) >= size:
                 break
@@ -879,6 +907,20 @@ cdef class Core:
         self.step_agenda = agenda
         return 0
 
+    cdef int _schedule_timers(self) except -1:
+        cdef Py_ssize_t number
+        cdef TimeTrigger timer
+        self.time_agenda = make_agenda()
+        self.openings = make_agenda()
+        for number, timer in enumerate(self.time_triggers):
+            if timer.start <= self.step + 1:
+                self.time_agenda.push(timer.due(), number)
+            else:
+                self.openings.push(timer.start, number)
+        self.next_reading = UNREAD
+        self.coarse_until = 0
+        return 0
+
     cdef int _leave_epoch(self) except -1:
         self.turn.ask_attention()
         self.batches = None
@@ -892,6 +934,7 @@ cdef class Core:
             self.finished = True
             self.turn.ask_attention()
             self.batches = None
+            self.gathered = []
             self.source.finish(self.epoch, self.stop_reason)
         return 0
 
@@ -934,7 +977,7 @@ cdef class Core:
         cdef bint plain = step <= self.turn.plain_until
         if not plain and not settled:
             self._look_ahead(step)
-        cdef int64_t now = self._read_clock(step) if self.timed else -1
+        cdef int64_t now = self._read_clock() if self.timed else -1
         self._trigger(step)
         if self.timed and (
             self.clock.last >= self.next_reading or step >= self.openings.heap[0].due
@@ -946,14 +989,13 @@ cdef class Core:
         elif self.conditions_from <= step < self.conditions_until:
             bits = bits | self._ask(step, False, False, NOTHING, now)
             events = self._events(bits)
-            self._check_still_open()
             self.latest = self.asked
         else:
             events = self._events(bits)
+        if self.held is MISSING and not self.gathered:
+            raise self._left()
         self.bits = NOTHING
         self.last_before = UNREAD
-        if now >= 0:
-            self.dated = step
         self.step = step
         return events
 
@@ -983,7 +1025,9 @@ cdef class Core:
         if reason == "exhausted":
             self.source.ran_dry(step)
         events = self._events(bits)
-        self._check_still_open()
+        if self.held is MISSING and not self.gathered:
+            raise self._left()
+        self.turn.ask_attention()
         self.epoch = self.drawing
         self.epoch_start = self.draws_from
         self.epoch_end = epoch_end
@@ -995,22 +1039,16 @@ cdef class Core:
         else:
             self.settled = 0
             self.found = None
-        self.turn.ask_attention()
         return events
 
-    cdef int _check_still_open(self) except -1:
-        """Raise where a condition, or the source, has closed the loop."""
-        if self.held is MISSING and not self.gathered:
-            raise errors.closed() if self.closed else errors.replaced()
-        return 0
+    cdef object _left(self):
+        """The error where the user's code has closed or restarted the loop in a step."""
+        return errors.closed() if self.closed else errors.replaced()
 
-    cdef int64_t _read_clock(self, int64_t step) except? -1:
-        """The training time, or -1 where the coarse clock shows that nothing can be due."""
+    cdef int64_t _read_clock(self) except -1:
+        """The training time of a step that is not quiet."""
         cdef Clock clock = self.clock
         if self.reading == UNREAD:
-            if self.coarse_until and step < self.openings.heap[0].due:
-                if coarse_clock() < self.coarse_until:
-                    return -1
             self.reading = clock.tick()
         if self.last_before == UNREAD:
             self.last_before = clock.last
@@ -1026,14 +1064,19 @@ cdef class Core:
         while self.openings.heap[0].due <= step:
             number = self.openings.heap[0].number
             timer = <TimeTrigger>self.time_triggers[number]
-            agenda.push(timer.first_due(), number)
+            agenda.push(timer.due(), number)
             self.openings.replace(NEVER, number)
         while agenda.heap[0].due <= now:
             number = agenda.heap[0].number
             timer = <TimeTrigger>self.time_triggers[number]
             if step < timer.stop:
                 self.bits |= timer.bit
-                agenda.replace(timer.due_after(now), number)
+                if self.fired_at != step:
+                    self.fired_at = step
+                    self.fired = []
+                self.fired.append((timer, timer.last))
+                timer.last = now
+                agenda.replace(timer.due(), number)
             else:
                 agenda.replace(NEVER, number)
         cdef Clock clock = self.clock
@@ -1125,7 +1168,6 @@ cdef class Core:
             self.training_end
             or self.epoch_end
             or self.ended
-            or self.gathered
             or self.ahead is not MISSING
             or self.deferred is not None
         ):
@@ -1134,13 +1176,16 @@ cdef class Core:
             special = min(special, max(step, self.conditions_from))
         return min(special, self.last_step) - 1
 
-    cdef void _arm(self) noexcept:
-        """Find out up to where nothing can be due, but by the time."""
+    cdef void _arm(self, bint some_left) noexcept:
+        """Find out up to where nothing can be due, but by the time.
+
+        That is nowhere where `some_left` of what was gathered goes before what is to be fetched.
+        """
         cdef Turn turn = self.turn
         cdef int64_t step = self.step + 1
         cdef int64_t last
         if step > turn.plain_until:
-            turn.plain_until = self._plain_until()
+            turn.plain_until = -1 if some_left else self._plain_until()
         last = min(turn.plain_until, self.openings.heap[0].due - 1)
         if step < self.conditions_until:
             last = min(last, max(step, self.conditions_from) - 1)
@@ -1159,7 +1204,7 @@ cdef class Steps:
     def __next__(self):
         # `core` is not given a local name: that would count references at every step
         cdef PyObject *fetched
-        cdef int64_t reading
+        cdef int64_t reading = NEVER
         if self.core.step >= self.turn.quiet_until:
             return self._or_end(self.core._next_pair(self.turn))
         batches = self.core.batches  # alive during the fetch, whatever happens in it
@@ -1169,7 +1214,9 @@ cdef class Steps:
         batch = <object>fetched
         Py_DECREF(batch)
         if self.core.timed:
-            if not self.core.coarse_until or coarse_clock() >= self.core.coarse_until:
+            if self.core.coarse_until:
+                reading = coarse_clock()
+            if reading >= self.core.coarse_until:
                 if self.core.clock._tick is None:
                     reading = PyTime_PerfCounterRaw()
                 else:
@@ -1178,8 +1225,8 @@ cdef class Steps:
                     self.core.held = batch
                     self.core.reading = reading
                     return self._or_end(self.core._next_pair(self.turn))
+            if reading > self.core.clock.last:  # the coarse clock lags behind
                 self.core.clock.last = reading
-                self.core.dated = self.core.step + 1
         self.core.step += 1
         return batch, QUIET
 
@@ -1203,7 +1250,7 @@ cdef int64_t fitting(sizes, int64_t most) except -1:
     """The greatest of `sizes`, or of all up to it where it is one number, that is within `most`."""
     if isinstance(sizes, int):
         return min(most, <int64_t>sizes)
-    for size in sizes:
+    for size in sizes[:-1]:
         if size <= most:
             return size
     return 1

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._core import Plan, Source
+    from .errors import LoopError
 
     Pair = tuple[Any, frozenset[Hashable]]
     Sizes = int | tuple[int, ...]
@@ -44,13 +45,19 @@ class EventSet(frozenset):  # type: ignore[type-arg]
     __slots__ = ("_names", "_on_unknown", "_places")
 
     _names: frozenset[Hashable]
-    _places: dict[Hashable, int]
+    _places: dict[Hashable, int] | None  # None in a set that somebody else made
     _on_unknown: Callable[[Hashable], object]
+
+    def __new__(cls, names: Iterable[Hashable] = ()) -> EventSet:
+        events = super().__new__(cls, names)
+        events._names = frozenset(events)
+        events._places = None
+        return events
 
     def __contains__(self, name: Hashable) -> bool:
         if name in self._names:
             return True
-        if name not in self._places:
+        if self._places is not None and name not in self._places:
             self._on_unknown(name)
         return False
 
@@ -69,7 +76,6 @@ def make_event_set(
 ) -> EventSet:
     """The EventSet of `names`, which have `places`; `first` are the names at the first of them."""
     events = EventSet(names)
-    events._names = frozenset(names)
     events._places = places
     events._on_unknown = on_unknown
     return events
@@ -119,7 +125,8 @@ class LoopState:
         epoch_end: whether the step has the last batch of its epoch.
         training_end: whether the step is the last of the run.
         elapsed: training time in seconds: the step's reading of the clock where an event or a
-            limit needs time, else read when it is first looked at.
+            limit needs time, else read when it is first looked at. Where nothing comes due for
+            long, the compiled core may read the system's coarse clock, some milliseconds behind.
         steps_done: `global_step + 1`.
 
     Example:
@@ -211,9 +218,25 @@ class LoopState:
     def __hash__(self) -> int:
         return hash(self._values())
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return restored_state, (*self._values()[:-1], round(self.elapsed * 1e9))
+
     def __repr__(self) -> str:
         values = ", ".join([f"{name}={value!r}" for name, value in zip(_FIELDS, self._values())])
         return f"LoopState({values})"
+
+
+def restored_state(
+    epoch: int,
+    global_step: int,
+    epoch_step: int,
+    epoch_end: bool,
+    training_end: bool,
+    elapsed: int,
+) -> LoopState:
+    """The LoopState that was copied or pickled; its time is known."""
+    clock = Clock(None, 0)
+    return LoopState(epoch, global_step, epoch_step, epoch_end, training_end, elapsed, clock)
 
 
 class StepTrigger:
@@ -255,11 +278,12 @@ class StepTrigger:
 class TimeTrigger:
     """Due `period` after it was last due, or once at each of `points`, in nanoseconds."""
 
-    __slots__ = ("bit", "origin", "period", "points", "start", "stop")
+    __slots__ = ("bit", "last", "origin", "period", "points", "start", "stop")
 
     def __init__(
         self, bit: int, period: int, points: tuple[int, ...], origin: int, start: int, stop: int
     ) -> None:
+        self.last = -1  # the training time at which it was last due
         self.bit = bit
         self.period = period
         self.points = points
@@ -267,14 +291,13 @@ class TimeTrigger:
         self.start = start
         self.stop = stop
 
-    def first_due(self) -> int:
-        return self.origin + (self.period or self.points[0])
-
-    def due_after(self, now: int) -> int:
-        """The training time at which this is due again, after it was at `now`."""
+    def due(self) -> int:
+        """The training time at which this is due next."""
+        if self.last < 0:
+            return self.origin + (self.period or self.points[0])
         if self.period:
-            return now + self.period
-        place = bisect_right(self.points, now - self.origin)
+            return self.last + self.period
+        place = bisect_right(self.points, self.last - self.origin)
         return NEVER if place == len(self.points) else self.origin + self.points[place]
 
 
@@ -343,6 +366,8 @@ class Core:
         "epoch_start",
         "error",
         "finished",
+        "fired",
+        "fired_at",
         "found",
         "gathered",
         "global_triggers",
@@ -443,16 +468,12 @@ class Core:
             TimeTrigger(bit, period, points, clock.saved if per_launch else 0, start, stop)
             for bit, period, points, per_launch, start, stop in plan.times
         ]
-        self.time_agenda = make_agenda()
-        self.openings = make_agenda()  # of timers that wait for their first step
-        self.lone: StepTrigger | None = None
-        for number, timer in enumerate(self.time_triggers):
-            if timer.start <= steps:
-                heappush(self.time_agenda, (timer.first_due(), number))
-            else:
-                heappush(self.openings, (timer.start, number))
+        self.lone: StepTrigger | None = None  # that which put the first of the bits
+        # the timers of the latest step that had any, each with the time at which it was due before
+        self.fired: list[tuple[TimeTrigger, int]] = []
+        self.fired_at = -1
         self._schedule_from(steps, self.draws_from)
-        self.next_reading = UNREAD
+        self._schedule_timers()
 
     def steps(self) -> Iterator[Pair]:
         """A new iterator on the run, in place of any older one."""
@@ -484,8 +505,6 @@ class Core:
         step = self.step + 1
         if self.closed or self.stop_reason is not None:
             return None
-        if self.bits:
-            return 1
         if self.batches is None or (self.epoch_end and self.drawing == self.epoch):
             start = step if self.epoch_end else self.draws_from
             self._schedule_from(step, start)
@@ -537,7 +556,8 @@ class Core:
                     if timed:
                         reading = tick()
                     if step < turn.quiet_until and reading < next_reading:
-                        clock.last = reading
+                        if timed:
+                            clock.last = reading
                         self.step = step = step + 1
                         yield batch, (batch := QUIET)
                     elif step < turn.fires_until and reading < next_reading:
@@ -589,9 +609,8 @@ class Core:
 
     def _next_pair(self) -> Pair:
         """The batch in hand, and its events."""
-        events = self._hand_over(0)
+        events = self._pass_on(0, bool(self.gathered))
         batch, self.held = self.held, MISSING
-        self._arm()
         return batch, events
 
     def _again(self, turn: Turn) -> Pair:
@@ -608,14 +627,11 @@ class Core:
             size = self._gather(sizes)
             if not size:
                 return MISSING  # type: ignore[no-any-return]
-            events = self._hand_over(size - 1)
-            batches, self.gathered = self.gathered, []
-            if size < len(batches):
-                batches, rest = batches[:size], batches[size:]
-                if not self.training_end:
-                    self.gathered = rest
-            self._arm()
-            return batches, events
+            events = self._pass_on(size - 1, size < len(self.gathered))
+            batches: Any
+            batches, self.gathered = self.gathered[:size], self.gathered[size:]
+            # without a name for the list: an error that was met keeps this frame alive
+            return batches, (batches := QUIET) or events
         except BaseException as exception:
             self._fail(exception)
             raise
@@ -647,6 +663,19 @@ class Core:
             self.stop_reason = "exception"
             self._let_go()
             self.source.forget()
+        else:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Let what an interrupted step has taken from the agendas be there again."""
+        self.turn.ask_attention()
+        if self.fired_at > self.step:
+            for timer, last in self.fired:
+                timer.last = last
+            self.fired = []
+        self.bits = NOTHING
+        self._schedule_from(self.step + 1, self.draws_from)
+        self._schedule_timers()
 
     def _let_go(self) -> None:
         self.turn.ask_attention()
@@ -654,6 +683,7 @@ class Core:
         self.held = self.ahead = MISSING
         self.gathered = []
         self.settled = 0
+        self.found = None
 
     def _take(self) -> bool:
         """Have the next step's batch in hand: kept, looked at before, or fetched.
@@ -670,7 +700,8 @@ class Core:
             self._finish()
             return False
         if self.gathered:
-            self.held = self.gathered.pop(0)
+            self.held = self.gathered[0]
+            del self.gathered[0]
             return True
         if self.deferred is not None:
             raise self.deferred
@@ -685,8 +716,10 @@ class Core:
             if not self.started:
                 self.clock.start()
                 self.started = True
+            if self.batches is None:
+                raise self._left()
             if not self.ended:
-                for self.held in self.batches:  # type: ignore[union-attr]  # noqa: B020
+                for self.held in self.batches:  # noqa: B020
                     return True
             taken = self.step + 1 - self.draws_from
             if not self.source.goes_on_after(self.drawing, taken, self.step):
@@ -700,27 +733,26 @@ class Core:
 
         Returns how many they are; 0 when the run is over.
         """
-        if self.held is not MISSING or not self.gathered:
+        if self.training_end or self.held is not MISSING or not self.gathered:
             if not self._take():
                 return 0
-            self.gathered.insert(0, self.held)
-            self.held = MISSING
-        gathered = self.gathered
+            self.gathered, self.held = [self.held, *self.gathered], MISSING
         size = fitting(sizes, self._foreseen(self._promised_end()) - self.step)
         free = min(size - 1, self._free_until() - (self.step + 1))
         while True:
-            self._check_still_open()
-            self.settled = max(self.settled, min(free, len(gathered)))
-            if self.settled >= size - 1 and len(gathered) >= size:
+            if self.batches is None:
+                raise self._left()
+            self.settled = max(self.settled, min(free, len(self.gathered)))
+            if self.settled >= size - 1 and len(self.gathered) >= size:
                 break
-            if self.settled < len(gathered):
+            if self.settled < len(self.gathered):
                 if self._closes():
                     break
                 self.settled += 1
             elif not self._fetch(max(free, self.settled + 1)):
                 break
         self.turn.ask_attention()
-        return fitting(sizes, min(size, len(gathered)))
+        return fitting(sizes, min(size, len(self.gathered)))
 
     def _closes(self) -> bool:
         """Whether the list has to end with the first batch whose step is not settled."""
@@ -746,21 +778,21 @@ class Core:
 
     def _fetch(self, count: int) -> bool:
         """Gather up to `count` batches in all; False where the source gives no more."""
-        gathered = self.gathered
+        there = len(self.gathered)
         if self.ahead is not MISSING:
-            gathered.append(self.ahead)
+            self.gathered[there:] = (self.ahead,)
             self.ahead = MISSING
             return True
         if self.deferred is None and not self.ended:
-            wanted = min(count - len(gathered), maxsize)
+            wanted = min(count - there, maxsize)
             try:
-                gathered.extend(islice(self.batches, wanted))  # type: ignore[arg-type]
-                if len(gathered) >= count:
+                self.gathered.extend(islice(self.batches, wanted))  # type: ignore[arg-type]
+                if len(self.gathered) >= count:
                     return True
                 self.ended = True
             except Exception as exception:
                 self.deferred = exception
-        self.settled = len(gathered)
+        self.settled = len(self.gathered)
         return False
 
     def _open_epoch(self) -> None:
@@ -778,6 +810,16 @@ class Core:
             heappush(agenda, (trigger.due_from(step), number))
         self.step_agenda = agenda
 
+    def _schedule_timers(self) -> None:
+        self.time_agenda = make_agenda()
+        self.openings = make_agenda()  # of timers that wait for their first step
+        for number, timer in enumerate(self.time_triggers):
+            if timer.start <= self.step + 1:
+                heappush(self.time_agenda, (timer.due(), number))
+            else:
+                heappush(self.openings, (timer.start, number))
+        self.next_reading = UNREAD
+
     def _leave_epoch(self) -> None:
         self.turn.ask_attention()
         self.batches = None
@@ -790,6 +832,7 @@ class Core:
             self.finished = True
             self.turn.ask_attention()
             self.batches = None
+            self.gathered = []
             self.source.finish(self.epoch, self.stop_reason)
 
     def _look_ahead(self, step: int) -> None:
@@ -808,6 +851,37 @@ class Core:
         except Exception as exception:
             self.deferred = exception
 
+    def _pass_on(self, passed: int, some_left: bool) -> frozenset[Hashable]:
+        """Hand over, and arm; a signal that strikes in between leaves all as it was."""
+        before = (
+            self.step,
+            self.epoch,
+            self.epoch_start,
+            self.epoch_end,
+            self.training_end,
+            self.stop_reason,
+            self.latest,
+            self.settled,
+            self.found,
+        )
+        try:
+            events = self._hand_over(passed)
+            self._arm(some_left)
+        except BaseException:
+            (
+                self.step,
+                self.epoch,
+                self.epoch_start,
+                self.epoch_end,
+                self.training_end,
+                self.stop_reason,
+                self.latest,
+                self.settled,
+                self.found,
+            ) = before
+            raise
+        return events
+
     def _hand_over(self, passed: int) -> frozenset[Hashable]:
         """Find what is due at the step after `passed` others, and let these steps be done."""
         step = self.step + 1 + passed
@@ -825,10 +899,11 @@ class Core:
         elif self.conditions_from <= step < self.conditions_until:
             bits |= self._ask(step, False, False, NOTHING, now)
             events = self._events(bits)
-            self._check_still_open()
             self.latest = self.asked
         else:
             events = self._events(bits)
+        if self.held is MISSING and not self.gathered:
+            raise self._left()
         self.bits = NOTHING
         self.last_before = UNREAD
         self.step = step
@@ -858,7 +933,9 @@ class Core:
         if reason == "exhausted":
             self.source.ran_dry(step)
         events = self._events(bits)
-        self._check_still_open()
+        if self.held is MISSING and not self.gathered:
+            raise self._left()
+        self.turn.ask_attention()
         self.epoch = self.drawing
         self.epoch_start = self.draws_from
         self.epoch_end = epoch_end
@@ -870,13 +947,11 @@ class Core:
         else:
             self.settled = 0
             self.found = None
-        self.turn.ask_attention()
         return events
 
-    def _check_still_open(self) -> None:
-        """Raise where a condition, or the source, has closed the loop."""
-        if self.held is MISSING and not self.gathered:
-            raise errors.closed() if self.closed else errors.replaced()
+    def _left(self) -> LoopError:
+        """The error where the user's code has closed or restarted the loop in a step."""
+        return errors.closed() if self.closed else errors.replaced()
 
     def _read_clock(self) -> int:
         """The training time of a step that is not quiet."""
@@ -891,18 +966,23 @@ class Core:
 
     def _look_at_timers(self, step: int, now: int) -> None:
         """Add the bits of those that are due, and find out up to what reading none is."""
+        agenda = self.time_agenda
         while self.openings[0][0] <= step:
             number = self.openings[0][1]
             timer = self.time_triggers[number]
-            heappush(self.time_agenda, (timer.first_due(), number))
+            heappush(agenda, (timer.due(), number))
             heapreplace(self.openings, (NEVER, number))
-        agenda = self.time_agenda
         while agenda[0][0] <= now:
             number = agenda[0][1]
             timer = self.time_triggers[number]
             if step < timer.stop:
                 self.bits |= timer.bit
-                heapreplace(agenda, (timer.due_after(now), number))
+                if self.fired_at != step:
+                    self.fired_at = step
+                    self.fired = []
+                self.fired.append((timer, timer.last))
+                timer.last = now
+                heapreplace(agenda, (timer.due(), number))
             else:
                 heapreplace(agenda, (NEVER, number))
         due = min(agenda[0][0], self.max_time)
@@ -986,7 +1066,6 @@ class Core:
             self.training_end
             or self.epoch_end
             or self.ended
-            or self.gathered
             or self.ahead is not MISSING
             or self.deferred is not None
         ):
@@ -995,12 +1074,15 @@ class Core:
             special = min(special, max(step, self.conditions_from))
         return min(special, self.last_step) - 1
 
-    def _arm(self) -> None:
-        """Find out up to where nothing can be due, but by the time."""
+    def _arm(self, some_left: bool) -> None:
+        """Find out up to where nothing can be due, but by the time.
+
+        That is nowhere where `some_left` of what was gathered goes before what is to be fetched.
+        """
         turn = self.turn
         step = self.step + 1
         if step > turn.plain_until:
-            turn.plain_until = self._plain_until()
+            turn.plain_until = -1 if some_left else self._plain_until()
         last = min(turn.plain_until, self.openings[0][0] - 1)
         if step < self.conditions_until:
             last = min(last, max(step, self.conditions_from) - 1)
@@ -1012,20 +1094,20 @@ def fitting(sizes: Sizes, most: int) -> int:
     """The greatest of `sizes`, or of all up to it where it is one number, that is within `most`."""
     if isinstance(sizes, int):
         return min(most, sizes)
-    return next(size for size in sizes if size <= most)
+    for size in sizes[:-1]:
+        if size <= most:
+            return size
+    return 1
 
 
 class _Once:
     """Hands over an iterator, for `chain`, without asking it for itself.
 
     A `for` asks, and a core goes over the same iterator with many: those would be seen by an
-    `__iter__` that is written in Python.
+    `__iter__` that is written in Python. This one is not, lest a signal strike in it.
     """
 
-    __slots__ = ("batches",)
+    __slots__ = ("__iter__",)
 
     def __init__(self, batches: Iterator[Any]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.batches
+        self.__iter__ = [batches].pop

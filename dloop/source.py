@@ -58,7 +58,7 @@ class Source:
 
         self._opened = False
         self._batches: Iterator[Any] | None = None
-        self._on_faith: Iterator[Any] | None = None
+        self._on_faith: tuple[int, Iterator[Any]] | None = None
         self._promise: int | None = None
         self._warned_of_more = False
 
@@ -102,7 +102,7 @@ class Source:
         if self._len is not None:
             return batches, NEVER, promise - 1
         if self._lookahead is False:
-            self._on_faith = batches
+            self._on_faith = epoch, batches
             return batches, NEVER, promise - 1
         return batches, promise - 1, NEVER
 
@@ -187,8 +187,10 @@ class Source:
             close()
 
     def _drop_surplus(self, epoch: int) -> None:
-        batches, self._on_faith = self._on_faith, None
-        if batches is not None and next(batches, _NOTHING) is not _NOTHING:
+        on_faith, self._on_faith = self._on_faith, None
+        if on_faith is None or on_faith[0] != epoch:  # it was never used: a signal struck
+            return
+        if next(on_faith[1], _NOTHING) is not _NOTHING:
             warn(
                 f"epoch {epoch} had more than the {self._promise} batches that len(dataloader) "
                 "promised; the rest is dropped; pass lookahead=True to use it"

@@ -77,18 +77,20 @@ FAULTS = [
         "            pass\n",
     ),
     Fault(
-        "timers are a nanosecond late", "return now + self.period", "return now + self.period + 1"
+        "timers are a nanosecond late",
+        "return self.last + self.period",
+        "return self.last + self.period + 1",
     ),
     Fault(
         "timers make up for missed periods",
-        "(timer.due_after(now), number)",
-        "(timer.due_after(agenda[0][0]), number)",
+        "timer.last = now",
+        "timer.last = agenda[0][0]",
         ("python",),
     ),
     Fault(
         "timers make up for missed periods",
-        "(timer.due_after(now), number)",
-        "(timer.due_after(agenda.heap[0].due), number)",
+        "timer.last = now",
+        "timer.last = agenda.heap[0].due",
         ("cython",),
     ),
     Fault(
@@ -97,7 +99,7 @@ FAULTS = [
         "self.origin + self.points[-1]",
     ),
     Fault("timers run past until_step", "if step < timer.stop:", "if step <= timer.stop:"),
-    Fault("timers run before from_step", "if timer.start <= steps:", "if True:"),
+    Fault("timers run before from_step", "if timer.start <= self.step + 1:", "if True:"),
     Fault(
         "timers are short-circuited",
         "while agenda[0][0] <= now:",
@@ -210,7 +212,9 @@ FAULTS = [
         "        else:\n            self.bits = 0\n            events = self._events(bits)\n",
     ),
     Fault(
-        "a closed loop hands over", "if self.held is MISSING and not self.gathered:", "if False:"
+        "a closed loop hands over",
+        "            events = self._events(bits)\n        if self.held is MISSING",
+        "            events = self._events(bits)\n        if False and self.held is MISSING",
     ),
     Fault("a failed step leaves its time", "if before == UNREAD else", "if True else"),
     Fault("the source outlives an error", "            self.source.forget()\n", ""),
@@ -266,6 +270,13 @@ FAULTS = [
         "a list has any length",
         "return fitting(sizes, min(size, len(gathered)))",
         "return min(size, len(gathered))",
+        ("cython",),
+    ),
+    Fault(
+        "a list has any length",
+        "return fitting(sizes, min(size, len(self.gathered)))",
+        "return min(size, len(self.gathered))",
+        ("python",),
     ),
     Fault(
         "a list runs over an epoch's end",
@@ -295,9 +306,13 @@ FAULTS = [
     ),
     Fault(
         "what was gathered outlives the run",
-        "                if not self.training_end:\n                    self.gathered",
-        "                if True:\n                    self.gathered",
+        "        if self.training_end or self.held is not MISSING or",
+        "        if self.held is not MISSING or",
     ),
+    Fault(
+        "an interrupt keeps the triggers", "            self._take_back()\n", "            pass\n"
+    ),
+    Fault("an interrupt keeps the timers", "timer.last = last", "pass"),
     Fault("steps count as settled for ever", "self.settled -= step - self.step", "pass"),
     Fault("the next event is one late", "else due - self.step", "else due - self.step + 1"),
     Fault(
@@ -339,8 +354,8 @@ FAULTS = [
     ),
     Fault(
         "quiet steps have every event",
-        '        return False\n\n    def __repr__(self):\n        return "frozenset()"',
-        '        return True\n\n    def __repr__(self):\n        return "frozenset()"',
+        "return PySet_GET_SIZE(self) and PySet_Contains(self, name)",
+        "return True",
         ("cython",),
     ),
     Fault(
@@ -351,7 +366,7 @@ FAULTS = [
     ),
     Fault(
         "a surplus is not looked for",
-        "if batches is not None and next(batches, _NOTHING) is not _NOTHING:",
+        "if next(on_faith[1], _NOTHING) is not _NOTHING:",
         "if False:",
         SHARED,
         "dloop/source.py",

@@ -344,3 +344,19 @@ def test_thousands_of_different_sets_are_each_right() -> None:
     kept = [events for _, events in loop]
     for step, events in enumerate(kept[:-1]):
         assert events == {place for place in places if step >> place & 1}
+
+
+@pytest.mark.parametrize(
+    "make", [copy.copy, copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))]
+)
+def test_a_state_can_be_copied_and_pickled(make: Callable[[Any], Any]) -> None:
+    for _ in (loop := Loop(range(3), max_epochs=1)):
+        assert make(loop.state) == loop.state
+
+
+def test_a_set_that_somebody_else_makes_is_a_set_like_any_other() -> None:
+    for _, due in Loop(range(3), {"Log": Event(at_step=0)}, max_epochs=1):
+        rebuilt = type(due)(["Log", "Save"])
+        assert "Log" in rebuilt
+        assert "Other" not in rebuilt
+        assert rebuilt == {"Log", "Save"}

@@ -1,0 +1,141 @@
+"""Ctrl-C inside dloop: wherever it strikes, entering the loop again goes on with nothing lost.
+
+A profiler raises KeyboardInterrupt at the k-th call or return within dloop's own Python code, for
+every k: those are the points at which CPython looks for signals.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dloop
+from dloop import Event, Loop
+
+OURS = str(Path(dloop.__file__).parent)
+
+Enter = Callable[[Loop[Any]], Iterator[tuple[Any, Any]]]
+ENTER: dict[str, Enter] = {
+    "steps": iter,
+    "lists of up to 3": lambda loop: loop.chunks(3),
+    "lists of 4, 2 or 1": lambda loop: loop.chunks((4, 2, 1)),
+}
+
+
+class Batches:
+    """An iterator of its own kind, written in Python."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.left = list(range(loader.length))
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> tuple[int, int]:
+        if not self.left:
+            raise StopIteration
+        self.loader.fetched += 1
+        return self.loader.epoch, self.left.pop(0)
+
+
+@dataclass
+class Loader:
+    length: int = 7
+    fetched: int = 0
+    epoch: int = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Batches:
+        return Batches(self)
+
+
+class Sized(Loader):
+    def __len__(self) -> int:
+        return self.length
+
+
+EVENTS = {"A": Event(every_n_steps=3), "P": Event(every_n_steps=2, per_epoch=True)}
+ASKED = {"A": Event(every_n_steps=3), "C": Event(lambda state: state.global_step % 5 == 4)}
+TIMED = {"A": Event(every_n_steps=3), "T": Event(every_n_seconds=4)}
+
+
+def over(loader: Loader, events: dict[str, Event], **arguments: Any) -> Loop[Any]:
+    """A loop whose time is the number of batches that were fetched."""
+    return Loop(loader, events, clock=lambda: loader.fetched, **arguments)
+
+
+LOOPS: dict[str, Callable[[], Loop[Any]]] = {
+    "sized": lambda: over(Sized(), EVENTS, max_epochs=2),
+    "unsized": lambda: over(Loader(), EVENTS, max_epochs=2),
+    "on faith": lambda: over(Sized(), EVENTS, max_epochs=2, lookahead=False),
+    "max_steps": lambda: over(Sized(), EVENTS, max_steps=10),
+    "a condition": lambda: over(Sized(), ASKED, max_epochs=2),
+    "stop_when": lambda: over(Sized(), ASKED, max_epochs=2, stop_when=Event(at_step=11)),
+    "timers": lambda: over(Sized(), TIMED, max_epochs=2),
+    "timers, unsized": lambda: over(Loader(), TIMED, max_epochs=2),
+    "max_seconds": lambda: over(Sized(), TIMED, max_seconds=10),
+}
+
+
+@dataclass
+class Striking:
+    """Counts the points of one run, and strikes at one of them."""
+
+    at: int
+    points: int = 0
+    steps: list[Any] = field(default_factory=list)
+    batches: list[Any] = field(default_factory=list)
+    struck: str = "nowhere"
+
+    def look(self, frame: Any, event: str, _argument: object) -> None:
+        if event not in ("call", "c_return") or not frame.f_code.co_filename.startswith(OURS):
+            return
+        self.points += 1
+        if self.points == self.at:
+            self.struck = f"{frame.f_code.co_name}, line {frame.f_lineno}, {event}"
+            raise KeyboardInterrupt
+
+    def run(self, loop: Loop[Any], enter: Enter, enter_again: bool) -> None:
+        pairs = enter(loop)
+        for _ in range(2):
+            try:
+                sys.setprofile(self.look)
+                for batch, events in pairs:
+                    sys.setprofile(None)
+                    self.note(loop, batch, events)
+                    sys.setprofile(self.look)
+                return
+            except KeyboardInterrupt:
+                sys.setprofile(None)
+            finally:
+                sys.setprofile(None)
+            if loop.stop_reason is not None:  # nothing but the end of the for was missing
+                return
+            pairs = enter(loop) if enter_again else pairs
+
+    def note(self, loop: Loop[Any], batch: Any, events: Any) -> None:
+        self.batches += batch if isinstance(batch, list) else [batch]
+        if events:  # quiet lists may be cut otherwise after an interrupt
+            self.steps.append((sorted(map(str, events)), loop.state, loop.state.elapsed))
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+@pytest.mark.parametrize("make", LOOPS.values(), ids=list(LOOPS))
+def test_an_interrupt_anywhere_loses_nothing(make: Callable[[], Loop[Any]], enter: Enter) -> None:
+    calm = Striking(at=0)
+    calm.run(make(), enter, True)
+    assert calm.points
+    for point in range(1, calm.points + 1):
+        for enter_again in (True, False):
+            struck = Striking(at=point)
+            struck.run(make(), enter, enter_again)
+            assert struck.batches == calm.batches, struck.struck
+            assert struck.steps == calm.steps, struck.struck
