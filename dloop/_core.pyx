@@ -29,6 +29,8 @@ cdef extern from "Python.h":
     PyObject *PyErr_Occurred()
     int PyErr_ExceptionMatches(object)
     PyObject *PyDict_GetItemWithError(object, object) except? NULL
+    list PyList_New(Py_ssize_t)
+    void Py_SET_SIZE(object, Py_ssize_t)
     PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)
     Py_ssize_t PyTuple_GET_SIZE(object)
     void PyErr_Clear()
@@ -686,7 +688,7 @@ cdef class Core:
                 return MISSING
             events = self._hand_over(size - 1)
             self._arm(size < len(self.gathered))
-            batches, self.gathered = self.gathered, []
+            batches, self.gathered = self.gathered, list_with_room(min(size, 4096))
             if size < len(batches):
                 batches, self.gathered = batches[:size], batches[size:]
             return batches, events
@@ -697,10 +699,7 @@ cdef class Core:
     cdef object _stumble(self, Turn turn):
         """What comes of a quiet step whose batch did not come: the epoch's end, or an error."""
         try:
-            if PyErr_Occurred() is not NULL:
-                if not PyErr_ExceptionMatches(StopIteration):
-                    raise_pending()
-                PyErr_Clear()
+            end_or_error()
         except BaseException as exception:
             self._fail(exception)
             raise
@@ -825,7 +824,8 @@ cdef class Core:
         if self.training_end or self.held is not MISSING or not self.gathered:
             if not self._take():
                 return 0
-            self.gathered, self.held = [self.held, *self.gathered], MISSING
+            self.gathered.insert(0, self.held)
+            self.held = MISSING
         cdef list gathered = self.gathered
         size = fitting(sizes, self._foreseen(self._promised_end()) - self.step)
         free = min(size - 1, self._free_until() - (self.step + 1))
@@ -869,19 +869,24 @@ cdef class Core:
     cdef bint _fetch(self, int64_t count) except -1:
         """Gather up to `count` batches in all; False where the source gives no more."""
         cdef list gathered = self.gathered
+        cdef PyObject *fetched
+        cdef iternextfunc fetch
         if self.ahead is not MISSING:
             gathered.append(self.ahead)
             self.ahead = MISSING
             return True
         if self.deferred is None and not self.ended:
             batches = self.batches
+            fetch = Py_TYPE(batches).tp_iternext
             try:
                 while len(gathered) < count:
-                    batch = next(batches, MISSING)
-                    if batch is MISSING:
+                    fetched = fetch(<PyObject *>batches)
+                    if fetched is NULL:
+                        end_or_error()
                         self.ended = True
                         break
-                    gathered.append(batch)
+                    gathered.append(<object>fetched)
+                    Py_DECREF(<object>fetched)
                 else:
                     return True
             except Exception as exception:
@@ -1256,5 +1261,18 @@ cdef int64_t fitting(sizes, int64_t most) except -1:
     return 1
 
 
-cdef int raise_pending() except -1:
-    return -1
+cdef list list_with_room(Py_ssize_t room):
+    """An empty list that takes as many items without being moved."""
+    made = PyList_New(room)
+    Py_SET_SIZE(made, 0)
+    return made
+
+
+cdef int end_or_error() except -1:
+    """What an iterator meant that gave nothing: its end, or the error that is raised here."""
+    if PyErr_Occurred() is NULL:
+        return 0
+    if not PyErr_ExceptionMatches(StopIteration):
+        return -1
+    PyErr_Clear()
+    return 0
