@@ -139,3 +139,39 @@ def test_an_interrupt_anywhere_loses_nothing(make: Callable[[], Loop[Any]], ente
             struck.run(make(), enter, enter_again)
             assert struck.batches == calm.batches, struck.struck
             assert struck.steps == calm.steps, struck.struck
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+@pytest.mark.parametrize("leave", ["close", "restart"])
+@pytest.mark.parametrize("step", [0, 1, 5, 6])
+def test_a_condition_may_leave_the_run_at_any_step(step: int, leave: str, enter: Enter) -> None:
+    def condition(state: dloop.LoopState) -> None:
+        if state.global_step == step:
+            getattr(loop, leave)()
+
+    loop = Loop(range(7), {"C": Event(condition)}, max_epochs=1)
+    batches: list[Any] = []
+    with pytest.raises(dloop.LoopError, match="closed" if leave == "close" else "entered again"):
+        for batch, _events in enter(loop):
+            batches += batch if isinstance(batch, list) else [batch]
+    assert batches == list(range(7))[: len(batches)]
+    assert len(batches) <= step
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+@pytest.mark.parametrize("leave", ["close", "restart"])
+@pytest.mark.parametrize("reading", [0, 1, 3])
+def test_a_clock_may_leave_the_run(reading: int, leave: str, enter: Enter) -> None:
+    readings = 0
+
+    def clock() -> int:
+        nonlocal readings
+        readings += 1
+        if readings == reading + 1:
+            getattr(loop, leave)()
+        return readings
+
+    loop = Loop(range(7), {"T": Event(every_n_seconds=2)}, max_epochs=1, clock=clock)
+    with pytest.raises(dloop.LoopError):
+        for batch, _events in enter(loop):
+            assert batch in range(7) or batch
