@@ -4,7 +4,7 @@ See `Loop`, `Event` and `LoopEvents`.
 """
 
 from ._backend import BACKEND, BACKEND_REASON, core
-from .errors import DataExhaustedError, DataLengthError, LoopError, LoopWarning
+from .errors import DataExhaustedError, DataLengthError, LoopError, LoopWarning, StateError
 from .events import Event, LoopEvents
 from .loop import Loop
 
@@ -23,6 +23,7 @@ __all__ = [
     "LoopEvents",
     "LoopState",
     "LoopWarning",
+    "StateError",
 ]
 
 

@@ -91,6 +91,11 @@ cdef class EventSet(frozenset):
     cdef tuple _first  # the names at the first places
     cdef bytes _bits
     cdef object _on_unknown
+    cdef int64_t last  # the latest step with these events, -1 if there was none
+    cdef int64_t before  # and the one before it
+
+    def __cinit__(self, names=()):
+        self.last = self.before = -1
 
     def __contains__(self, name):
         cdef Py_ssize_t place
@@ -456,23 +461,29 @@ cdef class Core:
         epoch: the epoch to begin in.
         epoch_steps: steps of that epoch that are done.
         steps: steps that are done in all.
+        epoch_end: whether that epoch is complete.
+        lasts: for each timer the training time at which it was last due, or -1.
     """
 
     cdef object plan
     cdef object source
     cdef Clock clock
-    cdef bint started
+    cdef readonly bint started
     cdef Turn turn
 
     # The latest step, as it was handed over
     cdef readonly int64_t step
     cdef readonly int64_t epoch
     cdef readonly int64_t epoch_start
-    cdef bint epoch_end
+    cdef readonly bint epoch_end
     cdef bint training_end
     cdef LoopState latest
     cdef readonly object stop_reason
-    cdef object error
+    cdef readonly object error
+    cdef readonly object owed  # the error, as long as it is to be told and raised
+    cdef bint told
+    cdef readonly object stop_asked  # why, as a stop_reason
+    cdef object stop_bits
     cdef bint finished
     cdef readonly bint closed
 
@@ -508,6 +519,7 @@ cdef class Core:
     cdef int64_t conditions_from
     cdef int64_t conditions_until
     cdef dict sets
+    cdef dict forgotten  # when names were last due in sets that are gone
     cdef list step_triggers
     cdef Py_ssize_t global_triggers  # how many of them, in front, do not count anew in each epoch
     cdef list time_triggers
@@ -529,7 +541,10 @@ cdef class Core:
         int64_t epoch=0,
         int64_t epoch_steps=0,
         int64_t steps=0,
+        bint epoch_end=False,
+        lasts=(),
     ):
+        cdef TimeTrigger timer
         self.plan = plan
         self.source = source
         self.clock = clock
@@ -539,11 +554,15 @@ cdef class Core:
         self.step = steps - 1
         self.epoch = epoch
         self.epoch_start = steps - epoch_steps
-        self.epoch_end = False
+        self.epoch_end = epoch_end
         self.training_end = False
         self.latest = None
         self.stop_reason = None
         self.error = None
+        self.owed = None
+        self.told = False
+        self.stop_asked = None
+        self.stop_bits = NOTHING
         self.finished = False
         self.closed = False
 
@@ -577,6 +596,7 @@ cdef class Core:
         self.conditions_from = min([start for _, _, start, _ in plan.all_conditions], default=NEVER)
         self.conditions_until = max([stop for _, _, _, stop in plan.all_conditions], default=0)
         self.sets = {NOTHING: QUIET}
+        self.forgotten = {}
         self.step_triggers = [StepTrigger(*each) for each in plan.steps]
         self.global_triggers = len(self.step_triggers)
         self.step_triggers += [StepTrigger(*each) for each in plan.epoch_steps]
@@ -587,23 +607,27 @@ cdef class Core:
         self.lone = None
         self.fired = []
         self.fired_at = -1
+        for timer, last in zip(self.time_triggers, lasts):
+            timer.last = last
         self._schedule_from(steps, self.draws_from)
         self._schedule_timers()
 
-    def steps(self):
-        """A new iterator on the run, in place of any older one."""
+    def steps(self, rider=None):
+        """A new iterator on the run, in place of any older one; it keeps `rider` till its end."""
         cdef Steps steps = Steps.__new__(Steps)
         steps.core = self
+        steps.rider = rider
         steps.turn = self._enter()
         return steps
 
-    def lists(self, sizes):
+    def lists(self, sizes, rider=None):
         """A new iterator over lists of batches, in place of any older one.
 
         `sizes` is their greatest length, or the tuple of their lengths, from the greatest to 1.
         """
         cdef Lists lists = Lists.__new__(Lists)
         lists.core = self
+        lists.rider = rider
         lists.sizes = sizes
         lists.turn = self._enter()
         return lists
@@ -636,6 +660,51 @@ cdef class Core:
         cdef int64_t due = self._foreseen(epoch_end)
         return None if due >= NEVER - 1 else due - self.step
 
+    def ask_stop(self, reason, bits):
+        """Let the next step be the last, with the events of `bits` among its own."""
+        if self.stop_asked is None:
+            self.stop_asked = reason
+            self.stop_bits = bits
+        self.turn.ask_attention()
+
+    def fail(self, exception):
+        """End the run with an error that is not the core's own; it is told, and then raised."""
+        self._fail(exception)
+        self.owed = exception
+
+    def elapsed(self):
+        """The training time now, in nanoseconds; the clock is read where it was started."""
+        return self.clock.elapsed(self.clock.tick()) if self.started else self.clock.saved
+
+    def fetched_ahead(self):
+        """How many batches were fetched and not handed over."""
+        return len(self.gathered) + (self.held is not MISSING) + (self.ahead is not MISSING)
+
+    def timer_lasts(self, step_done):
+        """When each timer was last due, or -1; before the latest step, unless that is done."""
+        cdef TimeTrigger timer
+        lasts = {timer: timer.last for timer in self.time_triggers}
+        if not step_done and self.fired_at == self.step:
+            lasts.update(self.fired)
+        return list(lasts.values())
+
+    def last_steps(self, int64_t before):
+        """The latest step before `before` of each name that was due at one."""
+        cdef EventSet events
+        cdef int64_t last
+        steps = dict(self.forgotten)
+        for events in self._made_sets():
+            last = events.last if events.last < before else events.before
+            if last >= 0:
+                for name in events:
+                    steps[name] = max(last, steps.get(name, -1))
+        return steps
+
+    cdef list _made_sets(self):
+        cdef StepTrigger trigger
+        lone = [trigger.events for trigger in self.step_triggers]
+        return [each for each in (*lone, *self.sets.values()) if isinstance(each, EventSet)]
+
     @property
     def state(self):
         """The LoopState of the latest step, the same object while that step lasts."""
@@ -665,9 +734,11 @@ cdef class Core:
         if turn is OVER:
             return MISSING
         self._refuse(turn)
+        if self.owed is not None:
+            return self._tell()
         try:
-            if not self._take():
-                return MISSING
+            if not self._take_or_owe():
+                return self._tell() if self.owed is not None else MISSING
             events = self._hand_over(0)
             self._arm(len(self.gathered) > 0)
             batch, self.held = self.held, MISSING
@@ -682,10 +753,12 @@ cdef class Core:
         if turn is OVER:
             return MISSING
         self._refuse(turn)
+        if self.owed is not None:
+            return self._tell()
         try:
             size = self._gather(sizes)
             if not size:
-                return MISSING
+                return self._tell() if self.owed is not None else MISSING
             events = self._hand_over(size - 1)
             self._arm(size < len(self.gathered))
             batches, self.gathered = self.gathered, list_with_room(min(size, 4096))
@@ -701,10 +774,36 @@ cdef class Core:
         try:
             end_or_error()
         except BaseException as exception:
+            if self._owes(exception):
+                return self._tell()
             self._fail(exception)
             raise
         self.ended = True
         return self._next_pair(turn)
+
+    cdef bint _take_or_owe(self) except -1:
+        """`_take`, or owe an error that it met and that becomes an event."""
+        try:
+            return self._take()
+        except Exception as exception:
+            if not self._owes(exception):
+                raise
+            return False
+
+    cdef bint _owes(self, exception) except -1:
+        """Whether an error of the source becomes an event, and then let it end the run."""
+        if not self.plan.on_exception or not isinstance(exception, Exception) or self.closed:
+            return False
+        self.fail(exception)
+        return True
+
+    cdef object _tell(self):
+        """The last step of a run that failed; then the error itself."""
+        if not self.told:
+            self.told = True
+            return None, self._events(self.plan.on_exception)
+        exception, self.owed = self.owed, None
+        raise exception
 
     cdef int64_t _ask_clock(self, batch) except? -1:
         """The user's clock at the quiet step of `batch`, which is kept where that fails."""
@@ -732,7 +831,7 @@ cdef class Core:
             raise errors.closed()
         if self.turn is not turn:
             raise errors.replaced()
-        if self.error is not None:
+        if self.error is not None and self.owed is None:
             raise errors.failed(self.error)
         return 0
 
@@ -819,15 +918,17 @@ cdef class Core:
 
         Returns how many they are; 0 when the run is over.
         """
+        cdef int64_t most
         cdef int64_t size
         cdef int64_t free
         if self.training_end or self.held is not MISSING or not self.gathered:
-            if not self._take():
+            if not self._take_or_owe():
                 return 0
             self.gathered.insert(0, self.held)
             self.held = MISSING
         cdef list gathered = self.gathered
-        size = fitting(sizes, self._foreseen(self._promised_end()) - self.step)
+        most = self._foreseen(self._promised_end()) - self.step
+        size = 1 if self.stop_asked is not None else fitting(sizes, most)
         free = min(size - 1, self._free_until() - (self.step + 1))
         while True:
             if self.batches is None:
@@ -842,6 +943,8 @@ cdef class Core:
             elif not self._fetch(max(free, self.settled + 1)):
                 break
         self.turn.ask_attention()
+        if self.stop_asked is not None:
+            return 1
         return fitting(sizes, min(size, len(gathered)))
 
     cdef bint _closes(self) except -1:
@@ -895,7 +998,9 @@ cdef class Core:
         return False
 
     cdef int _open_epoch(self) except -1:
-        batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing)
+        batches, self.looks_from, self.ends_at = self.source.open_epoch(
+            self.drawing, self.step + 1 - self.draws_from
+        )
         if self.global_triggers < len(self.step_triggers):
             self._schedule_from(self.step + 1, self.draws_from)
         self.batches = batches
@@ -1002,6 +1107,9 @@ cdef class Core:
         self.bits = NOTHING
         self.last_before = UNREAD
         self.step = step
+        if events is not QUIET and (<EventSet>events).last != step:
+            (<EventSet>events).before = (<EventSet>events).last
+            (<EventSet>events).last = step
         return events
 
     cdef object _judge(self, int64_t step, bits, int64_t now, bint settled):
@@ -1021,7 +1129,9 @@ cdef class Core:
             state = self.asked
         if bits & self.stop_bit:
             bits = bits ^ self.stop_bit
-            reason = "stop_when"
+            reason = self.stop_asked or "stop_when"
+        if self.stop_asked is not None:
+            bits = bits | self.stop_bits
         cdef bint training_end = reason is not None
         if training_end:
             bits = bits | self.plan.on_training_end
@@ -1093,6 +1203,8 @@ cdef class Core:
         return 0
 
     cdef object _limit_reached(self, int64_t step, bint epoch_end, int64_t now):
+        if self.stop_asked is not None:
+            return self.stop_asked
         if step == self.last_step:
             return "max_steps"
         if epoch_end and self.drawing + 1 >= self.max_epochs:
@@ -1143,6 +1255,7 @@ cdef class Core:
         events = self.sets.get(bits)
         if events is None:
             if len(self.sets) >= 4096:
+                self.forgotten = self.last_steps(NEVER)
                 self.sets = {NOTHING: QUIET}
             events = self.sets[bits] = self.plan.event_set(bits)
         return events
@@ -1171,6 +1284,7 @@ cdef class Core:
         cdef int64_t special = self._promised_end()
         if (
             self.training_end
+            or self.stop_asked is not None
             or self.epoch_end
             or self.ended
             or self.ahead is not MISSING
@@ -1202,6 +1316,7 @@ cdef class Steps:
 
     cdef Core core
     cdef Turn turn
+    cdef object rider
 
     def __iter__(self):
         return self
@@ -1218,6 +1333,9 @@ cdef class Steps:
             return self._or_end(self.core._stumble(self.turn))
         batch = <object>fetched
         Py_DECREF(batch)
+        if self.core.step >= self.turn.quiet_until:  # a stop was asked for during the fetch
+            self.core.held = batch
+            return self._or_end(self.core._next_pair(self.turn))
         if self.core.timed:
             if self.core.coarse_until:
                 reading = coarse_clock()
@@ -1238,6 +1356,7 @@ cdef class Steps:
     cdef inline object _or_end(self, pair):
         if pair is MISSING:
             self.turn = OVER
+            self.rider = None
             raise StopIteration
         return pair
 

@@ -42,16 +42,19 @@ class EventSet(frozenset):  # type: ignore[type-arg]
     Asked for a name that has none of the `places`, it calls `on_unknown(name)`.
     """
 
-    __slots__ = ("_names", "_on_unknown", "_places")
+    __slots__ = ("_names", "_on_unknown", "_places", "before", "last")
 
     _names: frozenset[Hashable]
     _places: dict[Hashable, int] | None  # None in a set that somebody else made
     _on_unknown: Callable[[Hashable], object]
+    last: int  # the latest step with these events, -1 if there was none
+    before: int  # and the one before it
 
     def __new__(cls, names: Iterable[Hashable] = ()) -> EventSet:
         events = super().__new__(cls, names)
         events._names = frozenset(events)
         events._places = None
+        events.last = events.before = -1
         return events
 
     def __contains__(self, name: Hashable) -> bool:
@@ -343,6 +346,8 @@ class Core:
         epoch: the epoch to begin in.
         epoch_steps: steps of that epoch that are done.
         steps: steps that are done in all.
+        epoch_end: whether that epoch is complete.
+        lasts: for each timer the training time at which it was last due, or -1.
     """
 
     __slots__ = (
@@ -368,6 +373,7 @@ class Core:
         "finished",
         "fired",
         "fired_at",
+        "forgotten",
         "found",
         "gathered",
         "global_triggers",
@@ -382,6 +388,7 @@ class Core:
         "next_reading",
         "once",
         "openings",
+        "owed",
         "plan",
         "reading",
         "sets",
@@ -391,12 +398,15 @@ class Core:
         "step",
         "step_agenda",
         "step_triggers",
+        "stop_asked",
         "stop_bit",
+        "stop_bits",
         "stop_conditions",
         "stop_reason",
         "time_agenda",
         "time_triggers",
         "timed",
+        "told",
         "training_end",
         "turn",
     )
@@ -409,6 +419,8 @@ class Core:
         epoch: int = 0,
         epoch_steps: int = 0,
         steps: int = 0,
+        epoch_end: bool = False,
+        lasts: Iterable[int] = (),
     ) -> None:
         self.plan = plan
         self.source = source
@@ -420,11 +432,15 @@ class Core:
         self.step = steps - 1
         self.epoch = epoch
         self.epoch_start = steps - epoch_steps
-        self.epoch_end = False
+        self.epoch_end = epoch_end
         self.training_end = False
         self.latest: LoopState | None = None
         self.stop_reason: str | None = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
+        self.owed: Exception | None = None  # the error, as long as it is to be told and raised
+        self.told = False
+        self.stop_asked: str | None = None  # why, as a stop_reason
+        self.stop_bits = NOTHING
         self.finished = False
         self.closed = False
 
@@ -460,6 +476,7 @@ class Core:
         self.conditions_from = min([start for _, _, start, _ in plan.all_conditions], default=NEVER)
         self.conditions_until = max([stop for _, _, _, stop in plan.all_conditions], default=0)
         self.sets: dict[int, frozenset[Hashable]] = {NOTHING: QUIET}
+        self.forgotten: dict[Hashable, int] = {}  # when names were last due in sets that are gone
         self.step_triggers = [StepTrigger(*each) for each in plan.steps]
         # how many of them, in front, do not count anew in each epoch
         self.global_triggers = len(self.step_triggers)
@@ -472,20 +489,22 @@ class Core:
         # the timers of the latest step that had any, each with the time at which it was due before
         self.fired: list[tuple[TimeTrigger, int]] = []
         self.fired_at = -1
+        for timer, last in zip(self.time_triggers, lasts):
+            timer.last = last
         self._schedule_from(steps, self.draws_from)
         self._schedule_timers()
 
-    def steps(self) -> Iterator[Pair]:
-        """A new iterator on the run, in place of any older one."""
+    def steps(self, rider: object = None) -> Iterator[Pair]:
+        """A new iterator on the run, in place of any older one; it keeps `rider` till its end."""
         turn = self._enter()
-        return chain(self._walk(turn), iter(partial(self._again, turn), MISSING))
+        return chain(self._walk(turn, rider), iter(partial(self._again, turn), MISSING))
 
-    def lists(self, sizes: Sizes) -> Iterator[Pair]:
+    def lists(self, sizes: Sizes, rider: object = None) -> Iterator[Pair]:
         """A new iterator over lists of batches, in place of any older one.
 
         `sizes` is their greatest length, or the tuple of their lengths, from the greatest to 1.
         """
-        return iter(partial(self._next_list, self._enter(), sizes), MISSING)
+        return iter(partial(self._next_list, self._enter(), sizes, rider), MISSING)
 
     def close(self) -> None:
         """Let go of the source; no iterator goes on from here."""
@@ -514,6 +533,48 @@ class Core:
         due = self._foreseen(epoch_end)
         return None if due >= NEVER - 1 else due - self.step
 
+    def ask_stop(self, reason: str, bits: int) -> None:
+        """Let the next step be the last, with the events of `bits` among its own."""
+        if self.stop_asked is None:
+            self.stop_asked = reason
+            self.stop_bits = bits
+        self.turn.ask_attention()
+
+    def fail(self, exception: Exception) -> None:
+        """End the run with an error that is not the core's own; it is told, and then raised."""
+        self._fail(exception)
+        self.owed = exception
+
+    def elapsed(self) -> int:
+        """The training time now, in nanoseconds; the clock is read where it was started."""
+        clock = self.clock
+        return clock.elapsed(clock.tick()) if self.started else clock.saved
+
+    def fetched_ahead(self) -> int:
+        """How many batches were fetched and not handed over."""
+        return len(self.gathered) + (self.held is not MISSING) + (self.ahead is not MISSING)
+
+    def timer_lasts(self, step_done: bool) -> list[int]:
+        """When each timer was last due, or -1; before the latest step, unless that is done."""
+        lasts = {timer: timer.last for timer in self.time_triggers}
+        if not step_done and self.fired_at == self.step:
+            lasts.update(self.fired)
+        return list(lasts.values())
+
+    def last_steps(self, before: int) -> dict[Hashable, int]:
+        """The latest step before `before` of each name that was due at one."""
+        steps = dict(self.forgotten)
+        for events in self._made_sets():
+            last = events.last if events.last < before else events.before
+            if last >= 0:
+                for name in events:
+                    steps[name] = max(last, steps.get(name, -1))
+        return steps
+
+    def _made_sets(self) -> list[EventSet]:
+        lone = [trigger.events for trigger in self.step_triggers]
+        return [each for each in (*lone, *self.sets.values()) if isinstance(each, EventSet)]
+
     @property
     def state(self) -> LoopState:
         """The LoopState of the latest step, the same object while that step lasts."""
@@ -537,7 +598,7 @@ class Core:
         before = self.last_before
         return self.clock.elapsed(self.clock.last if before == UNREAD else before)
 
-    def _walk(self, turn: Turn) -> Iterator[Pair]:
+    def _walk(self, turn: Turn, rider: object = None) -> Iterator[Pair]:
         # A pair is yielded without a name for its batch: the body's `del batch` frees it. A batch
         # comes out of `for`, where a signal cannot strike between its arrival and its name.
         batch: Any = QUIET
@@ -546,7 +607,7 @@ class Core:
         tick = clock.tick
         reading = UNREAD
         try:
-            while self.turn is turn and self._take():
+            while self.turn is turn and self.owed is None and self._take():
                 yield self._next_pair()
                 step = self.step
                 next_reading = self.next_reading if timed else NEVER
@@ -578,18 +639,38 @@ class Core:
                 else:
                     self.ended = True
         except BaseException as exception:
+            fetching = batch is QUIET and self.held is MISSING
             if batch is not QUIET:
                 self.held = batch
-            self._fail(exception)
-            raise
+            if not (fetching and self._owes(exception)):
+                self._fail(exception)
+                raise
 
-    def _fire(self, turn: Turn, step: int) -> frozenset[Hashable]:
+    def _owes(self, exception: BaseException) -> bool:
+        """Whether an error of the source becomes an event, and then let it end the run."""
+        if not self.plan.on_exception or not isinstance(exception, Exception) or self.closed:
+            return False
+        self.fail(exception)
+        return True
+
+    def _tell(self) -> Pair:
+        """The last step of a run that failed; then the error itself."""
+        if not self.told:
+            self.told = True
+            return None, self._events(self.plan.on_exception)
+        exception, self.owed = self.owed, None
+        raise exception  # type: ignore[misc]
+
+    def _fire(self, turn: Turn, step: int) -> Any:
         """The events of a step at which triggers alone are due, which is done."""
         self._trigger(step)
         events = self._events(self.bits)
         self.bits = NOTHING
         self.last_before = UNREAD
         self.step = step
+        if events is not QUIET:
+            events.before = events.last
+            events.last = step
         due = self.step_agenda[0][0]
         turn.quiet_until = due - 1 if due <= turn.fires_until else turn.fires_until
         return events
@@ -616,17 +697,23 @@ class Core:
     def _again(self, turn: Turn) -> Pair:
         """What an iterator gives whose `_walk` is over: mostly its end."""
         self._refuse(turn)
+        if self.owed is not None:
+            return self._tell()
         for pair in self._walk(turn):
             return pair
+        if self.owed is not None:
+            return self._tell()
         return MISSING  # type: ignore[no-any-return]
 
-    def _next_list(self, turn: Turn, sizes: Sizes) -> Pair:
+    def _next_list(self, turn: Turn, sizes: Sizes, rider: object) -> Pair:
         """A list of batches and the events at its last; MISSING when the run is over."""
         self._refuse(turn)
+        if self.owed is not None:
+            return self._tell()
         try:
             size = self._gather(sizes)
             if not size:
-                return MISSING  # type: ignore[no-any-return]
+                return self._tell() if self.owed is not None else MISSING  # type: ignore[no-any-return]
             events = self._pass_on(size - 1, size < len(self.gathered))
             batches: Any
             batches, self.gathered = self.gathered[:size], self.gathered[size:]
@@ -653,7 +740,7 @@ class Core:
             raise errors.closed()
         if self.turn is not turn:
             raise errors.replaced()
-        if self.error is not None:
+        if self.error is not None and self.owed is None:
             raise errors.failed(self.error)
 
     def _fail(self, exception: BaseException) -> None:
@@ -728,16 +815,26 @@ class Core:
                 return False
             self._leave_epoch()
 
+    def _take_or_owe(self) -> bool:
+        """`_take`, or owe an error that it met and that becomes an event."""
+        try:
+            return self._take()
+        except Exception as exception:
+            if not self._owes(exception):
+                raise
+            return False
+
     def _gather(self, sizes: Sizes) -> int:
         """Gather the batches of a list: nothing but time can be due before the step of its last.
 
         Returns how many they are; 0 when the run is over.
         """
         if self.training_end or self.held is not MISSING or not self.gathered:
-            if not self._take():
+            if not self._take_or_owe():
                 return 0
             self.gathered, self.held = [self.held, *self.gathered], MISSING
-        size = fitting(sizes, self._foreseen(self._promised_end()) - self.step)
+        most = self._foreseen(self._promised_end()) - self.step
+        size = 1 if self.stop_asked is not None else fitting(sizes, most)
         free = min(size - 1, self._free_until() - (self.step + 1))
         while True:
             if self.batches is None:
@@ -752,6 +849,8 @@ class Core:
             elif not self._fetch(max(free, self.settled + 1)):
                 break
         self.turn.ask_attention()
+        if self.stop_asked is not None:
+            return 1
         return fitting(sizes, min(size, len(self.gathered)))
 
     def _closes(self) -> bool:
@@ -796,7 +895,9 @@ class Core:
         return False
 
     def _open_epoch(self) -> None:
-        batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing)
+        batches, self.looks_from, self.ends_at = self.source.open_epoch(
+            self.drawing, self.step + 1 - self.draws_from
+        )
         if self.global_triggers < len(self.step_triggers):
             self._schedule_from(self.step + 1, self.draws_from)
         written_in_c = isinstance(getattr(type(batches), "__iter__", None), WrapperDescriptorType)
@@ -851,7 +952,7 @@ class Core:
         except Exception as exception:
             self.deferred = exception
 
-    def _pass_on(self, passed: int, some_left: bool) -> frozenset[Hashable]:
+    def _pass_on(self, passed: int, some_left: bool) -> Any:
         """Hand over, and arm; a signal that strikes in between leaves all as it was."""
         before = (
             self.step,
@@ -882,7 +983,7 @@ class Core:
             raise
         return events
 
-    def _hand_over(self, passed: int) -> frozenset[Hashable]:
+    def _hand_over(self, passed: int) -> Any:
         """Find what is due at the step after `passed` others, and let these steps be done."""
         step = self.step + 1 + passed
         settled = self.settled > passed
@@ -907,9 +1008,12 @@ class Core:
         self.bits = NOTHING
         self.last_before = UNREAD
         self.step = step
+        if events is not QUIET and events.last != step:
+            events.before = events.last
+            events.last = step
         return events
 
-    def _judge(self, step: int, bits: int, now: int, settled: bool) -> frozenset[Hashable]:
+    def _judge(self, step: int, bits: int, now: int, settled: bool) -> Any:
         """The events of a step that may be the last of its epoch, or of the run."""
         epoch_end = not settled and (self.ended or step - self.draws_from == self.ends_at)
         state = None
@@ -924,7 +1028,9 @@ class Core:
             state = self.asked
         if bits & self.stop_bit:
             bits ^= self.stop_bit
-            reason = "stop_when"
+            reason = self.stop_asked or "stop_when"
+        if self.stop_asked is not None:
+            bits |= self.stop_bits
         training_end = reason is not None
         if training_end:
             bits |= self.plan.on_training_end
@@ -989,6 +1095,8 @@ class Core:
         self.next_reading = self.clock.started + due - self.clock.saved
 
     def _limit_reached(self, step: int, epoch_end: bool, now: int) -> str | None:
+        if self.stop_asked is not None:
+            return self.stop_asked
         if step == self.last_step:
             return "max_steps"
         if epoch_end and self.drawing + 1 >= self.max_epochs:
@@ -1027,7 +1135,7 @@ class Core:
             raise failure  # noqa: B904 (mostly it is the exception itself)
         return bits
 
-    def _events(self, bits: int) -> frozenset[Hashable]:
+    def _events(self, bits: int) -> Any:
         lone = self.lone
         if lone is not None and bits is lone.bit:
             if lone.events is None:
@@ -1036,6 +1144,7 @@ class Core:
         events = self.sets.get(bits)
         if events is None:
             if len(self.sets) >= 4096:
+                self.forgotten = self.last_steps(NEVER)
                 self.sets = {NOTHING: QUIET}
             events = self.sets[bits] = self.plan.event_set(bits)
         return events
@@ -1064,6 +1173,7 @@ class Core:
         special = self._promised_end()
         if (
             self.training_end
+            or self.stop_asked is not None
             or self.epoch_end
             or self.ended
             or self.ahead is not MISSING
@@ -1088,6 +1198,8 @@ class Core:
             last = min(last, max(step, self.conditions_from) - 1)
         turn.fires_until = -1 if self.stop_bit else last
         turn.quiet_until = min(last, self.step_agenda[0][0] - 1)
+        if self.stop_asked is not None:  # it may be a signal that came just now
+            turn.ask_attention()
 
 
 def fitting(sizes: Sizes, most: int) -> int:

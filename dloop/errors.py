@@ -48,6 +48,19 @@ class DataExhaustedError(LoopError):
     """
 
 
+class StateError(LoopError):
+    """A saved state is damaged, foreign or of a later version, or cannot be saved.
+
+    Example:
+        >>> from dloop import Loop, StateError
+        >>> try:
+        ...     Loop([1, 2], max_epochs=1).load_state_dict({"weights": []})
+        ... except StateError as error:
+        ...     print(error)
+        this is no state of a dloop run
+    """
+
+
 class LoopWarning(UserWarning):
     """The category of every warning of dloop: something that a person should act on.
 

@@ -16,7 +16,14 @@ class _Members(type):
     """Lets LoopEvents be gone through, as an Enum is."""
 
     def __iter__(cls) -> Iterator[LoopEvents]:
-        return iter((LoopEvents.EPOCH_END, LoopEvents.TRAINING_END))
+        return iter(
+            (
+                LoopEvents.EPOCH_END,
+                LoopEvents.TRAINING_END,
+                LoopEvents.INTERRUPT,
+                LoopEvents.EXCEPTION,
+            )
+        )
 
 
 class LoopEvents(metaclass=_Members):
@@ -29,6 +36,8 @@ class LoopEvents(metaclass=_Members):
     Attributes:
         EPOCH_END: the step has the last batch of its epoch.
         TRAINING_END: the step has the last batch of the run.
+        INTERRUPT: the step is the last because a signal asked for an end.
+        EXCEPTION: there is no batch, but an exception that ended the run.
 
     Example:
         >>> from dloop import Loop, LoopEvents
@@ -44,6 +53,8 @@ class LoopEvents(metaclass=_Members):
 
     EPOCH_END: ClassVar[LoopEvents]
     TRAINING_END: ClassVar[LoopEvents]
+    INTERRUPT: ClassVar[LoopEvents]
+    EXCEPTION: ClassVar[LoopEvents]
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -67,6 +78,8 @@ class LoopEvents(metaclass=_Members):
 
 LoopEvents.EPOCH_END = LoopEvents("EPOCH_END")
 LoopEvents.TRAINING_END = LoopEvents("TRAINING_END")
+LoopEvents.INTERRUPT = LoopEvents("INTERRUPT")
+LoopEvents.EXCEPTION = LoopEvents("EXCEPTION")
 
 
 _DEFAULTS: dict[str, object] = {
@@ -214,14 +227,19 @@ class Event(BaseEvent):
     def __hash__(self) -> int:
         return hash(self._values())
 
+    def given(self) -> dict[str, object]:
+        """The arguments that are not the defaults, by name."""
+        return {
+            name: getattr(self, name)
+            for name, default in _DEFAULTS.items()
+            if getattr(self, name) is not default and getattr(self, name) != default
+        }
+
     def __repr__(self) -> str:
-        given = []
-        for name, default in _DEFAULTS.items():
-            value = getattr(self, name)
-            if name == "condition_function" and value is not None:
-                given.append(repr(value))
-            elif value != default:
-                given.append(f"{name}={value!r}")
+        given = [
+            repr(value) if name == "condition_function" else f"{name}={value!r}"
+            for name, value in self.given().items()
+        ]
         return f"Event({', '.join(given)})"
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -7,6 +7,8 @@ from functools import partial
 from types import GenericAlias
 
 from . import _backend, checks
+from .errors import LoopError, StateError, warn
+from .events import LoopEvents
 from .schedule import NEVER, Schedule
 from .source import Source
 
@@ -14,11 +16,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
+    from os import PathLike
     from types import TracebackType
     from typing import Any, Generic, SupportsFloat, SupportsIndex, TypeVar
 
     from ._core import LoopState
     from .events import BaseEvent
+    from .signals import Signals
+    from .state import Position
 
     Batch = TypeVar("Batch")
     Self = TypeVar("Self", bound="Loop[Any]")
@@ -52,10 +57,16 @@ class Loop(Generic[Batch]):
             data alone; False never fetches a batch before it is asked for; None, the default, looks
             ahead where no length is known, and at the last batch that `len()` promises.
         clock: a callable that returns seconds, in place of the real clock.
+        state_file: a path: where a file is there, the run goes on from what `save_state` put into
+            it.
+        signals: signals that ask the run to end as `stop()` does, such as `(signal.SIGTERM,)`.
+        on_exception: "raise", or "event": what the dataloader raises, or a body under `guard()`,
+            is then handed over as a last step, and raised after it.
 
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or arguments contradict each other.
+        StateError: `state_file` holds something else than a state, or a damaged one.
 
     Iterating yields pairs of a batch and the set of the events that are due at its step. It raises
     what the dataloader, a condition or the clock raises, `DataLengthError` when an epoch is shorter
@@ -88,6 +99,9 @@ class Loop(Generic[Batch]):
         dataloader_len: SupportsIndex | None = None,
         lookahead: bool | None = None,
         clock: Callable[[], SupportsFloat] | None = None,
+        state_file: str | PathLike[str] | None = None,
+        signals: Iterable[SupportsIndex] = (),
+        on_exception: str = "raise",
     ) -> None:
         if clock is not None and not callable(clock):
             raise TypeError(f"clock={checks.shown(clock)}: pass a callable that returns seconds")
@@ -97,12 +111,63 @@ class Loop(Generic[Batch]):
         self._open_source = partial(
             Source, dataloader, dataloader_len, lookahead, None if limit == NEVER else limit
         )
+        if on_exception not in ("raise", "event"):
+            raise ValueError(f'on_exception={checks.shown(on_exception)}: pass "raise" or "event"')
+        if on_exception == "event":
+            self._schedule.on_exception = self._schedule.due_with(
+                LoopEvents.EXCEPTION
+            ) | self._schedule.due_with(LoopEvents.TRAINING_END)
+        self._signals = _signals(signals, self._interrupt)
+        self._state_file = state_file
         self._begin()
+        if state_file is not None:
+            self._load_file(state_file)
 
-    def _begin(self) -> None:
+    def _begin(self, position: Position | None = None) -> None:
         self._source = self._open_source()
+        self._entered = False
+        self._over = ""
         tick = None if self._clock is None else checks.in_nanoseconds(self._clock)
-        self._core = _backend.core.Core(self._schedule, self._source, _backend.core.Clock(tick, 0))
+        make = partial(_backend.core.Core, self._schedule, self._source)
+        if position is None:
+            self._windows: dict[Any, int] = {}
+            self._steps_before = 0
+            self._core = make(_backend.core.Clock(tick, 0))
+            return
+        self._windows = position.windows
+        self._steps_before = position.steps
+        self._source.resume(position.loader, position.steps)
+        self._core = make(
+            _backend.core.Clock(tick, position.elapsed),
+            position.epoch,
+            position.epoch_steps,
+            position.steps,
+            position.epoch_end,
+            self._timers_from(position),
+        )
+        self._over = self._limit_of(position)
+
+    def _timers_from(self, position: Position) -> list[int]:
+        """When each timer was last due; those of an event that is new count from here."""
+        left = {name: list(timers) for name, timers in position.timers.items()}
+        lasts = []
+        for number, (_, period, _, per_launch, _, _) in enumerate(self._schedule.times):
+            saved = left.get(self._schedule.name_of_timer(number))
+            kind, last = saved.pop(0) if saved else ("", -1)
+            if kind != ("every" if period else "at"):
+                last = position.elapsed
+            lasts.append(-1 if per_launch else last)
+        return lasts
+
+    def _limit_of(self, position: Position) -> str:
+        """The limit that a loaded run has reached, or an empty string."""
+        name, limit = self._schedule.limit
+        done = {
+            "max_steps": position.steps,
+            "max_epochs": position.epoch + position.epoch_end,
+            "max_seconds": position.elapsed,
+        }
+        return name if done[name] >= limit else ""
 
     def __iter__(self) -> Iterator[tuple[Batch, AbstractSet[Hashable]]]:
         """An iterator on the run, from its next batch on, in place of any older one.
@@ -110,7 +175,13 @@ class Loop(Generic[Batch]):
         Raises:
             LoopError: the run is over.
         """
-        return self._core.steps()
+        return self._enter(self._core.steps)
+
+    def _enter(self, iterate: Callable[..., Iterator[Any]]) -> Iterator[Any]:
+        if self._over:
+            return iter(())
+        self._entered = True
+        return iterate(rider=None if self._signals is None else self._signals.hold())
 
     def chunks(
         self, sizes: SupportsIndex | Iterable[SupportsIndex]
@@ -143,7 +214,7 @@ class Loop(Generic[Batch]):
             [4, 5] True
             [6, 7, 8, 9] False
         """
-        return self._core.lists(checks.sizes("sizes", sizes))
+        return self._enter(partial(self._core.lists, checks.sizes("sizes", sizes)))
 
     def steps_to_next_event(self) -> int | None:
         """The number of steps up to and including the next for which an event is scheduled.
@@ -160,6 +231,8 @@ class Loop(Generic[Batch]):
             [5, 4, 3, 2, 1, 4, 3, 2, 1, None]
         """
         epoch_len = self._source.epoch_len()
+        if self._over:
+            return None
         return self._core.steps_to_next_event(NEVER if epoch_len is None else epoch_len)
 
     def __len__(self) -> int:
@@ -169,7 +242,7 @@ class Loop(Generic[Batch]):
             TypeError: it is not known.
         """
         core = self._core
-        if core.closed or core.stop_reason is not None:
+        if core.closed or self.stop_reason is not None:
             return 0
         left: int | None = None
         epoch_len = self._source.epoch_len()
@@ -209,8 +282,9 @@ class Loop(Generic[Batch]):
     def stop_reason(self) -> str | None:
         """Why the run ended; None as long as its last batch was not handed over.
 
-        The first of these that applies: "exception", "stop_when", "max_steps", "max_epochs",
-        "max_seconds", "exhausted" (a dataloader that can be gone through once ran dry).
+        The first of these that applies: "exception", a signal's name, "stop", "stop_when",
+        "max_steps", "max_epochs", "max_seconds", "exhausted" (a dataloader that can be gone
+        through once ran dry).
 
         Example:
             >>> from dloop import Event, Loop
@@ -218,7 +292,208 @@ class Loop(Generic[Batch]):
             >>> [(batch, loop.stop_reason) for batch, events in loop]
             [(0, None), (1, None), (2, 'stop_when')]
         """
-        return self._core.stop_reason
+        return self._over or self._core.stop_reason
+
+    @property
+    def exception(self) -> Exception | None:
+        """The exception that ended the run."""
+        return self._core.error
+
+    def stop(self) -> None:
+        """Let the next step be the last; it carries `LoopEvents.TRAINING_END`.
+
+        Example:
+            >>> from dloop import Loop
+            >>> loop = Loop(range(9), max_epochs=1)
+            >>> for batch, events in loop:
+            ...     print(batch)
+            ...     if batch == 1:
+            ...         loop.stop()
+            0
+            1
+            2
+            >>> loop.stop_reason
+            'stop'
+        """
+        if self.stop_reason is None:
+            self._core.ask_stop("stop", 0)
+
+    def _interrupt(self, name: str) -> None:
+        if self.stop_reason is None:
+            self._core.ask_stop(name, self._schedule.due_with(LoopEvents.INTERRUPT))
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether `stop()` or a signal has asked for an end; for bodies that take long."""
+        return self._core.stop_asked is not None
+
+    def guard(self) -> Guard:
+        """A context for bodies: with `on_exception="event"` what they raise ends the run politely.
+
+        An Exception that leaves the context is then not raised there: the next step has no batch,
+        but the events EXCEPTION and TRAINING_END, and after it the exception is raised.
+
+        Example:
+            >>> from dloop import Loop, LoopEvents
+            >>> loop = Loop([1, 0], max_epochs=1, on_exception="event")
+            >>> try:
+            ...     for batch, events in loop:
+            ...         if LoopEvents.EXCEPTION in events:
+            ...             print("saving after", repr(loop.exception))
+            ...             continue
+            ...         with loop.guard():
+            ...             print(1 / batch)
+            ... except ZeroDivisionError:
+            ...     print("and it comes out")
+            1.0
+            saving after ZeroDivisionError('division by zero')
+            and it comes out
+        """
+        return Guard(self._core.fail if self._schedule.on_exception else None)
+
+    def steps_since(self, name: Hashable) -> int:
+        """The steps since `name` was last due, the latest step included.
+
+        At a step at which it is due that is the length of its window: since the step at which it
+        was due before, or since the run began.
+
+        Raises:
+            KeyError: the loop has no such event.
+
+        Example:
+            >>> from dloop import Event, Loop, LoopEvents
+            >>> window = Event(every_n_steps=4) | LoopEvents.TRAINING_END
+            >>> loop = Loop(range(10), {"Update": window}, max_epochs=1)
+            >>> [loop.steps_since("Update") for batch, events in loop if "Update" in events]
+            [4, 4, 2]
+        """
+        if name not in self._schedule.events and not isinstance(name, LoopEvents):
+            raise KeyError(name)
+        step = self._core.step
+        new = -1 if isinstance(name, LoopEvents) else self._steps_before - 1
+        before = self._windows.get(name, new)
+        return step - max(before, self._core.last_steps(step).get(name, before))
+
+    def state_dict(self, step_done: bool = True) -> dict[str, Any]:
+        """The run's state, to be saved with the model's and given to `load_state_dict`.
+
+        It is made of plain values, but for the dataloader's own state, where it has one.
+
+        Args:
+            step_done: whether the latest step counts as done, so that a resumed run begins with
+                the next. False is for `except` and `finally`: its batch then comes again.
+
+        Example:
+            >>> from dloop import Loop
+            >>> loop = Loop("abcd", max_epochs=1)
+            >>> for batch, events in loop:
+            ...     if batch == "b":
+            ...         saved = loop.state_dict()
+            >>> resumed = Loop("abcd", max_epochs=1)
+            >>> resumed.load_state_dict(saved)
+            >>> [batch for batch, events in resumed]
+            ['c', 'd']
+        """
+        from . import state
+
+        return state.as_dict(self._position(step_done), self._schedule.names)
+
+    def _position(self, step_done: bool) -> Position:
+        from .state import Position
+
+        core = self._core
+        undone = not step_done and core.step >= self._steps_before
+        done = core.step + 1 - undone
+        epoch_steps = done - core.epoch_start
+        ended = core.epoch_end and not undone
+        timers: dict[Any, list[list[Any]]] = {}
+        for number, last in enumerate(core.timer_lasts(not undone)):
+            kind = "every" if self._schedule.times[number][1] else "at"
+            timers.setdefault(self._schedule.name_of_timer(number), []).append([kind, last])
+        return Position(
+            epoch=core.epoch,
+            epoch_steps=epoch_steps,
+            steps=done,
+            epoch_end=ended,
+            elapsed=core.elapsed(),
+            plan=self._plan(),
+            timers=timers,
+            windows={
+                **dict.fromkeys(self._schedule.names, self._steps_before - 1),
+                **self._windows,
+                **core.last_steps(done),
+            },
+            loader=self._source.state(
+                epoch_steps, core.fetched_ahead() + undone, core.epoch, ended
+            ),
+        )
+
+    def _plan(self) -> dict[str, Any]:
+        from .state import described
+
+        stop_when = self._schedule.stop_when
+        return {
+            "events": {name: described(event) for name, event in self._schedule.events.items()},
+            "stop_when": None if stop_when is None else described(stop_when),
+            "limit": list(self._schedule.limit),
+            "length": self._source.epoch_len(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the run go on from where `state_dict` was called, before its first step.
+
+        Where the loop was made of other events, or with another limit or length, a LoopWarning
+        says so; the events of the same names go on, new ones count from here.
+
+        Raises:
+            LoopError: the loop was entered already.
+            StateError: this is no such state, or it is damaged.
+        """
+        from .state import changes, from_dict
+
+        if self._entered:
+            raise LoopError(
+                "load_state_dict comes before the first step; restart() goes back there"
+            )
+        position = from_dict(state, self._schedule.names)
+        changed = changes(position.plan, self._plan())
+        if changed:
+            warn(f"the loop is not what the state was saved of: {'; '.join(changed)}")
+        self._source.close()
+        self._begin(position)
+
+    def _load_file(self, path: str | PathLike[str]) -> None:
+        import logging
+        from os import fspath
+        from pathlib import Path
+
+        from . import state
+
+        if not Path(path).exists():
+            return
+        try:
+            self.load_state_dict(state.read(path))  # type: ignore[arg-type]
+        except StateError as error:
+            if fspath(path) in str(error):
+                raise
+            raise StateError(f"{fspath(path)}: {error}") from error
+        logging.getLogger("dloop").info(
+            "%s: going on after step %d, in epoch %d", fspath(path), self.global_step, self.epoch
+        )
+
+    def save_state(self, step_done: bool = True) -> None:
+        """Write `state_dict()` to the `state_file`: as a whole, or not at all.
+
+        Raises:
+            LoopError: the loop has no `state_file`.
+            StateError: the dataloader's state holds what JSON cannot.
+            OSError: the file cannot be written; the state that it held is still there.
+        """
+        from . import state
+
+        if self._state_file is None:
+            raise LoopError("save_state() writes to state_file=, which this loop was not given")
+        state.write(self._state_file, self.state_dict(step_done))
 
     def restart(self) -> None:
         """Begin a new run with the same arguments. Iterators on the old one raise LoopError.
@@ -262,4 +537,36 @@ class Loop(Generic[Batch]):
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        owed = self._core.owed
         self.close()
+        if owed is not None and exception is None:
+            raise owed
+
+
+class Guard:
+    """What `Loop.guard` returns."""
+
+    def __init__(self, fail: Callable[[Exception], object] | None) -> None:
+        self._fail = fail
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if self._fail is None or not isinstance(exception, Exception):
+            return False
+        self._fail(exception)
+        return True
+
+
+def _signals(given: Iterable[SupportsIndex], ask: Callable[[str], object]) -> Signals | None:
+    if given == ():
+        return None
+    from .signals import Signals, numbers
+
+    return Signals(numbers(given), ask)

@@ -84,9 +84,11 @@ class Schedule:
         self._at_end: dict[LoopEvents, int] = {
             member: 1 << place for place, member in enumerate(LoopEvents)
         }
-        for name, event in _checked_events(events).items():
+        self.events = dict(_checked_events(events))
+        for name, event in self.events.items():
             self._add(1 << len(names), event, self.conditions)
             names.append(name)
+        self.names = list(self.events)
         self._names = Names(names)
         self.event_set = self._names.event_set
         self.stop_bit = 0
@@ -94,7 +96,9 @@ class Schedule:
         if stop_when is not None:
             self._add_stop(1 << len(names), stop_when)
         self.all_conditions = self.stop_conditions + self.conditions
+        self.stop_when = stop_when
         self.timed = max_seconds is not None or bool(self.times)
+        self.on_exception = 0
 
     def _add_stop(self, bit: int, stop_when: BaseEvent) -> None:
         if not isinstance(stop_when, BaseEvent):
@@ -131,7 +135,25 @@ class Schedule:
     @property
     def on_training_end(self) -> int:
         """The bits of all that is due at the last step."""
-        return self._at_end[LoopEvents.TRAINING_END] & ~self.stop_bit
+        return self.due_with(LoopEvents.TRAINING_END)
+
+    def due_with(self, member: LoopEvents) -> int:
+        """The bits of a member of LoopEvents and of all that is joined with it."""
+        return self._at_end[member] & ~self.stop_bit
+
+    def name_of_timer(self, number: int) -> Hashable:
+        """The name of the event of a row of `times`; None for `stop_when`."""
+        bit = self.times[number][0]
+        return None if bit == self.stop_bit else self._names[bit]
+
+    @property
+    def limit(self) -> tuple[str, int]:
+        """The limit's name, and its steps, epochs or nanoseconds."""
+        if self.max_steps < NEVER:
+            return "max_steps", self.max_steps
+        if self.max_epochs < NEVER:
+            return "max_epochs", self.max_epochs
+        return "max_seconds", self.max_time
 
     def on_epoch_end(self, epoch: int, step: int) -> int:
         """The bits of all that is due because `step` is the last of `epoch`."""

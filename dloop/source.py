@@ -56,8 +56,16 @@ class Source:
         self._is_stream = self.once and not self._by_epochs
         self._check(max_epochs)
 
+        self._resumed: dict[str, Any] | None = None  # the state that the open epoch was loaded with
+        self._to_load = False
+        self._skips = 0  # of a loader that is gone through once: all batches that were ever taken
+        self._told_of_skipping = False
+        self._snapshot: tuple[int, dict[str, Any]] | None = None
+        self._epoch_done: dict[str, Any] | None = None
+
         self._opened = False
         self._batches: Iterator[Any] | None = None
+        self._current: Any = None  # the loader that the open epoch is from
         self._on_faith: tuple[int, Iterator[Any]] | None = None
         self._promise: int | None = None
         self._warned_of_more = False
@@ -80,8 +88,10 @@ class Source:
                 "dataloader_len, or let the loop look ahead"
             )
 
-    def open_epoch(self, epoch: int) -> tuple[Iterator[Any], int, int]:
+    def open_epoch(self, epoch: int, taken: int) -> tuple[Iterator[Any], int, int]:
         """Begin `epoch`: its iterator, the epoch step from which to look ahead, and its last one.
+
+        Of its batches `taken` were taken before, and are skipped.
 
         Either step is NEVER where it does not apply. To look ahead at every step is to do so from
         -1 on; any other step from which to look is the last one that is promised.
@@ -92,7 +102,7 @@ class Source:
         """
         self._drop_surplus(epoch - 1)
         try:
-            batches = self._iterate(epoch)
+            batches = self._batches = self._iterate(epoch, taken)
         except StopIteration as exception:
             raise not_stop(exception) from exception
         promise = self._promise
@@ -106,7 +116,9 @@ class Source:
             return batches, NEVER, promise - 1
         return batches, promise - 1, NEVER
 
-    def _iterate(self, epoch: int) -> Iterator[Any]:
+    def _iterate(self, epoch: int, taken: int) -> Iterator[Any]:
+        if self._batches is not None:
+            self._epoch_done = self._state_now(0)
         self._batches = None  # and with it its workers, before there are new ones
         loader: Any = self._loader if self._load is None else self._load()
         if not _is_iterable(loader):
@@ -114,14 +126,91 @@ class Source:
                 f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
             )
         _set_epoch(loader, epoch, {})
+        self._resumed = self._resumed if self._to_load else None
+        resumed = self._resumed
+        if resumed is not None and _keeps_state(loader):
+            _load_into(loader, resumed["state"])
         self._promise = self._read_promise(loader)
         self._refuse_unknown_end(self._promise)
         if self._promise == 0:
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
         batches: Iterator[Any] = iter(loader)
-        self._batches = batches
+        if resumed is not None and not _keeps_state(loader):
+            _load_into(batches, resumed["state"])
+        if resumed is not None and resumed["whole"]:
+            batches = _unless_empty(batches, loader)
+        self._current = None if batches is loader else loader
+        self._to_load = False
         self._opened = True
+        skips = taken - resumed["at"] if resumed is not None else self._skips or taken
+        self._skips = 0
+        return self._skipped(batches, skips, epoch) if skips else batches
+
+    def _skipped(self, batches: Iterator[Any], count: int, epoch: int) -> Iterator[Any]:
+        """`batches` without the first `count`."""
+        if type(batches) in _SEQUENCE_ITERATORS:
+            batches.__setstate__(count)  # type: ignore[attr-defined]
+            return batches
+        self._tell_of_skipping(count, epoch)
+        for _ in range(count):
+            next(batches, None)
         return batches
+
+    def _tell_of_skipping(self, count: int, epoch: int) -> None:
+        if self._told_of_skipping or self._resumed is not None:
+            return
+        self._told_of_skipping = True
+        unsure = ""
+        sampler = getattr(self._current, "sampler", None)
+        shuffles = any(base.__name__ == "RandomSampler" for base in type(sampler).__mro__)
+        if shuffles and (getattr(sampler, "generator", None) is None or epoch):
+            unsure = (
+                ". It shuffles in an order that cannot be known to repeat, so that samples may "
+                "come twice or not at all: use a sampler with set_epoch, or a loader with state"
+            )
+        warn(
+            f"the dataloader keeps no state, so its first {count} batches are fetched and dropped "
+            f"to go on in epoch {epoch}{unsure}"
+        )
+
+    def resume(self, loader: dict[str, Any] | None, steps: int) -> None:
+        """Let the first epoch that is opened go on from what `state` returned."""
+        self._resumed = loader
+        self._to_load = loader is not None
+        self._skips = steps if self.once and loader is None else 0
+
+    def state(self, done: int, ahead: int, epoch: int, ended: bool) -> dict[str, Any] | None:
+        """The loader's own state after `done` batches of `epoch`; None where it keeps none.
+
+        It is the state after `at` batches, where the loader has given `ahead` more than `done`:
+        those between are skipped when it is loaded. `whole` is whether that is the end of the
+        epoch before.
+        """
+        if not self._opened:
+            return self._resumed
+        if ended and not ahead:
+            return self._epoch_done if self._batches is None else self._state_now(0)
+        if self._resumed is not None:  # a loader's state after it was resumed is not always right
+            return self._resumed
+        if done and not ahead:
+            state = self._state_now(done)
+            self._snapshot = None if state is None else (epoch, state)
+            return state
+        of, snapshot = self._snapshot or (-1, None)
+        if snapshot is not None and of == epoch and snapshot["at"] <= done:
+            return snapshot
+        return self._epoch_done
+
+    def _state_now(self, at: int) -> dict[str, Any] | None:
+        if _keeps_state(self._current):
+            state = self._current.state_dict()
+        elif _keeps_state(self._batches):
+            state = self._batches.state_dict()  # type: ignore[union-attr]
+        elif callable(getattr(self._batches, "get_state", None)):
+            state = self._batches.get_state()  # type: ignore[union-attr]
+        else:
+            return None
+        return {"state": state, "at": at, "whole": at == 0 and not self.once}
 
     def goes_on_after(self, epoch: int, taken: int, step: int) -> bool:
         """Judge that `epoch` ended, unforeseen, after `taken` batches, the last of them at `step`.
@@ -164,11 +253,12 @@ class Source:
         """End the run, whose last epoch was `epoch`."""
         if stop_reason == "max_epochs":
             self._drop_surplus(epoch)
+        self._epoch_done = self._state_now(0)
         self.forget()
 
     def forget(self) -> None:
         """Let go of the open epoch's iterator."""
-        self._batches = self._on_faith = None
+        self._batches = self._on_faith = self._current = None
 
     def epoch_len(self) -> int | None:
         """The length that is promised of the open epoch, or of the first where none was opened."""
@@ -207,6 +297,33 @@ class Source:
             return min(len(loader), checks.MOST)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):
             return None
+
+
+_SEQUENCES: tuple[Iterable[object], ...] = ([], (), range(1), range(2**70), "", b"", bytearray())
+_SEQUENCE_ITERATORS = tuple(type(iter(each)) for each in _SEQUENCES)
+
+
+def _keeps_state(loader: object) -> bool:
+    return callable(getattr(loader, "state_dict", None)) and callable(
+        getattr(loader, "load_state_dict", None)
+    )
+
+
+def _load_into(owner: Any, state: Any) -> None:
+    (owner.load_state_dict if _keeps_state(owner) else owner.set_state)(state)
+
+
+def _unless_empty(batches: Iterator[Any], loader: Iterable[Any]) -> Iterator[Any]:
+    """`batches`, or those of a new iterator: some loaders come back at the end of their epoch."""
+    first = [each for each, _ in zip(batches, range(1))]
+    if not first:
+        return iter(loader)
+    return _before(first, batches)
+
+
+def _before(first: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    yield first.pop()
+    yield from rest
 
 
 def _is_iterable(dataloader: object) -> TypeGuard[Iterable[Any]]:

@@ -610,7 +610,8 @@ def test_what_does_not_become_a_float_is_no_number_of_seconds() -> None:
 
 @pytest.mark.no_core
 def test_the_loops_own_events_have_names_and_stay_themselves() -> None:
-    assert [member.name for member in LoopEvents] == ["EPOCH_END", "TRAINING_END"]
+    names = ["EPOCH_END", "TRAINING_END", "INTERRUPT", "EXCEPTION"]
+    assert [member.name for member in LoopEvents] == names
     for member in LoopEvents:
         assert repr(member) == f"LoopEvents.{member.name}"
         assert pickle.loads(pickle.dumps(member)) is member

@@ -1,0 +1,285 @@
+"""A run's state: as plain values, in and out of a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from enum import Enum
+
+from . import checks
+from .errors import StateError, warn
+from .events import Event, LoopEvents
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from typing import Any
+
+    from .events import BaseEvent
+
+VERSION = 1
+
+
+class Position:
+    """Where a run is between two steps, and what its triggers remember.
+
+    Attributes:
+        epoch: the epoch of the last step that is done.
+        epoch_steps: the steps of that epoch that are done.
+        steps: the steps that are done in all.
+        epoch_end: whether that epoch is complete.
+        elapsed: training time in nanoseconds.
+        plan: what the run was made of; see `described`.
+        timers: by name of event, for each of its timers its kind and when it was last due.
+        windows: by name of event, the last step at which it was due; -1 if there was none.
+        loader: the dataloader's own state, see `source.Source`.
+    """
+
+    epoch: int
+    epoch_steps: int
+    steps: int
+    epoch_end: bool
+    elapsed: int
+    plan: dict[str, Any]
+    timers: dict[Any, list[list[Any]]]
+    windows: dict[Any, int]
+    loader: dict[str, Any] | None
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+
+def as_dict(position: Position, names: list[Hashable]) -> dict[str, Any]:
+    """The position in plain values; `names` are those of the events, in their order."""
+    keys: dict[Hashable, Any] = {}
+    for place, name in enumerate(names):
+        keys[name] = _tagged(name)
+        if keys[name] is None:
+            warn(
+                f"event {checks.shown(name)}: a state cannot hold a name of this kind; the event "
+                f"goes by its position, {place}"
+            )
+            keys[name] = ["position", place]
+    own = [*names, *LoopEvents]
+    keys.update({member: _tagged(member) for member in LoopEvents})
+    return {
+        "version": VERSION,
+        "epoch": position.epoch,
+        "epoch_steps": position.epoch_steps,
+        "steps": position.steps,
+        "epoch_end": position.epoch_end,
+        "elapsed": position.elapsed,
+        "plan": {
+            **position.plan,
+            "events": [[keys[name], position.plan["events"][name]] for name in names],
+        },
+        "timers": [[keys.get(name), timers] for name, timers in position.timers.items()],
+        "windows": [
+            [keys[name], position.windows[name]] for name in own if name in position.windows
+        ],
+        "loader": position.loader,
+    }
+
+
+def from_dict(state: object, names: list[Hashable]) -> Position:
+    """The position that `as_dict` gave.
+
+    Raises:
+        StateError: it is something else, damaged, or of a later version.
+    """
+    if not isinstance(state, dict) or "version" not in state:
+        raise StateError("this is no state of a dloop run")
+    if state["version"] != VERSION:
+        raise StateError(
+            f"this state is of version {checks.shown(state['version'])}; this dloop reads {VERSION}"
+        )
+    places = dict(enumerate(names))
+    try:
+        position = Position(
+            epoch=_count(state["epoch"]),
+            epoch_steps=_count(state["epoch_steps"]),
+            steps=_count(state["steps"]),
+            epoch_end=_flag(state["epoch_end"]),
+            elapsed=_count(state["elapsed"]),
+            plan={
+                **state["plan"],
+                "events": {_named(key, places): each for key, each in state["plan"]["events"]},
+            },
+            timers={
+                None if key is None else _named(key, places): [
+                    [str(kind), _count(last, -1)] for kind, last in timers
+                ]
+                for key, timers in state["timers"]
+            },
+            windows={_named(key, places): _count(last, -1) for key, last in state["windows"]},
+            loader=_loader(state["loader"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StateError(f"this state of a dloop run is damaged ({error!r})") from error
+    if position.epoch_steps > position.steps or (position.steps > 0) < position.epoch_end:
+        raise StateError(
+            "this state of a dloop run is damaged (its counters contradict each other)"
+        )
+    return position
+
+
+def described(event: BaseEvent) -> list[Any]:
+    """What an event is made of, in plain values; of a condition only that there is one."""
+    parts: list[Any] = []
+    for part in event.parts:
+        if isinstance(part, Event):
+            values = {
+                name: value for name, value in part.given().items() if name != "condition_function"
+            }
+            parts.append({**values, "condition": part.condition_function is not None})
+        else:
+            parts.append(part.name)
+    return json.loads(json.dumps(parts))  # type: ignore[no-any-return]
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What is different in two plans, a phrase each."""
+    found = []
+    before, now = old.get("events", {}), new["events"]
+    for title, names in (
+        ("added", [name for name in now if name not in before]),
+        ("removed", [name for name in before if name not in now]),
+        ("changed", [name for name in now if name in before and before[name] != now[name]]),
+    ):
+        if names:
+            found.append(f"events {title}: {', '.join(map(checks.shown, names))}")
+    for key in new:
+        if key != "events" and key in old and old[key] != new[key]:
+            found.append(f"{key}: {checks.shown(old[key])} before, {checks.shown(new[key])} now")
+    return found
+
+
+def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Put `state` into the file at once: it is there as a whole, or not at all.
+
+    Raises:
+        StateError: JSON cannot hold it.
+        OSError: the file could not be written; what was there before is still there.
+    """
+    text = json.dumps(_exact(state, "state"), allow_nan=False)
+    folder, name = os.path.split(os.fspath(path))
+    draft = os.path.join(folder, f".{name}.draft")
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        if os.path.exists(draft):
+            os.unlink(draft)
+        raise
+    _sync_folder(folder or ".")
+
+
+def read(path: str | os.PathLike[str]) -> object:
+    """What `write` has put into the file.
+
+    Raises:
+        StateError: it is something else, or damaged.
+        OSError: it could not be read.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{os.fspath(path)}: no state of a dloop run ({error})") from error
+
+
+def _sync_folder(folder: str) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exact(value: Any, place: str) -> Any:
+    """`value`, if JSON gives back the very same.
+
+    Raises:
+        StateError: it does not; with the place of what it cannot hold.
+    """
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float and value - value == 0:
+        return value
+    if type(value) is list:
+        return [_exact(each, f"{place}[{number}]") for number, each in enumerate(value)]
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                raise StateError(f"{place}: JSON cannot hold the key {checks.shown(key)}")
+        return {key: _exact(each, f"{place}[{key!r}]") for key, each in value.items()}
+    raise StateError(
+        f"{place}={checks.shown(value)}: JSON cannot hold a {type(value).__name__}; put "
+        "state_dict() into your own checkpoint instead"
+    )
+
+
+def _tagged(name: Any) -> list[Any] | None:
+    """A name as a pair of its kind and its value; None where that is not possible."""
+    if name is None or type(name) in (str, int, bool):
+        return [type(name).__name__, name]
+    if isinstance(name, LoopEvents):
+        return ["LoopEvents", name.name]
+    if isinstance(name, Enum):
+        return ["Enum", [type(name).__module__, type(name).__qualname__, name.name]]
+    if type(name) is tuple:
+        parts = [_tagged(each) for each in name]
+        return None if None in parts else ["tuple", parts]
+    return None
+
+
+def _named(tagged: Any, places: dict[int, Hashable]) -> Any:
+    kind, value = tagged
+    if kind in ("str", "int", "bool", "NoneType"):
+        if type(value).__name__ != kind:
+            raise ValueError(tagged)
+        return value
+    if kind == "LoopEvents":
+        return {member.name: member for member in LoopEvents}[value]
+    if kind == "tuple":
+        return tuple([_named(each, places) for each in value])
+    if kind == "position":
+        return places.get(value, ("position", value))
+    if kind != "Enum":
+        raise ValueError(tagged)
+    module, qualname, member = value
+    for name in _flat(places.values()):  # nothing is imported for the sake of a state
+        if isinstance(name, Enum) and _tagged(name) == ["Enum", [module, qualname, member]]:
+            return name
+    return "Enum", str(module), str(qualname), str(member)
+
+
+def _flat(names: Any) -> Any:
+    for name in names:
+        yield name
+        if type(name) is tuple:
+            yield from _flat(name)
+
+
+def _count(value: object, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= checks.MOST:
+        raise ValueError(value)
+    return value
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError(value)
+    return value
+
+
+def _loader(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return {"state": value["state"], "at": _count(value["at"]), "whole": _flag(value["whole"])}
