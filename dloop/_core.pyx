@@ -435,12 +435,15 @@ cdef class Turn:
         quiet_until: the last step that is known to be quiet.
         plain_until: the last step that can be neither an epoch's last nor, but for the time and
             triggers, the run's.
+        size: the number of steps that were handed over at once.
     """
 
     cdef int64_t quiet_until
     cdef int64_t plain_until
+    cdef int64_t size
 
     def __cinit__(self):
+        self.size = 1
         self.ask_attention()
 
     cdef inline void ask_attention(self) noexcept:
@@ -676,6 +679,11 @@ cdef class Core:
         """The training time now, in nanoseconds; the clock is read where it was started."""
         return self.clock.elapsed(self.clock.tick()) if self.started else self.clock.saved
 
+    @property
+    def latest_size(self):
+        """How many steps were handed over at once, last."""
+        return self.turn.size
+
     def fetched_ahead(self):
         """How many batches were fetched and not handed over."""
         return len(self.gathered) + (self.held is not MISSING) + (self.ahead is not MISSING)
@@ -761,6 +769,7 @@ cdef class Core:
                 return self._tell() if self.owed is not None else MISSING
             events = self._hand_over(size - 1)
             self._arm(size < len(self.gathered))
+            turn.size = size
             batches, self.gathered = self.gathered, list_with_room(min(size, 4096))
             if size < len(batches):
                 batches, self.gathered = batches[:size], batches[size:]

@@ -324,11 +324,13 @@ class Turn:
         fires_until: the last step at which triggers and the time alone can have a say.
         plain_until: the last step that can be neither an epoch's last nor, but for the time and
             triggers, the run's.
+        size: the number of steps that were handed over at once.
     """
 
-    __slots__ = ("fires_until", "plain_until", "quiet_until")
+    __slots__ = ("fires_until", "plain_until", "quiet_until", "size")
 
     def __init__(self) -> None:
+        self.size = 1
         self.ask_attention()
 
     def ask_attention(self) -> None:
@@ -550,6 +552,11 @@ class Core:
         clock = self.clock
         return clock.elapsed(clock.tick()) if self.started else clock.saved
 
+    @property
+    def latest_size(self) -> int:
+        """How many steps were handed over at once, last."""
+        return self.turn.size
+
     def fetched_ahead(self) -> int:
         """How many batches were fetched and not handed over."""
         return len(self.gathered) + (self.held is not MISSING) + (self.ahead is not MISSING)
@@ -715,6 +722,7 @@ class Core:
             if not size:
                 return self._tell() if self.owed is not None else MISSING  # type: ignore[no-any-return]
             events = self._pass_on(size - 1, size < len(self.gathered))
+            turn.size = size
             batches: Any
             batches, self.gathered = self.gathered[:size], self.gathered[size:]
             # without a name for the list: an error that was met keeps this frame alive

@@ -165,7 +165,7 @@ class Loop(Generic[Batch]):
         done = {
             "max_steps": position.steps,
             "max_epochs": position.epoch + position.epoch_end,
-            "max_seconds": position.elapsed,
+            "max_seconds": position.elapsed if position.out_of_time else 0,
         }
         return name if done[name] >= limit else ""
 
@@ -380,8 +380,8 @@ class Loop(Generic[Batch]):
         It is made of plain values, but for the dataloader's own state, where it has one.
 
         Args:
-            step_done: whether the latest step counts as done, so that a resumed run begins with
-                the next. False is for `except` and `finally`: its batch then comes again.
+            step_done: whether the latest step (or list of steps) counts as done, so that a resumed
+                run begins with the next. False is for `except` and `finally`: it then comes again.
 
         Example:
             >>> from dloop import Loop
@@ -402,7 +402,8 @@ class Loop(Generic[Batch]):
         from .state import Position
 
         core = self._core
-        undone = not step_done and core.step >= self._steps_before
+        stepped = core.step >= self._steps_before
+        undone = core.latest_size if stepped and not step_done else 0
         done = core.step + 1 - undone
         epoch_steps = done - core.epoch_start
         ended = core.epoch_end and not undone
@@ -416,6 +417,7 @@ class Loop(Generic[Batch]):
             steps=done,
             epoch_end=ended,
             elapsed=core.elapsed(),
+            out_of_time=not undone and self.stop_reason == "max_seconds",
             plan=self._plan(),
             timers=timers,
             windows={

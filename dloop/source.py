@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from . import checks
 from .errors import DataExhaustedError, DataLengthError, not_stop, warn
 
@@ -299,7 +301,14 @@ class Source:
             return None
 
 
-_SEQUENCES: tuple[Iterable[object], ...] = ([], (), range(1), range(2**70), "", b"", bytearray())
+class _Items:
+    """What has `__getitem__` alone, as NumPy's arrays go: Python gives it an iterator."""
+
+    def __getitem__(self, place: int) -> object:
+        raise IndexError(place)
+
+
+_SEQUENCES: tuple[Any, ...] = ([], (), range(1), range(2**70), "", b"", bytearray(), _Items())
 _SEQUENCE_ITERATORS = tuple(type(iter(each)) for each in _SEQUENCES)
 
 
@@ -315,7 +324,7 @@ def _load_into(owner: Any, state: Any) -> None:
 
 def _unless_empty(batches: Iterator[Any], loader: Iterable[Any]) -> Iterator[Any]:
     """`batches`, or those of a new iterator: some loaders come back at the end of their epoch."""
-    first = [each for each, _ in zip(batches, range(1))]
+    first = list(islice(batches, 1))
     if not first:
         return iter(loader)
     return _before(first, batches)

@@ -29,6 +29,7 @@ class Position:
         steps: the steps that are done in all.
         epoch_end: whether that epoch is complete.
         elapsed: training time in nanoseconds.
+        out_of_time: whether the last step that is done was the last for `max_seconds`.
         plan: what the run was made of; see `described`.
         timers: by name of event, for each of its timers its kind and when it was last due.
         windows: by name of event, the last step at which it was due; -1 if there was none.
@@ -40,6 +41,7 @@ class Position:
     steps: int
     epoch_end: bool
     elapsed: int
+    out_of_time: bool
     plan: dict[str, Any]
     timers: dict[Any, list[list[Any]]]
     windows: dict[Any, int]
@@ -69,6 +71,7 @@ def as_dict(position: Position, names: list[Hashable]) -> dict[str, Any]:
         "steps": position.steps,
         "epoch_end": position.epoch_end,
         "elapsed": position.elapsed,
+        "out_of_time": position.out_of_time,
         "plan": {
             **position.plan,
             "events": [[keys[name], position.plan["events"][name]] for name in names],
@@ -101,6 +104,7 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
             steps=_count(state["steps"]),
             epoch_end=_flag(state["epoch_end"]),
             elapsed=_count(state["elapsed"]),
+            out_of_time=_flag(state["out_of_time"]),
             plan={
                 **state["plan"],
                 "events": {_named(key, places): each for key, each in state["plan"]["events"]},
