@@ -1,0 +1,336 @@
+"""Real loaders, each built anew as a restarted program builds it."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frameworks import needed
+
+SAMPLES = 10  # in an epoch, but for half a DistributedSampler's
+THREE_EPOCHS = {"max_epochs": 3}
+
+
+@dataclass(frozen=True)
+class Loader:
+    build: Callable[[Path], Any]  # in a folder of its own
+    needs: tuple[str, ...] = ()
+    # what the Loop is given with it
+    arguments: dict[str, Any] = field(default_factory=THREE_EPOCHS.copy)
+    # whether the epochs have different orders
+    shuffles: bool = False
+    # whether it has a state; None: one that JSON cannot hold
+    state: bool | None = False
+    # whether it starts processes
+    workers: bool = False
+    lookaheads: tuple[bool | None, ...] = (None, True)
+
+    def __call__(self, folder: Path) -> Any:
+        for module in self.needs:
+            needed(module)
+        return self.build(folder)
+
+
+# ------------------------------------------------------------------- Python, NumPy
+
+
+def batches() -> Iterator[list[int]]:
+    return ([i, i + 1] for i in range(0, SAMPLES, 2))
+
+
+def array(_: Path) -> Any:
+    import numpy as np
+
+    return np.arange(SAMPLES).reshape(-1, 2)
+
+
+def endless(_: Path) -> Iterator[list[int]]:
+    """One stream that knows no epochs: each shifts the numbers."""
+    return (
+        [(number + epoch) % SAMPLES for number in pair] for epoch in range(99) for pair in batches()
+    )
+
+
+# -------------------------------------------------------------- PyTorch, torchdata
+
+
+def torch_loader(data: str | None = None, sampler: str | None = None, **options: Any) -> Any:
+    """A function that builds torch.utils.data.DataLoader, or with `stateful` torchdata's."""
+
+    def build(_: Path) -> Any:
+        from torch.utils.data import DataLoader, DistributedSampler
+
+        import torch_data
+
+        chosen = dict(options)
+        loader: Any = DataLoader
+        if chosen.pop("stateful", False):
+            from torchdata.stateful_dataloader import StatefulDataLoader
+
+            loader = StatefulDataLoader
+        if chosen.get("shuffle"):
+            chosen["generator"] = torch_data.seeded()
+        numbers = range(SAMPLES)
+        if sampler == "Shuffled":
+            chosen["sampler"] = torch_data.Shuffled(SAMPLES)
+        elif sampler == "DistributedSampler":
+            numbers = range(2 * SAMPLES)
+            chosen["sampler"] = DistributedSampler(numbers, num_replicas=2, rank=0)
+        elif sampler is not None:
+            from torchdata.stateful_dataloader import sampler as stateful_samplers
+
+            if sampler == "RandomSampler":
+                chosen["sampler"] = stateful_samplers.RandomSampler(
+                    numbers, generator=torch_data.seeded()
+                )
+            else:
+                numbers = range(2 * SAMPLES)
+                chosen["sampler"] = stateful_samplers.StatefulDistributedSampler(
+                    numbers, num_replicas=2, rank=0
+                )
+        source = numbers if data is None else getattr(torch_data, data)(SAMPLES)
+        return loader(source, batch_size=2, **chosen)
+
+    return build
+
+
+def of_torch(
+    data: str | None = None,
+    sampler: str | None = None,
+    *,
+    stateful: bool = False,
+    shuffle: bool = False,
+    called: bool = False,
+    state: bool | None = False,
+    **options: Any,
+) -> Loader:
+    if shuffle:
+        options["shuffle"] = True
+    build = torch_loader(data, sampler, stateful=stateful, **options)
+    return Loader(
+        (lambda folder: lambda: build(folder)) if called else build,
+        needs=("torch", "torchdata") if stateful else ("torch",),
+        shuffles=shuffle or sampler is not None,
+        state=(True if state is False else state) if stateful else False,
+        workers="num_workers" in options,
+    )
+
+
+TORCH = {
+    "DataLoader": of_torch(),
+    "DataLoader, 2 workers": of_torch(num_workers=2),
+    "DataLoader, iterable-style": of_torch("Stream"),
+    "DataLoader, iterable-style, 2 workers": of_torch("Stream", num_workers=2),
+    "DataLoader, guessed length, 2 workers": of_torch("GuessedStream", num_workers=2),
+    "DataLoader, seeded sampler": of_torch(None, "Shuffled"),
+    "DataLoader, seeded sampler, 2 workers": of_torch(None, "Shuffled", num_workers=2),
+    "DataLoader, DistributedSampler": of_torch(None, "DistributedSampler"),
+    "DataLoader, DistributedSampler, 2 workers": of_torch(
+        None, "DistributedSampler", num_workers=2
+    ),
+    "callable, DataLoader": of_torch(None, "Shuffled", called=True),
+}
+
+# shuffle=True with a generator is not exact in torchdata itself without workers (a resumed loader
+# draws other orders for later epochs), but a sampler with a generator of its own is.
+TORCHDATA = {
+    "StatefulDataLoader": of_torch(stateful=True),
+    "StatefulDataLoader, 2 workers": of_torch(stateful=True, num_workers=2),
+    "StatefulDataLoader, rare snapshots, 2 workers": of_torch(
+        stateful=True, num_workers=2, snapshot_every_n_steps=3
+    ),
+    "StatefulDataLoader, shuffled": of_torch(None, "RandomSampler", stateful=True, state=None),
+    "StatefulDataLoader, shuffled, 2 workers": of_torch(
+        stateful=True, shuffle=True, state=None, num_workers=2
+    ),
+    "StatefulDataLoader, seeded sampler": of_torch(None, "Shuffled", stateful=True),
+    "StatefulDataLoader, DistributedSampler": of_torch(None, "DistributedSampler", stateful=True),
+    "StatefulDataLoader, its own DistributedSampler": of_torch(
+        None, "StatefulDistributedSampler", stateful=True
+    ),
+    "StatefulDataLoader, unsized": of_torch("KeptStream", stateful=True),
+    "StatefulDataLoader, unsized, 2 workers": of_torch("KeptStream", stateful=True, num_workers=2),
+    # these two cannot be saved twice in one epoch by torchdata alone: it counts batches twice
+    "StatefulDataLoader, unsized, no state": of_torch("Stream", stateful=True),
+    "StatefulDataLoader, unsized, no state, 2 workers": of_torch(
+        "Stream", stateful=True, num_workers=2
+    ),
+    "callable, StatefulDataLoader": of_torch(None, "Shuffled", stateful=True, called=True),
+}
+
+# -------------------------------------------------------------------------- Grain
+
+
+def grain_map(_: Path) -> Any:
+    import grain.python as grain
+
+    return grain.MapDataset.range(SAMPLES).shuffle(seed=3).batch(2)
+
+
+def grain_iter(folder: Path) -> Any:
+    return grain_map(folder).to_iter_dataset()
+
+
+def grain_stream(_: Path) -> Any:
+    """An iterator without end, shuffled anew in each pass."""
+    import grain.python as grain
+
+    return iter(grain.MapDataset.range(SAMPLES).shuffle(seed=3).repeat().batch(2))
+
+
+def grain_loader(_: Path) -> Any:
+    import grain.python as grain
+
+    sampler = grain.IndexSampler(
+        SAMPLES, shard_options=grain.NoSharding(), shuffle=True, seed=3, num_epochs=1
+    )
+    return grain.DataLoader(
+        data_source=range(SAMPLES),
+        sampler=sampler,
+        operations=[grain.Batch(2)],
+        worker_count=0,
+    )
+
+
+# ------------------------------------------------------- Hugging Face, webdataset
+
+
+def rows() -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets.Dataset.from_dict({"number": list(range(SAMPLES))})
+
+
+def hf_rows(_: Path) -> Any:
+    return rows().batch(2)
+
+
+def hf_stream(_: Path) -> Any:
+    return rows().to_iterable_dataset(num_shards=2).batch(2)
+
+
+def hf_shuffled_stream(_: Path) -> Any:
+    """Shuffles shards, not rows: the contents of a buffer of rows are in none of its states."""
+    stream = rows().to_iterable_dataset(num_shards=SAMPLES // 2)
+    return stream.shuffle(seed=3, buffer_size=1).batch(2)
+
+
+def number_rows(starts: list[int]) -> Iterator[dict[str, int]]:
+    for start in starts:
+        yield {"number": start}
+        yield {"number": start + 1}
+
+
+def hf_generated_stream(_: Path) -> Any:
+    import datasets
+
+    starts = list(range(0, SAMPLES, 2))
+    stream = datasets.IterableDataset.from_generator(number_rows, gen_kwargs={"starts": starts})
+    return stream.batch(2)
+
+
+def hf_in_torch(*, stateful: bool, num_workers: int) -> Callable[[Path], Any]:
+    def build(_: Path) -> Any:
+        stream = rows().to_iterable_dataset(num_shards=SAMPLES // 2).shuffle(seed=3, buffer_size=1)
+        if stateful:
+            from torchdata.stateful_dataloader import StatefulDataLoader as Torch
+        else:
+            from torch.utils.data import DataLoader as Torch
+        return Torch(stream, batch_size=2, num_workers=num_workers)
+
+    return build
+
+
+def shards(folder: Path) -> list[str]:
+    paths = [folder / "shard-0.tar", folder / "shard-1.tar"]
+    for half, path in enumerate(paths):
+        with tarfile.open(path, "w") as tar:
+            for number in range(half * SAMPLES // 2, (half + 1) * SAMPLES // 2):
+                content = str(number).encode()
+                info = tarfile.TarInfo(f"{number:03}.number.cls")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return [str(path) for path in paths]
+
+
+def web_pipeline(folder: Path) -> Any:
+    import webdataset
+
+    pipeline = webdataset.WebDataset(shards(folder), shardshuffle=False)
+    return pipeline.decode().to_tuple("number.cls").batched(2)
+
+
+def web_workers(folder: Path) -> Any:
+    import webdataset
+
+    return webdataset.WebLoader(web_pipeline(folder), batch_size=None, num_workers=2)
+
+
+# ---------------------------------------------------------------------- the table
+
+LOADERS: dict[str, Loader] = {
+    "list": Loader(lambda _: list(batches())),
+    "array": Loader(array, needs=("numpy",)),
+    "callable, generator": Loader(lambda _: batches),
+    # of what can be consumed only once the epochs need dataloader_len, which lookahead=True ignores
+    "stream, cut into epochs": Loader(
+        endless,
+        arguments={"max_epochs": 3, "dataloader_len": SAMPLES // 2},
+        shuffles=True,
+        lookaheads=(None, False),
+    ),
+    **TORCH,
+    **TORCHDATA,
+    "Grain MapDataset": Loader(grain_map, needs=("grain",), state=True),
+    "Grain IterDataset": Loader(grain_iter, needs=("grain",), state=True),
+    "Grain DataLoader": Loader(grain_loader, needs=("grain",), state=None),
+    "Grain stream, cut into epochs": Loader(
+        grain_stream,
+        needs=("grain",),
+        arguments={"max_epochs": 3, "dataloader_len": SAMPLES // 2},
+        shuffles=True,
+        state=True,
+        lookaheads=(None, False),
+    ),
+    "datasets.Dataset": Loader(hf_rows, needs=("datasets",)),
+    "datasets.IterableDataset": Loader(hf_stream, needs=("datasets",), state=True),
+    "datasets.IterableDataset, generated": Loader(
+        # from the second epoch on it shuffles its shards, unasked
+        hf_generated_stream,
+        needs=("datasets",),
+        shuffles=True,
+        state=True,
+    ),
+    "datasets.IterableDataset, shuffled": Loader(
+        hf_shuffled_stream, needs=("datasets",), shuffles=True, state=True
+    ),
+    "datasets.IterableDataset in a DataLoader, 2 workers": Loader(
+        hf_in_torch(stateful=False, num_workers=2),
+        needs=("datasets", "torch"),
+        shuffles=True,
+        workers=True,
+    ),
+    "datasets.IterableDataset in a StatefulDataLoader": Loader(
+        hf_in_torch(stateful=True, num_workers=0),
+        needs=("datasets", "torch", "torchdata"),
+        shuffles=True,
+        state=True,
+    ),
+    "datasets.IterableDataset in a StatefulDataLoader, 2 workers": Loader(
+        hf_in_torch(stateful=True, num_workers=2),
+        needs=("datasets", "torch", "torchdata"),
+        shuffles=True,
+        state=True,
+        workers=True,
+    ),
+    "webdataset": Loader(web_pipeline, needs=("webdataset",)),
+    "webdataset, 2 workers": Loader(web_workers, needs=("webdataset", "torch"), workers=True),
+}
+
+LIGHT = [name for name, loader in LOADERS.items() if not loader.workers]
+WITH_WORKERS = [name for name, loader in LOADERS.items() if loader.workers]

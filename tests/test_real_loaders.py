@@ -1,0 +1,375 @@
+"""Exact resume with the loaders that people have: of PyTorch, Grain, Hugging Face and others."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from dloop import Event, Loop, LoopEvents, LoopWarning, StateError
+from frameworks import needed
+from loaders import LIGHT, LOADERS, SAMPLES, WITH_WORKERS, Loader, batches, of_torch
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::dloop.LoopWarning"),  # they have tests of their own
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata under PyTorch 2.13
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),  # workers
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # webdataset
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # the same
+]
+
+EVENTS = {
+    "Every": Event(every_n_steps=3),
+    "Second": Event(at_step=1, per_epoch=True),
+    "End": Event(at_step=3) | LoopEvents.EPOCH_END,
+}
+
+
+class Step(NamedTuple):
+    batch: Any
+    epoch: int
+    global_step: int
+    epoch_step: int
+    names: frozenset[object]
+
+
+def plain(batch: Any) -> Any:
+    """The batch as lists and numbers."""
+    if hasattr(batch, "tolist"):
+        return batch.tolist()
+    if isinstance(batch, dict):
+        return {key: plain(value) for key, value in batch.items()}
+    return [plain(each) for each in batch] if isinstance(batch, (list, tuple)) else batch
+
+
+def samples(batch: Any) -> list[int]:
+    """The numbers in a plain batch."""
+    if isinstance(batch, int):
+        return [batch]
+    values = batch.values() if isinstance(batch, dict) else batch
+    return [number for value in values for number in samples(value)]
+
+
+def by_epoch(steps: Iterable[Step]) -> list[list[Any]]:
+    epochs: dict[int, list[Any]] = {}
+    for step in steps:
+        epochs.setdefault(step.epoch, []).append(step.batch)
+    return list(epochs.values())
+
+
+def stored(state: Any, loader: Loader) -> Any:
+    """The state as it comes back from where it was kept: nothing of the old loader is in it."""
+    return copy.deepcopy(state) if loader.state is None else json.loads(json.dumps(state))
+
+
+def a_loop(loader: Loader, folder: Path, **arguments: Any) -> Loop[Any]:
+    return Loop(loader(folder), events=EVENTS, **{**loader.arguments, **arguments})
+
+
+def a_run(
+    loader: Loader,
+    folder: Path,
+    stops: Iterable[int] = (),
+    *,
+    step_done: bool = True,
+    **arguments: Any,
+) -> list[Step]:
+    """The steps of a run that is left after each of `stops` and goes on with all built anew."""
+    steps: list[Step] = []
+    state = None
+    for stop in [*stops, None]:
+        loop = a_loop(loader, folder, **arguments)
+        if state is not None:
+            loop.load_state_dict(state)
+        with loop:
+            for batch, events in loop:
+                at = loop.state
+                counters = at.epoch, at.global_step, at.epoch_step
+                steps.append(Step(plain(batch), *counters, frozenset(events)))
+                if len(steps) == stop:
+                    state = stored(loop.state_dict(step_done=step_done), loader)
+                    break
+        if stop is not None:
+            assert len(steps) == stop, "the run ended before it was to be interrupted"
+            if not step_done:
+                del steps[-1]
+    return steps
+
+
+# After which steps a run of 3 epochs of n steps is interrupted.
+INTERRUPTIONS: dict[str, Callable[[int], Iterable[int]]] = {
+    "within an epoch": lambda n: [2],
+    "before an epoch's last step": lambda n: [n - 1, 3 * n - 1],
+    "twice in one epoch": lambda n: [n + 1, n + 3],
+    "at the epochs' ends": lambda n: [n, 2 * n, 3 * n],
+    "at every step": lambda n: range(1, 3 * n + 1),
+}
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    return [
+        pytest.param(LOADERS[name], lookahead, id=f"{name}, lookahead={lookahead}")
+        for name in names
+        for lookahead in LOADERS[name].lookaheads
+    ]
+
+
+def check_interrupted(loader: Loader, folder: Path, where: str, lookahead: bool | None) -> None:
+    whole = a_run(loader, folder, lookahead=lookahead)
+    stops = INTERRUPTIONS[where](len(by_epoch(whole)[0]))
+    assert a_run(loader, folder, stops, lookahead=lookahead) == whole
+
+
+@pytest.mark.parametrize("where", INTERRUPTIONS)
+@pytest.mark.parametrize(("loader", "lookahead"), cases(LIGHT))
+def test_an_interrupted_run_is_the_uninterrupted_one(
+    loader: Loader, lookahead: bool | None, where: str, tmp_path: Path
+) -> None:
+    check_interrupted(loader, tmp_path, where, lookahead)
+
+
+@pytest.mark.no_core
+@pytest.mark.slow
+@pytest.mark.parametrize("where", INTERRUPTIONS)
+@pytest.mark.parametrize(("loader", "lookahead"), cases(WITH_WORKERS))
+def test_an_interrupted_run_with_workers_is_the_uninterrupted_one(
+    loader: Loader, lookahead: bool | None, where: str, tmp_path: Path
+) -> None:
+    check_interrupted(loader, tmp_path, where, lookahead)
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+def test_every_epoch_has_each_sample_once_in_an_order_of_its_own(
+    loader: Loader, tmp_path: Path
+) -> None:
+    steps = a_run(loader, tmp_path, [2, 7, 8, 15])
+    epochs = [[number for batch in epoch for number in samples(batch)] for epoch in by_epoch(steps)]
+    assert [len(epoch) for epoch in epochs] == [SAMPLES] * 3
+    assert [len(set(epoch)) for epoch in epochs] == [SAMPLES] * 3
+    if loader.shuffles:
+        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_ranks_share_out_every_sample_wherever_they_are_interrupted(rank: int) -> None:
+    needed("torch")
+    from torch.utils.data import DataLoader, DistributedSampler
+
+    def build(rank: int) -> Loader:
+        numbers = range(2 * SAMPLES)
+        return Loader(
+            lambda _: DataLoader(
+                numbers,  # type: ignore[arg-type]
+                sampler=DistributedSampler(numbers, num_replicas=2, rank=rank),  # type: ignore[arg-type]
+                batch_size=2,
+            )
+        )
+
+    interrupted = by_epoch(a_run(build(rank), Path(), [3, 6, 9]))
+    other = by_epoch(a_run(build(1 - rank), Path()))
+    for ours, theirs in zip(interrupted, other, strict=True):
+        assert sorted(samples([ours, theirs])) == list(range(2 * SAMPLES))
+
+
+@pytest.mark.parametrize("where", ["within an epoch", "twice in one epoch", "at the epochs' ends"])
+@pytest.mark.parametrize(("loader", "lookahead"), cases(LIGHT))
+def test_a_step_that_was_not_done_comes_again(
+    loader: Loader, lookahead: bool | None, where: str, tmp_path: Path
+) -> None:
+    whole = a_run(loader, tmp_path, lookahead=lookahead)
+    stops = INTERRUPTIONS[where](len(by_epoch(whole)[0]))
+    assert a_run(loader, tmp_path, stops, step_done=False, lookahead=lookahead) == whole
+
+
+@pytest.mark.parametrize(("loader", "lookahead"), cases(LIGHT))
+def test_saving_at_every_step_changes_nothing(
+    loader: Loader, lookahead: bool | None, tmp_path: Path
+) -> None:
+    found = []
+    loop = a_loop(loader, tmp_path, lookahead=lookahead)
+    loop.state_dict()
+    with loop:
+        for batch, _ in loop:
+            loop.state_dict()
+            found.append(plain(batch))
+            loop.state_dict(step_done=False)
+    assert found == [step.batch for step in a_run(loader, tmp_path, lookahead=lookahead)]
+
+
+@pytest.mark.parametrize("sizes", [3, (2, 1)], ids=str)
+@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize(("loader", "lookahead"), cases(LIGHT))
+def test_lists_of_batches_go_on_where_the_last_list_ended(
+    loader: Loader, lookahead: bool | None, stop: int, sizes: Any, tmp_path: Path
+) -> None:
+    found: list[Any] = []
+    loop = a_loop(loader, tmp_path, lookahead=lookahead)
+    with loop:
+        for lists, (chunk, _) in enumerate(loop.chunks(sizes), start=1):
+            found += plain(chunk)
+            if lists == stop:
+                state = stored(loop.state_dict(), loader)
+                break
+    loop = a_loop(loader, tmp_path, lookahead=lookahead)
+    loop.load_state_dict(state)
+    with loop:
+        for chunk, _ in loop.chunks(sizes):
+            found += plain(chunk)
+    assert found == [step.batch for step in a_run(loader, tmp_path, lookahead=lookahead)]
+
+
+@pytest.mark.parametrize("loader", [LOADERS[name] for name in LIGHT], ids=LIGHT)
+def test_a_state_made_before_the_first_step_or_at_once_after_loading_is_as_good(
+    loader: Loader, tmp_path: Path
+) -> None:
+    whole = [step.batch for step in a_run(loader, tmp_path)]
+    for done in (0, 3, len(whole) // 3, len(whole)):
+        loop = a_loop(loader, tmp_path)
+        with loop:
+            for number, _ in enumerate(loop if done else (), start=1):
+                if number == done:
+                    break
+            state = stored(loop.state_dict(), loader)
+        for _ in range(2):  # loaded and saved again, without a step
+            loop = a_loop(loader, tmp_path)
+            loop.load_state_dict(state)
+            state = stored(loop.state_dict(), loader)
+        loop = a_loop(loader, tmp_path)
+        loop.load_state_dict(state)
+        with loop:
+            assert [plain(batch) for batch, _ in loop] == whole[done:]
+
+
+# What is read and said at a resume
+
+
+class Noted(list[int]):
+    """A map-style data set that notes which samples are read."""
+
+    def __init__(self) -> None:
+        super().__init__(range(SAMPLES))
+        self.read: list[int] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def resumed_at(step: int, build: Callable[[], Any]) -> Loop[Any]:
+    """A loop over a new loader that goes on after `step` steps."""
+    loop = Loop(build(), max_epochs=2)
+    with loop:
+        for _ in loop:
+            if loop.state.steps_done == step:
+                state = copy.deepcopy(loop.state_dict())
+                break
+    loop = Loop(build(), max_epochs=2)
+    loop.load_state_dict(state)
+    return loop
+
+
+def test_a_loader_with_a_state_reads_only_what_is_left() -> None:
+    needed("torchdata")
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    data = Noted()
+    loop = resumed_at(3, lambda: StatefulDataLoader(data, batch_size=2))
+    data.read.clear()
+    next(iter(loop))
+    assert data.read == [6, 7]
+
+
+def test_the_rows_of_an_array_are_set_forward_without_a_word() -> None:
+    needed("numpy")
+    import numpy as np
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop = resumed_at(7, lambda: np.arange(SAMPLES).reshape(-1, 2))
+        assert [plain(batch) for batch, _ in loop] == list(batches())[2:]
+
+
+def told(loop: Loop[Any]) -> list[str]:
+    """What the loop warns of when its first batch is asked for."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", LoopWarning)
+        with loop:
+            list(loop)
+    return [str(each.message) for each in caught if each.category is LoopWarning]
+
+
+def test_batches_that_are_fetched_only_to_be_dropped_are_told_of_once() -> None:
+    needed("torch")
+    from torch.utils.data import DataLoader
+
+    (text,) = told(resumed_at(3, lambda: DataLoader(range(SAMPLES), batch_size=2)))  # type: ignore[arg-type]
+    assert "3" in text
+    assert told(resumed_at(5, lambda: DataLoader(range(SAMPLES), batch_size=2))) == []  # type: ignore[arg-type]
+
+
+def test_a_shuffle_without_a_seed_is_told_of() -> None:
+    needed("torch")
+    from torch.utils.data import DataLoader
+
+    texts = told(resumed_at(3, lambda: DataLoader(range(SAMPLES), batch_size=2, shuffle=True)))  # type: ignore[arg-type]
+    assert "shuffle" in " ".join(texts)
+    assert "3" in " ".join(texts)
+
+
+def test_a_seeded_generator_gives_the_rest_of_the_first_epoch() -> None:
+    """In later epochs it cannot: built anew, the generator begins with the first epoch's order."""
+    needed("torch")
+    from torch.utils.data import DataLoader
+
+    import torch_data
+
+    def build(_: Path) -> Any:
+        return DataLoader(
+            range(SAMPLES),  # type: ignore[arg-type]
+            batch_size=2,
+            shuffle=True,
+            generator=torch_data.seeded(),
+        )
+
+    loader = Loader(build, arguments={"max_epochs": 1})
+    whole = a_run(loader, Path())
+    for stop in range(1, SAMPLES // 2):
+        assert a_run(loader, Path(), [stop]) == whole
+
+
+# The state in a file
+
+
+@pytest.mark.parametrize("loader", [LOADERS[name] for name in LIGHT], ids=LIGHT)
+def test_a_state_file_takes_the_loaders_state_or_names_what_json_cannot_hold(
+    loader: Loader, tmp_path: Path
+) -> None:
+    whole = [step.batch for step in a_run(loader, tmp_path)]
+    file = tmp_path / "state.json"
+    with a_loop(loader, tmp_path, state_file=file) as loop:
+        for _ in loop:
+            if loop.state.steps_done == 7:
+                break
+        if loader.state is None:
+            with pytest.raises(StateError):
+                loop.save_state()
+            assert list(tmp_path.glob("*state*")) == []
+            return
+        loop.save_state()
+    with a_loop(loader, tmp_path, state_file=file) as loop:
+        assert [plain(batch) for batch, _ in loop] == whole[7:]
+
+
+def test_the_error_names_the_key_that_json_cannot_hold(tmp_path: Path) -> None:
+    loader = of_torch(None, "RandomSampler", stateful=True, state=None)
+    with a_loop(loader, tmp_path, state_file=tmp_path / "state.json") as loop:
+        for _ in loop:
+            with pytest.raises(StateError, match="generator"):
+                loop.save_state()
+            break

@@ -1,0 +1,72 @@
+"""What the loaders of the tests are built from, for PyTorch; importing it needs PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, Sampler, get_worker_info
+
+
+class Stream(IterableDataset[int]):
+    """The numbers below n, dealt out to the workers; it has no length."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def share(self) -> range:
+        worker = get_worker_info()
+        return range(self.n) if worker is None else range(worker.id, self.n, worker.num_workers)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.share())
+
+
+class GuessedStream(Stream):
+    """It has a length, which says too little of the batches of two workers."""
+
+    def __len__(self) -> int:
+        return self.n
+
+
+class KeptStream(Stream):
+    """It can say where it is, and go on from there."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.given = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for number in self.share()[self.given :]:
+            self.given += 1
+            yield number
+        self.given = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.given = state["given"]
+
+
+class Shuffled(Sampler[int]):
+    """A seeded shuffle, another one in each epoch."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.epoch)
+        yield from torch.randperm(self.n, generator=generator).tolist()
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
