@@ -168,7 +168,7 @@ TORCHDATA = {
 def grain_map(_: Path) -> Any:
     import grain.python as grain
 
-    return grain.MapDataset.range(SAMPLES).shuffle(seed=3).batch(2)
+    return grain.MapDataset.range(SAMPLES).batch(2)
 
 
 def no_threads() -> Any:
@@ -193,12 +193,9 @@ def grain_stream(_: Path) -> Any:
 def grain_loader(_: Path) -> Any:
     import grain.python as grain
 
-    sampler = grain.IndexSampler(
-        SAMPLES, shard_options=grain.NoSharding(), shuffle=True, seed=3, num_epochs=1
-    )
     return grain.DataLoader(
         data_source=range(SAMPLES),
-        sampler=sampler,
+        sampler=grain.SequentialSampler(SAMPLES),
         operations=[grain.Batch(2)],
         worker_count=0,
         read_options=no_threads(),
