@@ -23,8 +23,8 @@ class Loader:
     arguments: dict[str, Any] = field(default_factory=THREE_EPOCHS.copy)
     # whether the epochs have different orders
     shuffles: bool = False
-    # whether it has a state; None: one that JSON cannot hold
-    state: bool | None = False
+    # whether JSON can hold its state, if it has one
+    json: bool = True
     # whether it starts processes
     workers: bool = False
     lookaheads: tuple[bool | None, ...] = (None, True)
@@ -58,64 +58,55 @@ def endless(_: Path) -> Iterator[list[int]]:
 # -------------------------------------------------------------- PyTorch, torchdata
 
 
-def torch_loader(data: str | None = None, sampler: str | None = None, **options: Any) -> Any:
-    """A function that builds torch.utils.data.DataLoader, or with `stateful` torchdata's."""
+def torch_sampler(kind: str) -> Any:
+    from torch.utils.data import DistributedSampler
 
-    def build(_: Path) -> Any:
-        from torch.utils.data import DataLoader, DistributedSampler
+    import torch_data
 
-        import torch_data
+    halves = {"num_replicas": 2, "rank": 0}
+    if kind == "Shuffled":
+        return torch_data.Shuffled(SAMPLES)
+    if kind == "DistributedSampler":
+        return DistributedSampler(range(2 * SAMPLES), **halves)
+    from torchdata.stateful_dataloader import sampler as kept
 
-        chosen = dict(options)
-        loader: Any = DataLoader
-        if chosen.pop("stateful", False):
-            from torchdata.stateful_dataloader import StatefulDataLoader
-
-            loader = StatefulDataLoader
-        if chosen.get("shuffle"):
-            chosen["generator"] = torch_data.seeded()
-        numbers = range(SAMPLES)
-        if sampler == "Shuffled":
-            chosen["sampler"] = torch_data.Shuffled(SAMPLES)
-        elif sampler == "DistributedSampler":
-            numbers = range(2 * SAMPLES)
-            chosen["sampler"] = DistributedSampler(numbers, num_replicas=2, rank=0)
-        elif sampler is not None:
-            from torchdata.stateful_dataloader import sampler as stateful_samplers
-
-            if sampler == "RandomSampler":
-                chosen["sampler"] = stateful_samplers.RandomSampler(
-                    numbers, generator=torch_data.seeded()
-                )
-            else:
-                numbers = range(2 * SAMPLES)
-                chosen["sampler"] = stateful_samplers.StatefulDistributedSampler(
-                    numbers, num_replicas=2, rank=0
-                )
-        source = numbers if data is None else getattr(torch_data, data)(SAMPLES)
-        return loader(source, batch_size=2, **chosen)
-
-    return build
+    if kind == "RandomSampler":
+        return kept.RandomSampler(range(SAMPLES), generator=torch_data.seeded())
+    return kept.StatefulDistributedSampler(range(2 * SAMPLES), **halves)
 
 
 def of_torch(
-    data: str | None = None,
+    stream: str | None = None,
     sampler: str | None = None,
     *,
     stateful: bool = False,
     shuffle: bool = False,
     called: bool = False,
-    state: bool | None = False,
     **options: Any,
 ) -> Loader:
-    if shuffle:
-        options["shuffle"] = True
-    build = torch_loader(data, sampler, stateful=stateful, **options)
+    """A DataLoader, or torchdata's StatefulDataLoader, of a range or a stream of torch_data."""
+
+    def build(_: Path) -> Any:
+        from torch.utils.data import DataLoader
+
+        import torch_data
+
+        if stateful:
+            from torchdata.stateful_dataloader import StatefulDataLoader as DataLoader
+        chosen: dict[str, Any] = {"batch_size": 2, **options}
+        if shuffle:
+            chosen |= {"shuffle": True, "generator": torch_data.seeded()}
+        if sampler is not None:
+            chosen["sampler"] = torch_sampler(sampler)
+        # a DistributedSampler deals out twice as many; the other samplers leave half unread
+        numbers = range(2 * SAMPLES if sampler else SAMPLES)
+        return DataLoader(getattr(torch_data, stream)(SAMPLES) if stream else numbers, **chosen)
+
     return Loader(
         (lambda folder: lambda: build(folder)) if called else build,
         needs=("torch", "torchdata") if stateful else ("torch",),
         shuffles=shuffle or sampler is not None,
-        state=(True if state is False else state) if stateful else False,
+        json=not (stateful and (shuffle or sampler == "RandomSampler")),  # a tensor is in it
         workers="num_workers" in options,
     )
 
@@ -126,13 +117,13 @@ TORCH = {
     "DataLoader, iterable-style": of_torch("Stream"),
     "DataLoader, iterable-style, 2 workers": of_torch("Stream", num_workers=2),
     "DataLoader, guessed length, 2 workers": of_torch("GuessedStream", num_workers=2),
-    "DataLoader, seeded sampler": of_torch(None, "Shuffled"),
-    "DataLoader, seeded sampler, 2 workers": of_torch(None, "Shuffled", num_workers=2),
-    "DataLoader, DistributedSampler": of_torch(None, "DistributedSampler"),
+    "DataLoader, seeded sampler": of_torch(sampler="Shuffled"),
+    "DataLoader, seeded sampler, 2 workers": of_torch(sampler="Shuffled", num_workers=2),
+    "DataLoader, DistributedSampler": of_torch(sampler="DistributedSampler"),
     "DataLoader, DistributedSampler, 2 workers": of_torch(
         None, "DistributedSampler", num_workers=2
     ),
-    "callable, DataLoader": of_torch(None, "Shuffled", called=True),
+    "callable, DataLoader": of_torch(sampler="Shuffled", called=True),
 }
 
 # shuffle=True with a generator is not exact in torchdata itself without workers (a resumed loader
@@ -143,12 +134,10 @@ TORCHDATA = {
     "StatefulDataLoader, rare snapshots, 2 workers": of_torch(
         stateful=True, num_workers=2, snapshot_every_n_steps=3
     ),
-    "StatefulDataLoader, shuffled": of_torch(None, "RandomSampler", stateful=True, state=None),
-    "StatefulDataLoader, shuffled, 2 workers": of_torch(
-        stateful=True, shuffle=True, state=None, num_workers=2
-    ),
-    "StatefulDataLoader, seeded sampler": of_torch(None, "Shuffled", stateful=True),
-    "StatefulDataLoader, DistributedSampler": of_torch(None, "DistributedSampler", stateful=True),
+    "StatefulDataLoader, shuffled": of_torch(sampler="RandomSampler", stateful=True),
+    "StatefulDataLoader, shuffled, 2 workers": of_torch(stateful=True, shuffle=True, num_workers=2),
+    "StatefulDataLoader, seeded sampler": of_torch(sampler="Shuffled", stateful=True),
+    "StatefulDataLoader, DistributedSampler": of_torch(sampler="DistributedSampler", stateful=True),
     "StatefulDataLoader, its own DistributedSampler": of_torch(
         None, "StatefulDistributedSampler", stateful=True
     ),
@@ -159,7 +148,7 @@ TORCHDATA = {
     "StatefulDataLoader, unsized, no state, 2 workers": of_torch(
         "Stream", stateful=True, num_workers=2
     ),
-    "callable, StatefulDataLoader": of_torch(None, "Shuffled", stateful=True, called=True),
+    "callable, StatefulDataLoader": of_torch(sampler="Shuffled", stateful=True, called=True),
 }
 
 # -------------------------------------------------------------------------- Grain
@@ -294,28 +283,28 @@ LOADERS: dict[str, Loader] = {
     ),
     **TORCH,
     **TORCHDATA,
-    "Grain MapDataset": Loader(grain_map, needs=("grain",), state=True),
-    "Grain IterDataset": Loader(grain_iter, needs=("grain",), state=True),
-    "Grain DataLoader": Loader(grain_loader, needs=("grain",), state=None),
+    "Grain MapDataset": Loader(grain_map, needs=("grain",)),
+    "Grain IterDataset": Loader(grain_iter, needs=("grain",)),
+    "Grain DataLoader": Loader(grain_loader, needs=("grain",), json=False),  # it is bytes
     "Grain stream, cut into epochs": Loader(
         grain_stream,
         needs=("grain",),
         arguments={"max_epochs": 3, "dataloader_len": SAMPLES // 2},
         shuffles=True,
-        state=True,
         lookaheads=(None, False),
     ),
     "datasets.Dataset": Loader(hf_rows, needs=("datasets",)),
-    "datasets.IterableDataset": Loader(hf_stream, needs=("datasets",), state=True),
+    "datasets.IterableDataset": Loader(hf_stream, needs=("datasets",)),
     "datasets.IterableDataset, generated": Loader(
         # from the second epoch on it shuffles its shards, unasked
         hf_generated_stream,
         needs=("datasets",),
         shuffles=True,
-        state=True,
     ),
     "datasets.IterableDataset, shuffled": Loader(
-        hf_shuffled_stream, needs=("datasets",), shuffles=True, state=True
+        hf_shuffled_stream,
+        needs=("datasets",),
+        shuffles=True,
     ),
     "datasets.IterableDataset in a DataLoader, 2 workers": Loader(
         hf_in_torch(stateful=False, shuffle=True, num_workers=2),
@@ -327,13 +316,11 @@ LOADERS: dict[str, Loader] = {
         hf_in_torch(stateful=True, shuffle=True, num_workers=0),
         needs=("datasets", "torch", "torchdata"),
         shuffles=True,
-        state=True,
     ),
     "datasets.IterableDataset in a StatefulDataLoader, 2 workers": Loader(
         # shuffled, its own state cannot be loaded by the workers (an IndexError in datasets 5.2)
         hf_in_torch(stateful=True, shuffle=False, num_workers=2),
         needs=("datasets", "torch", "torchdata"),
-        state=True,
         workers=True,
     ),
     "webdataset": Loader(web_pipeline, needs=("webdataset",)),

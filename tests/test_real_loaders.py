@@ -64,7 +64,7 @@ def by_epoch(steps: Iterable[Step]) -> list[list[Any]]:
 
 def stored(state: Any, loader: Loader) -> Any:
     """The state as it comes back from where it was kept: nothing of the old loader is in it."""
-    return copy.deepcopy(state) if loader.state is None else json.loads(json.dumps(state))
+    return json.loads(json.dumps(state)) if loader.json else copy.deepcopy(state)
 
 
 def a_loop(loader: Loader, folder: Path, **arguments: Any) -> Loop[Any]:
@@ -356,7 +356,7 @@ def test_a_state_file_takes_the_loaders_state_or_names_what_json_cannot_hold(
         for _ in loop:
             if loop.state.steps_done == 7:
                 break
-        if loader.state is None:
+        if not loader.json:
             with pytest.raises(StateError):
                 loop.save_state()
             assert list(tmp_path.glob("*state*")) == []
@@ -367,7 +367,7 @@ def test_a_state_file_takes_the_loaders_state_or_names_what_json_cannot_hold(
 
 
 def test_the_error_names_the_key_that_json_cannot_hold(tmp_path: Path) -> None:
-    loader = of_torch(None, "RandomSampler", stateful=True, state=None)
+    loader = of_torch(sampler="RandomSampler", stateful=True)
     with a_loop(loader, tmp_path, state_file=tmp_path / "state.json") as loop:
         for _ in loop:
             with pytest.raises(StateError, match="generator"):
