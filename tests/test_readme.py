@@ -23,8 +23,13 @@ JAX = [block for block in CODE if "import jax" in block]
 
 def names() -> dict[str, Any]:
     """What the README takes for granted: a dataloader, and a user's own functions."""
-    user = ["backward", "log", "lower_learning_rate", "save", "update_parameters", "validate"]
-    return {"dataloader": range(5000), **{name: MagicMock() for name in user}}
+    user = [
+        *("backward", "log", "lower_learning_rate", "save", "update_parameters", "validate"),
+        *("checkpoint_exists", "model", "read_checkpoint", "write_checkpoint"),
+    ]
+    mocks = {name: MagicMock() for name in user}
+    mocks["checkpoint_exists"].return_value = False
+    return mocks | {"dataloader": range(5000)}
 
 
 def test_blocks_are_of_a_kind_that_is_run() -> None:
@@ -39,7 +44,8 @@ def test_code_runs() -> None:
             exec(compile(block, str(README), "exec"), scope)
     assert scope["validate"].call_count == 3
     assert scope["log"].call_count == 150
-    assert scope["update_parameters"].call_count == 937
+    assert scope["update_parameters"].call_count == 937 + 15000
+    assert scope["write_checkpoint"].call_count == 1
     assert scope["lower_learning_rate"].call_count == 1
 
 
