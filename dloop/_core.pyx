@@ -665,7 +665,7 @@ cdef class Core:
 
     def ask_stop(self, reason, bits):
         """Let the next step be the last, with the events of `bits` among its own."""
-        if self.stop_asked is None:
+        if self.stop_asked is None or (bits and not self.stop_bits):
             self.stop_asked = reason
             self.stop_bits = bits
         self.turn.ask_attention()

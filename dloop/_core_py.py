@@ -506,7 +506,9 @@ class Core:
 
         `sizes` is their greatest length, or the tuple of their lengths, from the greatest to 1.
         """
-        return iter(partial(self._next_list, self._enter(), sizes, rider), MISSING)
+        next_list = partial(self._next_list, self._enter(), sizes)
+        next_list.rider = rider  # type: ignore[attr-defined]
+        return iter(next_list, MISSING)
 
     def close(self) -> None:
         """Let go of the source; no iterator goes on from here."""
@@ -537,7 +539,7 @@ class Core:
 
     def ask_stop(self, reason: str, bits: int) -> None:
         """Let the next step be the last, with the events of `bits` among its own."""
-        if self.stop_asked is None:
+        if self.stop_asked is None or (bits and not self.stop_bits):
             self.stop_asked = reason
             self.stop_bits = bits
         self.turn.ask_attention()
@@ -646,6 +648,7 @@ class Core:
                 else:
                     self.ended = True
         except BaseException as exception:
+            rider = None  # noqa: F841 (the exception keeps this frame)
             fetching = batch is QUIET and self.held is MISSING
             if batch is not QUIET:
                 self.held = batch
@@ -712,7 +715,7 @@ class Core:
             return self._tell()
         return MISSING  # type: ignore[no-any-return]
 
-    def _next_list(self, turn: Turn, sizes: Sizes, rider: object) -> Pair:
+    def _next_list(self, turn: Turn, sizes: Sizes) -> Pair:
         """A list of batches and the events at its last; MISSING when the run is over."""
         self._refuse(turn)
         if self.owed is not None:

@@ -79,7 +79,7 @@ def points(
         TypeError: neither a point nor a collection of points.
         ValueError: a point out of range, or an empty collection.
     """
-    if not _is_collection(value):
+    if not is_collection(value):
         return check(name, value)
     several = sorted({check(name, each) for each in value})
     if not several:
@@ -94,7 +94,7 @@ def sizes(name: str, value: object) -> int | tuple[int, ...]:
         TypeError: neither a size nor a collection of sizes.
         ValueError: a size out of range, or a collection without 1.
     """
-    if not _is_collection(value):
+    if not is_collection(value):
         return count(name, value)
     several = {count(name, each) for each in value}
     if 1 not in several:
@@ -141,8 +141,10 @@ def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
     return tick
 
 
-def _is_collection(value: object) -> TypeGuard[Iterable[object]]:
-    if isinstance(value, (str, bytes)) or not hasattr(type(value), "__iter__"):
+def is_collection(value: object) -> TypeGuard[Iterable[object]]:
+    """Whether `value` is several: it can be gone through, and is no text."""
+    iterates = any("__iter__" in vars(kind) for kind in type(value).__mro__)  # no Enum's member
+    if isinstance(value, (str, bytes)) or not iterates:
         return False
     return getattr(value, "ndim", None) != 0  # a NumPy array that holds one number
 

@@ -511,6 +511,8 @@ class Loop(Generic[Batch]):
         """
         self._core.leave()
         self._source.close()
+        if self._signals is not None:
+            self._signals.put_back()
         self._begin()
 
     def close(self) -> None:
@@ -529,6 +531,8 @@ class Loop(Generic[Batch]):
         """
         self._core.close()
         self._source.close()
+        if self._signals is not None:
+            self._signals.put_back()
 
     def __enter__(self: Self) -> Self:
         return self

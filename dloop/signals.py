@@ -43,6 +43,7 @@ class Signals:
             self._pid = os.getpid()
             for number in self._numbers:
                 self._previous[number] = signal.signal(number, self._handle)
+            _active.append(self)
         self._holds += 1
         return hold
 
@@ -50,8 +51,14 @@ class Signals:
         """Put back the handlers that were there before, when nobody holds these any more."""
         self._holds -= 1
         if not self._holds and os.getpid() == self._pid:
-            for number in list(self._previous):
-                self._put_back(number)
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Put back the handlers that were there before."""
+        for number in list(self._previous):
+            self._put_back(number)
+        if self in _active:
+            _active.remove(self)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         previous = self._put_back(number)
@@ -80,6 +87,32 @@ class Hold:
         self._signals.let_go()
 
 
+_active: list[Signals] = []
+_masks: list[set[signal.Signals | int]] = []
+
+
+def _before_fork() -> None:
+    # Python drops the signals that reach a child before it is set up: they have to wait
+    numbers = {number for each in _active for number in each._numbers}
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _after_fork_in_child() -> None:
+    for each in reversed(_active):
+        each.put_back()
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )
+
+
 def numbers(given: Iterable[SupportsIndex]) -> tuple[signal.Signals, ...]:
     """The argument `signals`, checked.
 
@@ -87,7 +120,7 @@ def numbers(given: Iterable[SupportsIndex]) -> tuple[signal.Signals, ...]:
         TypeError: it is no collection of signals.
         ValueError: this system has no such signal, or it cannot be handled.
     """
-    if isinstance(given, (str, bytes)) or not hasattr(type(given), "__iter__"):
+    if not checks.is_collection(given):
         raise TypeError(f"signals={checks.shown(given)}: pass a collection, such as (SIGTERM,)")
     found = []
     for each in given:
@@ -100,4 +133,6 @@ def numbers(given: Iterable[SupportsIndex]) -> tuple[signal.Signals, ...]:
             ) from None
         if found[-1].name in ("SIGKILL", "SIGSTOP"):
             raise ValueError(f"signals={checks.shown(given)}: {found[-1].name} cannot be handled")
-    return tuple(dict.fromkeys(found))
+    if len(set(found)) < len(found):
+        raise ValueError(f"signals={checks.shown(given)}: pass each signal once")
+    return tuple(found)

@@ -150,12 +150,13 @@ class Source:
 
     def _skipped(self, batches: Iterator[Any], count: int, epoch: int) -> Iterator[Any]:
         """`batches` without the first `count`."""
-        if type(batches) in _SEQUENCE_ITERATORS:
+        is_sequence = type(batches) in _SEQUENCE_ITERATORS
+        if is_sequence and not self.once:
             batches.__setstate__(count)  # type: ignore[attr-defined]
             return batches
-        self._tell_of_skipping(count, epoch)
-        for _ in range(count):
-            next(batches, None)
+        if not is_sequence:
+            self._tell_of_skipping(count, epoch)
+        next(islice(batches, count, count), None)
         return batches
 
     def _tell_of_skipping(self, count: int, epoch: int) -> None:

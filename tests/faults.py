@@ -162,7 +162,7 @@ FAULTS = [
     Fault("max_seconds has to be passed", "if now >= self.", "if now > self."),
     Fault(
         "a limit hides stop_when",
-        'reason = "stop_when"',
+        'reason = self.stop_asked or "stop_when"',
         'reason = reason or "stop_when"',
     ),
     Fault("conditions do not see that stop_when ends", "state = state.at_training_end()", "pass"),
@@ -263,8 +263,8 @@ FAULTS = [
     ),
     Fault(
         "a list runs over a trigger",
-        "self._foreseen(self._promised_end()) - self.step)",
-        "self._foreseen(self._promised_end()) - self.step + 1)",
+        "most = self._foreseen(self._promised_end()) - self.step\n",
+        "most = self._foreseen(self._promised_end()) - self.step + 1\n",
     ),
     Fault(
         "a list has any length",
@@ -312,7 +312,36 @@ FAULTS = [
     Fault(
         "an interrupt keeps the triggers", "            self._take_back()\n", "            pass\n"
     ),
-    Fault("an interrupt keeps the timers", "timer.last = last", "pass"),
+    Fault(
+        "an interrupt keeps the timers",
+        "                timer.last = last\n",
+        "                pass\n",
+    ),
+    Fault(
+        "a stop is asked for in vain", "            return self.stop_asked\n", "            pass\n"
+    ),
+    Fault(
+        "a stop during a fetch comes a step late",
+        "        if self.core.step >= self.turn.quiet_until:  # a stop",
+        "        if False:  # a stop",
+        ("cython",),
+    ),
+    Fault(
+        "a list that is stopped is whole",
+        "            return 1\n        return fitting",
+        "            pass\n        return fitting",
+    ),
+    Fault("an error is told twice", "self.told = True", "pass"),
+    Fault(
+        "windows forget what was before",
+        "events.before\n            if last",
+        "-1\n            if last",
+    ),
+    Fault(
+        "an undone step keeps its timers",
+        "if not step_done and self.fired_at == self.step:",
+        "if False:",
+    ),
     Fault("steps count as settled for ever", "self.settled -= step - self.step", "pass"),
     Fault("the next event is one late", "else due - self.step", "else due - self.step + 1"),
     Fault(

@@ -119,6 +119,16 @@ def look(loop: Loop[int]) -> None:
     assert_type(bool(loop), bool)
     reason: str | None = loop.stop_reason
     print(reason)
+    for batches, events in loop.chunks((64, 8, 1)):
+        assert_type(batches, list[int])
+        due: Set[Hashable] = events
+        print(due, loop.steps_since("Log"))
+    assert_type(loop.steps_to_next_event(), int | None)
+    loop.load_state_dict(loop.state_dict(step_done=False))
+    error: Exception | None = loop.exception
+    print(error, loop.stop_requested)
+    with loop.guard():
+        loop.stop()
     loop.restart()
     with loop as entered:
         assert_type(entered, Loop[int])
@@ -212,5 +222,6 @@ def fail(error: LoopError) -> RuntimeError:
 
 fail(DataLengthError("a"))
 fail(DataExhaustedError("a"))
+fail(StateError("a"))
 warning: UserWarning = LoopWarning("a")
 texts: list[str] = [BACKEND, BACKEND_REASON, __version__, LoopEvents.EPOCH_END.name]

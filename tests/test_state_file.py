@@ -1,0 +1,578 @@
+"""state_file and save_state(): whatever happens to the process or the file, nothing is lost."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import logging
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cores import CORES, use_core
+from dloop import Event, Loop, LoopError, LoopEvents, StateError
+
+EVENTS = {
+    "Log": Event(every_n_steps=3),
+    ("timed", 1): Event(every_n_seconds=2) | LoopEvents.EPOCH_END,
+    "Once": Event(at_time=(1, 4)),
+}
+
+
+def make(path: Any = None, loader: Any = None, **arguments: Any) -> Loop[Any]:
+    """A loop whose clock ticks at every reading."""
+    ticks = itertools.count()
+    limit = arguments or {"max_epochs": 3}
+    return Loop(
+        [0, 1, 2, 3] if loader is None else loader,
+        EVENTS,
+        clock=lambda: next(ticks),
+        state_file=path,
+        **limit,
+    )
+
+
+def save_after(path: Path, steps: int) -> Loop[Any]:
+    loop = make(path)
+    for _ in itertools.islice(loop, steps):
+        pass
+    loop.save_state()
+    return loop
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file as the sixth step left it."""
+    path = tmp_path / "state.json"
+    save_after(path, 6)
+    return path
+
+
+def refuses(path: Path) -> None:
+    """The file is refused by its name, and is left as it is."""
+    before = path.read_bytes()
+    with pytest.raises(StateError, match=r"state\.json") as caught:
+        make(path)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, LoopError)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["state.json"]
+
+
+# ------------------------------------------------------------------------------------ a round trip
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_that_is_there_is_resumed_from(
+    tmp_path: Path, kind: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state.json"
+    with caplog.at_level(logging.INFO, "dloop"):
+        loop = make(kind(path))
+        assert not path.exists()
+        assert caplog.records == []
+        for _ in itertools.islice(loop, 6):
+            pass
+        loop.save_state()
+        again = make(kind(path))
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    for word in ("state.json", "1", "5"):  # the file, the epoch and the step
+        assert word in record.getMessage()
+    assert (again.epoch, again.global_step, again.epoch_step) == (1, 5, 1)
+    assert again.stop_reason is None
+    assert [batch for batch, _ in again] == [2, 3, 0, 1, 2, 3]
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_the_file_is_the_state_as_json(file: Path) -> None:
+    state = json.loads(file.read_text())
+    assert state["version"] == 1
+    loop = make()
+    loop.load_state_dict(state)
+    assert loop.global_step == 5
+
+
+def test_a_step_that_is_not_done_is_redone(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    loop = make(path)
+    for _ in itertools.islice(loop, 3):
+        pass
+    loop.save_state(step_done=False)
+    assert next(iter(make(path)))[0] == 2
+
+
+def test_a_finished_run_yields_nothing_quietly(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    save_after(path, 100)
+    loop = make(path)
+    assert loop.stop_reason == "max_epochs"
+    assert len(loop) == 0
+    assert list(loop) == list(loop) == []
+    loop.restart()
+    assert [batch for batch, _ in loop] == [0, 1, 2, 3] * 3
+
+
+def test_restart_begins_at_the_beginning(file: Path) -> None:
+    loop = make(file)
+    loop.restart()
+    assert loop.global_step == -1
+    assert len(list(loop)) == 12
+
+
+def test_saving_without_a_file_is_an_error() -> None:
+    with pytest.raises(LoopError, match="state_file"):
+        make().save_state()
+
+
+@pytest.mark.parametrize("path", [5, 1.5, b"state.json", ["state.json"]])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(TypeError, match="state_file"):
+        make(path)
+
+
+def test_a_relative_path_stays_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loop = make("state.json")
+    next(iter(loop))
+    loop.save_state()
+    assert os.listdir(tmp_path) == ["state.json"]
+    assert make("state.json").global_step == 0
+
+
+# ------------------------------------------------------------------------------------ damaged files
+
+
+def test_a_file_that_is_cut_anywhere_is_refused(file: Path) -> None:
+    whole = file.read_bytes()
+    for length in range(len(whole.rstrip())):
+        file.write_bytes(whole[:length])
+        refuses(file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 100,
+        b"\x80\x04\x95pickle",
+        b"PK\x03\x04 a checkpoint of PyTorch",
+        b"\xff\xfe{\x00}\x00",
+        b"null",
+        b"[]",
+        b"{}",
+        b"17",
+        b'"state"',
+        b"NaN",
+        b'{"version": "1"}',
+        b'{"version": 1}',
+        b'{"version": 0}',
+        b'{"version": true}',
+        b'{"version": null}',
+        b'{"name": "another program", "version": 3}',
+        b'{"epoch": 3, "model": {}}',
+        b"[" * 100_000,
+        b'{"version": 1' + b"0" * 5000 + b"}",
+    ],
+    ids=lambda content: content[:20].decode("latin1"),
+)
+def test_a_file_of_something_else_is_refused(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    refuses(file)
+
+
+def test_a_file_from_the_future_is_refused_and_says_so(file: Path) -> None:
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({**state, "version": 2}))
+    refuses(file)
+    with pytest.raises(StateError, match="version 2"):
+        make(file)
+
+
+def test_a_folder_in_the_files_place_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        make(tmp_path)
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where everything in a state is, containers included."""
+    yield path
+    items = value.items() if isinstance(value, dict) else ()
+    for key, inner in items or (enumerate(value) if isinstance(value, list) else ()):
+        yield from leaves(inner, (*path, key))
+
+
+JSONS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from((-1, 0, 1, 2**62, 2**63, 2**64, -(2**63) - 1, 10**30)),
+    st.sampled_from((0.5, -1.0, 1e300, float("nan"), float("inf"))),
+    st.sampled_from(("", "Log", "max_epochs", "LoopEvents")),
+    st.sampled_from(([], {}, [None], [[]], [1], {"a": 1}, [["str", "Log"], 1], [[], []])),
+)
+MISSING = object()
+
+
+def with_change(state: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return None if value is MISSING else value
+    state = copy.deepcopy(state)
+    inner = state
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is MISSING:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return state
+
+
+@pytest.mark.filterwarnings("ignore::dloop.LoopWarning")
+@given(data=st.data())
+def test_a_state_with_any_change_is_refused_or_runs(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = make()
+    for _ in itertools.islice(source, data.draw(st.integers(0, 12))):
+        pass
+    state = json.loads(json.dumps(source.state_dict()))
+    where = data.draw(st.sampled_from(list(leaves(state))))
+    changed = with_change(state, where, data.draw(st.just(MISSING) | JSONS))
+
+    path = tmp_path_factory.getbasetemp() / "state.json"
+    path.write_text(json.dumps(changed))
+    before = path.read_bytes()
+    try:
+        loop = make(path)
+    except StateError as error:
+        assert "state.json" in str(error)
+        fresh = make()
+        with pytest.raises(StateError):
+            fresh.load_state_dict(changed)
+        assert len(list(fresh)) == 12  # it is as it was
+    else:
+        for _batch, _events in itertools.islice(loop, 20):
+            loop.state_dict()
+            for name in (*EVENTS, *LoopEvents):
+                assert loop.steps_since(name) >= 0
+    assert path.read_bytes() == before
+
+
+# ------------------------------------------------------------------------------- when saving fails
+
+
+def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
+    loop = make(tmp_path / "missing" / "state.json")
+    next(iter(loop))
+    with pytest.raises(FileNotFoundError):
+        loop.save_state()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_folders_place_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError):
+        loop = make(tmp_path / "file" / "state.json")
+        next(iter(loop))
+        loop.save_state()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_an_os_error(file: Path) -> None:
+    loop, before = make(file), file.read_bytes()
+    next(iter(loop))
+    file.parent.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError):
+            loop.save_state()
+    finally:
+        file.parent.chmod(0o700)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_and_no_other(
+    file: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+) -> None:
+    loop, before = make(file), file.read_bytes()
+    next(iter(loop))
+
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(type(error)) as caught:
+            loop.save_state()
+    assert caught.value is error
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == ["state.json"]
+    loop.save_state()
+    assert make(file).global_step == 6
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(file: Path) -> None:
+    """No file may grow beyond some bytes, in a process of its own."""
+    before = file.read_bytes()
+    code = f"""
+    import errno, resource, signal
+    from test_state_file import make
+    loop = make({str(file)!r})
+    next(iter(loop))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for most in range(0, {len(before)}, 50):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+        try:
+            loop.save_state()
+        except OSError as error:
+            assert error.errno == errno.EFBIG
+        else:
+            raise AssertionError(most)
+    """
+    subprocess.run(**in_python(code), check=True, timeout=30)
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == ["state.json"]
+
+
+def in_python(code: str, *arguments: str) -> dict[str, Any]:
+    return {
+        "args": [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        "env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    }
+
+
+def test_a_temporary_file_that_was_left_behind_is_no_hindrance(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make(file)
+    next(iter(loop))
+    left: list[str] = []
+
+    def note(source: Any, target: Any) -> None:
+        left.append(os.fspath(source))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", note)
+        with pytest.raises(KeyboardInterrupt):
+            loop.save_state()
+    Path(left[0]).write_bytes(b"half a state of a process that was killed" * 100)
+    assert make(file).global_step == 5
+    loop.save_state()
+    assert os.listdir(file.parent) == ["state.json"]
+    assert make(file).global_step == 6
+
+
+# ------------------------------------------------------------------------------- the loader's state
+
+
+class Stateful:
+    """A loader with a state of its own."""
+
+    def __init__(self, extra: Any) -> None:
+        self.extra = extra
+        self.at = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at, "deep": {"er": [0, self.extra]}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at = state["at"]
+        assert state == self.state_dict()
+
+    def __iter__(self) -> Iterator[int]:
+        while self.at < 5:
+            self.at += 1
+            yield self.at - 1
+        self.at = 0
+
+
+class Unknown:
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"bytes", (1, 2), {1: 2}, {None: 1}, {True: 1}, {1, 2}, float("nan"), float("inf"), Unknown(),
+     Event(at_step=1), "\ud800"],
+    ids=repr,
+)  # fmt: skip
+def test_a_value_that_json_cannot_hold_is_named(tmp_path: Path, value: Any) -> None:
+    loop = make(tmp_path / "state.json", Stateful(value))
+    next(iter(loop))
+    if value == value:
+        assert loop.state_dict()  # for torch.save, say
+    try:
+        loop.save_state()
+    except StateError as error:
+        for key in ("deep", "er", "1"):
+            assert key in str(error)
+        assert os.listdir(tmp_path) == []
+    else:
+        again = Stateful(value)
+        if value == value:
+            make(tmp_path / "state.json", again)
+        assert value != value or value in ("\ud800", float("inf"))
+
+
+@pytest.mark.parametrize("value", [None, True, 1, 2**70, -0.1, 1e-300, "ä\0", [[]], {"": {}}])
+def test_a_value_that_json_can_hold_comes_back(tmp_path: Path, value: Any) -> None:
+    loop = make(tmp_path / "state.json", Stateful(value))
+    for _ in itertools.islice(loop, 2):
+        pass
+    loop.save_state()
+    again = make(tmp_path / "state.json", Stateful(value))
+    assert [batch for batch, _ in again] == [2, 3, 4] + [0, 1, 2, 3, 4] * 2
+
+
+# -------------------------------------------------------------------------------------- killed
+
+KILLS, BETWEEN, EPOCHS = 300, 50, 2000
+
+
+class Summing:
+    """Its state knows what was handed out, so that a batch too many or too few shows."""
+
+    def __init__(self) -> None:
+        self.at = self.total = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at, "total": self.total}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at, self.total = state["at"], state["total"]
+
+    def __len__(self) -> int:
+        return 50
+
+    def __iter__(self) -> Iterator[int]:
+        self.at %= 50
+        while self.at < 50:
+            self.at += 1
+            self.total += self.at
+            yield self.at
+
+
+def make_summing(path: str) -> Loop[int]:
+    return Loop(Summing(), EVENTS, max_epochs=EPOCHS, state_file=path)
+
+
+def train_and_save(path: str, marks: int, pause: int) -> None:
+    """Mark what a save is about to do or has done; wait to be killed at the pause-th mark."""
+    fsync, replace, passed = os.fsync, os.replace, 0
+
+    def mark(letter: bytes) -> None:
+        nonlocal passed
+        passed += 1
+        os.write(marks, letter)
+        if passed == pause:
+            os.write(marks, b"!")
+            signal.pause()
+
+    def marked_fsync(fd: int) -> None:
+        folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+        mark(b"d" if folder else b"f")
+        fsync(fd)
+        mark(b"D" if folder else b"F")
+
+    def marked_replace(source: Any, target: Any, **options: Any) -> None:
+        mark(b"r")
+        replace(source, target, **options)
+        mark(b"R")
+
+    os.fsync, os.replace = marked_fsync, marked_replace  # type: ignore[assignment]
+    loop = make_summing(path)
+    for _batch, _events in loop:
+        loop.save_state()
+
+
+def kill_one(path: str, chance: random.Random) -> bytes:
+    """One life, killed at a random moment or at a random mark. Returns the marks it has made."""
+    ours, theirs = os.pipe()
+    pause = chance.randint(1, 20) if chance.random() < 0.5 else 0
+    child = os.fork()
+    if child == 0:
+        try:
+            train_and_save(path, theirs, pause)
+        finally:
+            os._exit(1)
+    os.close(theirs)
+    marks = b""
+    if pause:
+        while not marks.endswith(b"!"):
+            marks += os.read(ours, 100)
+    else:
+        time.sleep(chance.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    while more := os.read(ours, 1000):
+        marks += more
+    os.close(ours)
+    return marks
+
+
+def kill_many(path: str) -> None:
+    """Runs in a process of its own, which may fork."""
+    chance = random.Random(4)
+    step, between, left = -1, 0, 0
+    for life in range(KILLS):
+        with use_core(CORES[life % len(CORES)]):
+            marks = kill_one(path, chance)
+        saves = marks.count(b"R")
+        # at the mark `r` only one who waits there has certainly not renamed yet
+        between += marks.endswith((b"f", b"F", b"f!", b"F!", b"r!"))
+        names = os.listdir(os.path.dirname(path))
+        left += len(names) - os.path.exists(path)
+        assert len(names) <= 2, names
+        with use_core(CORES[-1 - life % len(CORES)]):
+            now = make_summing(path).global_step
+        assert step + saves <= now <= step + saves + marks.endswith(b"r")
+        step = now
+    assert left >= between
+    loop = make_summing(path)
+    last = [0 for _ in loop]
+    assert len(last) == 50 * EPOCHS - (step + 1)
+    assert loop.stop_reason == "max_epochs"
+    assert loop.state_dict()["epoch"] == EPOCHS - 1
+    loader = loop.state_dict()["loader"]
+    assert EPOCHS * sum(range(51)) in flat(loader)
+    loop.save_state()
+    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
+    print(json.dumps({"between": between, "step": step}))
+
+
+def flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [leaf for inner in value for leaf in flat(inner)] if isinstance(value, list) else [value]
+
+
+@pytest.mark.slow
+@pytest.mark.no_core
+def test_a_process_that_is_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
+    code = "import sys; from test_state_file import kill_many; kill_many(sys.argv[1])"
+    process = subprocess.run(
+        **in_python(code, str(tmp_path / "state.json")), capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    counted = json.loads(process.stdout)
+    assert counted["between"] >= BETWEEN
+    assert counted["step"] > KILLS

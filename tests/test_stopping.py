@@ -1,0 +1,605 @@
+"""stop() and signals: the next step is the last one, and the user's code runs to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cores import use_core
+from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning
+
+END = frozenset({LoopEvents.TRAINING_END})
+Enter = Callable[[Loop[Any]], Iterator[tuple[Any, Any]]]
+
+
+def end_of(steps: list[Any]) -> Any:
+    batch, events = steps[-1]
+    return batch, frozenset(events)
+
+
+# ------------------------------------------------------------------------------------------- stop()
+
+
+def test_stop_makes_the_next_step_the_last() -> None:
+    loop = Loop(range(10), max_epochs=1)
+    steps = []
+    for batch, events in loop:
+        assert loop.stop_requested == (batch == 4)
+        steps.append((batch, frozenset(events)))
+        if batch == 3:
+            loop.stop()
+            assert loop.stop_requested
+            assert loop.stop_reason is None
+    assert end_of(steps) == (4, END)
+    assert loop.stop_reason == "stop"
+    assert loop.state.training_end
+    with pytest.raises(LoopError):
+        iter(loop)
+
+
+def test_stop_before_the_first_step_makes_that_the_last() -> None:
+    loop = Loop(range(10), max_epochs=1)
+    loop.stop()
+    assert [(batch, frozenset(events)) for batch, events in loop] == [(0, END)]
+
+
+def test_stop_twice_or_after_the_end_has_no_effect() -> None:
+    loop = Loop(range(3), max_epochs=1)
+    assert [batch for batch, _ in loop] == [0, 1, 2]
+    loop.stop()
+    loop.stop()
+    assert loop.stop_reason == "max_epochs"
+    assert not loop.stop_requested
+    loop.restart()
+    assert [batch for batch, _ in loop] == [0, 1, 2]
+
+
+def test_stop_in_the_last_step_changes_nothing() -> None:
+    loop = Loop(range(3), max_epochs=1)
+    for batch, _events in loop:
+        if batch == 2:
+            loop.stop()
+    assert loop.stop_reason == "max_epochs"
+
+
+@pytest.mark.parametrize("lookahead", [None, True])
+def test_stop_during_a_fetch_makes_its_step_the_last(lookahead: bool | None) -> None:
+    def loader() -> Iterator[int]:
+        for i in range(10):
+            if i == 3:
+                loop.stop()
+            yield i
+
+    loop = Loop(loader(), max_steps=9, lookahead=lookahead)
+    steps = list(loop)
+    # looking ahead, the batch before is the one that is about to be handed over
+    assert end_of(steps) == (2 if lookahead else 3, END)
+    assert loop.stop_reason == "stop"
+
+
+def test_stop_in_a_condition_makes_the_step_after_the_last() -> None:
+    def condition(state: Any) -> None:
+        if state.global_step == 2:
+            loop.stop()
+
+    loop = Loop(range(10), {"C": Event(condition)}, max_epochs=1)
+    assert end_of(list(loop)) == (3, END)
+
+
+def test_stop_at_an_epochs_end() -> None:
+    loop = Loop(range(3), max_epochs=4)
+    for _batch, _events in loop:
+        if loop.global_step == 1:
+            loop.stop()
+    assert frozenset(_events) == {LoopEvents.EPOCH_END, LoopEvents.TRAINING_END}
+    assert (loop.global_step, loop.stop_reason) == (2, "stop")
+
+
+def test_stop_goes_before_the_limit_as_a_reason() -> None:
+    for limit in ({"max_steps": 3}, {"max_epochs": 1}):
+        loop = Loop(range(3), stop_when=Event(at_step=2), **limit)
+        for batch, _events in loop:
+            if batch == 1:
+                loop.stop()
+        assert loop.stop_reason == "stop"
+
+
+def test_events_joined_with_training_end_fire_at_the_stop() -> None:
+    events = {
+        "Save": Event(every_n_steps=100) | LoopEvents.TRAINING_END,
+        "Signal": Event(every_n_steps=100) | LoopEvents.INTERRUPT,
+    }
+    loop = Loop(range(10), events, max_epochs=1)
+    loop.stop()
+    assert [set(events) for _, events in loop] == [{"Save", LoopEvents.TRAINING_END}]
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [(4, [[4]]), ((4, 2, 1), [[4]]), ((4, 1), [[4]])])
+def test_after_stop_the_next_list_has_one_batch(sizes: Any, expected: list[Any]) -> None:
+    loop = Loop(range(20), max_epochs=1)
+    lists = []
+    for batches, events in loop.chunks(sizes):
+        lists.append((batches, frozenset(events)))
+        loop.stop()
+    assert [batches for batches, _ in lists] == [[0, 1, 2, 3], *expected]
+    assert lists[-1][1] == END
+    assert (loop.global_step, loop.stop_reason) == (4, "stop")
+
+
+def test_a_list_in_which_stop_is_asked_is_cut_to_its_first() -> None:
+    def loader() -> Iterator[int]:
+        for i in range(20):
+            if i == 6:
+                loop.stop()
+            yield i
+
+    loop = Loop(loader(), max_steps=20)
+    lists = list(loop.chunks(4))
+    assert [batches for batches, _ in lists] == [[0, 1, 2, 3], [4]]
+    assert frozenset(lists[-1][1]) == END
+    state = loop.state_dict()
+    again = Loop(iter(range(20)), max_steps=7)
+    load_quietly(again, state)
+    assert [batch for batch, _ in again] == [5, 6]  # the others counted as not done
+
+
+def load_quietly(loop: Loop[Any], state: dict[str, Any]) -> None:
+    with pytest.warns(LoopWarning, match=r"20.*7"):
+        loop.load_state_dict(state)
+
+
+def test_restart_clears_a_stop() -> None:
+    loop = Loop(range(3), max_epochs=1)
+    loop.stop()
+    list(loop)
+    loop.restart()
+    assert not loop.stop_requested
+    assert [batch for batch, _ in loop] == [0, 1, 2]
+
+
+def test_a_stopped_run_can_be_resumed() -> None:
+    loop = Loop(range(5), max_epochs=1)
+    loop.stop()
+    list(loop)
+    again = Loop(range(5), max_epochs=1)
+    again.load_state_dict(loop.state_dict())
+    assert not again.stop_requested
+    assert again.stop_reason is None
+    assert [batch for batch, _ in again] == [1, 2, 3, 4]
+
+
+def test_a_stop_that_was_asked_is_not_saved() -> None:
+    loop = Loop(range(5), max_epochs=1)
+    next(iter(loop))
+    loop.stop()
+    again = Loop(range(5), max_epochs=1)
+    again.load_state_dict(loop.state_dict())
+    assert [batch for batch, _ in again] == [1, 2, 3, 4]
+
+
+# ------------------------------------------------------------------------------ signals, in process
+
+
+@pytest.fixture
+def handled() -> Iterator[list[int]]:
+    """What a handler that was there before was called with."""
+    calls: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: calls.append(number))
+    handler = signal.getsignal(signal.SIGTERM)
+    yield calls
+    assert signal.getsignal(signal.SIGTERM) is handler, "the handler was not put back"
+    signal.signal(signal.SIGTERM, before)
+
+
+def raise_term() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_makes_the_next_step_the_last(handled: list[int]) -> None:
+    loop = Loop(range(10), max_epochs=1, signals=[signal.SIGTERM])
+    steps = []
+    for batch, events in loop:
+        steps.append((batch, events))
+        if batch == 2:
+            raise_term()
+            assert loop.stop_requested
+    assert end_of(steps) == (3, END | {LoopEvents.INTERRUPT})
+    assert loop.stop_reason == "SIGTERM"
+    assert handled == []
+
+
+def test_a_second_signal_does_what_it_did_before(handled: list[int]) -> None:
+    loop = Loop(range(10), max_epochs=1, signals=(int(signal.SIGTERM),))
+    for batch, _events in loop:
+        if batch == 2:
+            raise_term()
+            assert handled == []
+            raise_term()
+            assert handled == [signal.SIGTERM]
+
+
+def test_under_chunks_the_next_list_has_one_batch(handled: list[int]) -> None:
+    loop = Loop(range(20), max_epochs=1, signals=(signal.SIGTERM,))
+    lists = []
+    for batches, events in loop.chunks(4):
+        lists.append((batches, events))
+        raise_term() if len(lists) == 1 else None
+    assert end_of(lists) == ([4], END | {LoopEvents.INTERRUPT})
+
+
+def test_a_signal_goes_before_stop_as_a_reason(handled: list[int]) -> None:
+    loop = Loop(range(10), max_epochs=1, signals=(signal.SIGTERM,))
+    for batch, _events in loop:
+        if batch == 2:
+            loop.stop()
+            raise_term()
+    assert loop.stop_reason == "SIGTERM"
+
+
+def test_an_event_joined_with_interrupt_fires_with_it(handled: list[int]) -> None:
+    events = {"Save": Event(every_n_steps=100) | LoopEvents.INTERRUPT}
+    loop = Loop(range(10), events, max_epochs=1, signals=(signal.SIGTERM,))
+    for batch, fired in loop:  # noqa: B007
+        if batch == 2:
+            raise_term()
+    assert set(fired) == {"Save", LoopEvents.INTERRUPT, LoopEvents.TRAINING_END}
+
+
+LEAVINGS = ["to the end", "break", "exception", "with", "close", "dropped", "source", "guard"]
+
+
+@pytest.mark.parametrize("leaving", LEAVINGS)
+@pytest.mark.parametrize("enter", [iter, lambda loop: loop.chunks(2)], ids=["plain", "chunks"])
+def test_the_handler_of_before_is_back(handled: list[int], enter: Enter, leaving: str) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def loader() -> Iterator[int]:
+        yield from range(6)
+        if leaving == "source":
+            raise OSError
+
+    def work(loop: Loop[Any]) -> None:
+        assert signal.getsignal(signal.SIGTERM) is before
+        for _batch, _events in enter(loop):
+            assert signal.getsignal(signal.SIGTERM) is not before
+            if leaving == "break":
+                break
+            if leaving == "exception":
+                raise OSError
+
+    limit = 9 if leaving == "source" else 6
+    loop = Loop(loader(), max_steps=limit, lookahead=True, signals=(signal.SIGTERM,))
+    if leaving in ("exception", "source"):
+        with pytest.raises(OSError):
+            work(loop)
+    elif leaving == "with":
+        with loop:
+            pairs = enter(loop)
+            next(pairs)
+        assert signal.getsignal(signal.SIGTERM) is before
+        del pairs
+    elif leaving == "close":
+        pairs = enter(loop)
+        next(pairs)
+        loop.close()
+    elif leaving == "dropped":
+        pairs = enter(loop)
+        next(pairs)
+        del pairs
+    else:
+        work(loop)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_break_after_a_signal_and_entering_again(handled: list[int]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    loop = Loop(range(10), max_epochs=1, signals=(signal.SIGTERM,))
+    for _batch, _events in loop:
+        raise_term()
+        break
+    assert signal.getsignal(signal.SIGTERM) is before
+    steps = list(loop)
+    assert [batch for batch, _ in steps] == [1]
+    assert loop.stop_reason == "SIGTERM"
+
+
+def test_entering_again_while_the_older_iterator_lives(handled: list[int]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    loop = Loop(range(10), max_epochs=1, signals=(signal.SIGTERM,))
+    older = iter(loop)
+    next(older)
+    newer = iter(loop)
+    next(newer)
+    del older
+    raise_term()
+    assert handled == []
+    assert end_of(list(newer)) == (2, END | {LoopEvents.INTERRUPT})
+    del newer
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_two_nested_loops_are_both_asked_by_one_signal(handled: list[int]) -> None:
+    outer = Loop(range(10), max_epochs=1, signals=(signal.SIGTERM,))
+    seen = []
+    for batch, _events in outer:
+        inner = Loop(range(5), max_epochs=1, signals=(signal.SIGTERM,))
+        for value, _ in inner:
+            seen.append((batch, value))
+            if (batch, value) == (1, 1):
+                raise_term()
+        if batch == 1:
+            assert inner.stop_reason == "SIGTERM"
+    assert outer.stop_reason == "SIGTERM"
+    assert seen == [
+        *((0, value) for value in range(5)),
+        *((1, value) for value in range(3)),
+        *((2, value) for value in range(5)),
+    ]
+    assert handled == []
+
+
+def test_an_inner_loop_without_signals_leaves_them_to_the_outer(handled: list[int]) -> None:
+    outer = Loop(range(10), max_epochs=1, signals=(signal.SIGTERM,))
+    for batch, _events in outer:
+        inner = Loop(range(5), max_epochs=1)
+        for _ in inner:
+            raise_term() if batch == 1 and inner.global_step == 1 else None
+        assert inner.stop_reason == "max_epochs"
+    assert (outer.global_step, outer.stop_reason) == (2, "SIGTERM")
+
+
+def test_in_another_thread_it_is_a_warning_and_nothing_is_set(
+    core: str, handled: list[int]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+
+    def work() -> None:
+        loop = Loop(range(3), max_epochs=1, signals=(signal.SIGTERM,))
+        with pytest.warns(LoopWarning, match="thread"):
+            for batch, _events in loop:
+                seen.append((batch, signal.getsignal(signal.SIGTERM) is before))
+
+    with use_core(core):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert seen == [(0, True), (1, True), (2, True)]
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ((99999,), ValueError),
+        ((-1,), ValueError),
+        ((0,), ValueError),
+        (("SIGTERM",), TypeError),
+        ((1.5,), TypeError),
+        ((True,), TypeError),
+        ((signal.SIGTERM, signal.SIGTERM), ValueError),
+        ((signal.SIGKILL,), ValueError),
+        (signal.SIGTERM, TypeError),
+        (15, TypeError),
+        ("SIGTERM", TypeError),
+    ],
+)
+def test_wrong_signals_are_refused(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="signals"):
+        Loop(range(3), max_epochs=1, signals=value)
+
+
+# --------------------------------------------------------------------------- signals, in a process
+
+PROGRAM = """
+import os, signal, sys, time, warnings
+from cores import use_core
+from dloop import Event, Loop, LoopEvents
+
+def say(*words):
+    print(*words, flush=True)
+
+def train(loop, body=lambda batch: None):
+    for batch, events in loop:
+        if LoopEvents.INTERRUPT in events:
+            say("checkpoint", loop.global_step, loop.stop_reason)
+        body(batch)
+    say("trained")
+"""
+
+
+def program(core: str, code: str) -> subprocess.Popen[str]:
+    body = PROGRAM + f"with use_core({core!r}):\n" + textwrap.indent(textwrap.dedent(code), "    ")
+    return subprocess.Popen(
+        [sys.executable, "-c", body],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "tests:."},
+        start_new_session=True,
+    )
+
+
+def run_until(process: subprocess.Popen[str], *sent: int) -> tuple[list[str], int, str]:
+    """Send the signals, one after each line "now"; what else it says, and its exit code."""
+    lines = []
+    waiting = list(sent)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "now":
+            process.send_signal(waiting.pop(0))
+        else:
+            lines.append(line.strip())
+    _, errors = process.communicate(timeout=20)
+    assert not waiting, errors
+    return lines, process.returncode, errors
+
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+SIGNALS = "signals=(signal.SIGTERM, signal.SIGINT)"
+
+
+@BOTH
+def test_in_a_sleeping_body(core: str, number: signal.Signals) -> None:
+    code = f"""
+    loop = Loop(range(9), max_epochs=1, {SIGNALS})
+    def body(batch):
+        if batch == 2:
+            say("now")
+            end = time.monotonic() + 10
+            while not loop.stop_requested and time.monotonic() < end:
+                time.sleep(0.01)
+    train(loop, body)
+    sys.exit(7)
+    """
+    lines, exit_code, errors = run_until(program(core, code), number)
+    assert lines == [f"checkpoint 3 {number.name}", "trained"], errors
+    assert exit_code == 7
+
+
+@BOTH
+def test_in_a_sleeping_loader(core: str, number: signal.Signals) -> None:
+    code = f"""
+    def loader():
+        for i in range(9):
+            if i == 2:
+                say("now")
+                time.sleep(0.4)
+            yield i
+    train(Loop(loader(), max_steps=9, {SIGNALS}))
+    sys.exit(7)
+    """
+    lines, exit_code, errors = run_until(program(core, code), number)
+    assert lines == [f"checkpoint 2 {number.name}", "trained"], errors
+    assert exit_code == 7
+
+
+@BOTH
+def test_twice_in_a_row(core: str, number: signal.Signals) -> None:
+    code = f"""
+    loop = Loop(range(9), max_epochs=1, {SIGNALS})
+    def body(batch):
+        say("now")
+        while not loop.stop_requested:
+            time.sleep(0.01)
+        say("now")
+        time.sleep(10)
+    train(loop, body)
+    """
+    lines, exit_code, errors = run_until(program(core, code), number, number)
+    assert lines == []
+    assert exit_code == -number
+    assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
+
+
+@BOTH
+def test_after_the_loop_the_old_handlers_are_back(core: str, number: signal.Signals) -> None:
+    code = f"""
+    train(Loop(range(3), max_epochs=1, {SIGNALS}))
+    say("now")
+    time.sleep(10)
+    """
+    lines, exit_code, errors = run_until(program(core, code), number)
+    assert lines == ["trained"], errors
+    assert exit_code == -number
+
+
+@BOTH
+def test_a_loop_in_another_thread_lets_signals_be(core: str, number: signal.Signals) -> None:
+    code = f"""
+    import threading
+    warnings.simplefilter("ignore")
+    thread = threading.Thread(target=train, daemon=True, args=(
+        Loop(range(9), max_epochs=1, {SIGNALS}), lambda batch: time.sleep(0.01)))
+    thread.start()
+    thread.join()
+    say("now")
+    time.sleep(10)
+    """
+    lines, exit_code, errors = run_until(program(core, code), number)
+    assert lines == ["trained"], errors
+    assert exit_code == -number
+
+
+def test_a_signal_while_the_loop_runs_in_another_thread(core: str) -> None:
+    code = f"""
+    import threading
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, lambda *_: say("mine"))
+    loop = Loop(range(40), max_epochs=1, {SIGNALS})
+    thread = threading.Thread(target=train, args=(loop, lambda batch: time.sleep(0.01)))
+    thread.start()
+    say("now")
+    thread.join()
+    say(loop.stop_reason)
+    """
+    lines, exit_code, errors = run_until(program(core, code), signal.SIGTERM)
+    assert sorted(lines) == ["max_epochs", "mine", "trained"], errors
+    assert exit_code == 0
+
+
+@BOTH
+def test_forked_children_die_of_it(core: str, number: signal.Signals) -> None:
+    code = f"""
+    loop = Loop(range(4), max_epochs=1, {SIGNALS})
+    def body(batch):
+        if batch != 1:
+            return
+        child = os.fork()
+        if not child:
+            try:
+                time.sleep(10)
+            except KeyboardInterrupt:
+                os._exit(42)
+            os._exit(1)
+        time.sleep(0.05)
+        os.kill(child, {int(number)})
+        _, status = os.waitpid(child, 0)
+        say("child", os.waitstatus_to_exitcode(status))
+        assert not loop.stop_requested
+    train(loop, body)
+    """
+    lines, exit_code, errors = run_until(program(core, code))
+    died = 42 if number == signal.SIGINT else -number
+    assert lines == [f"child {died}", "trained"], errors
+    assert exit_code == 0
+
+
+def test_a_process_pool_of_the_loader_can_be_terminated(core: str) -> None:
+    code = f"""
+    import multiprocessing
+    def sleep():
+        time.sleep(10)
+    loop = Loop(range(2), max_epochs=1, {SIGNALS})
+    def body(batch):
+        worker = multiprocessing.get_context("fork").Process(target=sleep)
+        worker.start()
+        worker.terminate()
+        worker.join(5)
+        say(worker.exitcode)
+    train(loop, body)
+    """
+    lines, _exit_code, errors = run_until(program(core, code))
+    assert lines == ["-15", "-15", "trained"], errors
+
+
+def test_a_signal_that_was_ignored_asks_and_is_ignored_again(core: str) -> None:
+    code = f"""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    loop = Loop(range(9), max_epochs=1, {SIGNALS})
+    def body(batch):
+        if batch == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+    train(loop, body)
+    say(signal.getsignal(signal.SIGTERM) is signal.SIG_IGN)
+    """
+    lines, _exit_code, errors = run_until(program(core, code))
+    assert lines == ["checkpoint 1 SIGTERM", "trained", "True"], errors
