@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from os import PathLike
 from types import GenericAlias
 
 from . import _backend, checks
@@ -16,7 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
-    from os import PathLike
     from types import TracebackType
     from typing import Any, Generic, SupportsFloat, SupportsIndex, TypeVar
 
@@ -118,6 +118,8 @@ class Loop(Generic[Batch]):
                 LoopEvents.EXCEPTION
             ) | self._schedule.due_with(LoopEvents.TRAINING_END)
         self._signals = _signals(signals, self._interrupt)
+        if state_file is not None and not isinstance(state_file, (str, PathLike)):
+            raise TypeError(f"state_file={checks.shown(state_file)}: pass a path")
         self._state_file = state_file
         self._begin()
         if state_file is not None:
@@ -438,7 +440,8 @@ class Loop(Generic[Batch]):
             "events": {name: described(event) for name, event in self._schedule.events.items()},
             "stop_when": None if stop_when is None else described(stop_when),
             "limit": list(self._schedule.limit),
-            "length": self._source.epoch_len(),
+            "dataloader_len": self._source.given_len,
+            "length": self._source.fixed_len(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -25,6 +25,8 @@ class Source:
     `lookahead=False` none does).
 
     Attributes:
+        given_len: the argument `dataloader_len`.
+        promise: the length of the open epoch, where one is promised.
         once: whether the batches can be gone through only once.
     """
 
@@ -49,7 +51,7 @@ class Source:
                 "returns a fresh one for each epoch"
             )
         self.once = hasattr(type(self._loader), "__next__")
-        self._len = (
+        self.given_len = (
             None if dataloader_len is None else checks.count("dataloader_len", dataloader_len)
         )
         self._lookahead = lookahead
@@ -62,18 +64,18 @@ class Source:
         self._to_load = False
         self._skips = 0  # of a loader that is gone through once: all batches that were ever taken
         self._told_of_skipping = False
-        self._snapshot: tuple[int, dict[str, Any]] | None = None
+        self._snapshot: dict[str, Any] | None = None  # of the open epoch, earlier
         self._epoch_done: dict[str, Any] | None = None
 
         self._opened = False
         self._batches: Iterator[Any] | None = None
-        self._current: Any = None  # the loader that the open epoch is from
+        self._owner: Any = None  # of the state: the loader, or the open epoch's iterator
         self._on_faith: tuple[int, Iterator[Any]] | None = None
-        self._promise: int | None = None
+        self.promise: int | None = None
         self._warned_of_more = False
 
     def _check(self, max_epochs: int | None) -> None:
-        if self.once and (max_epochs or 0) > 1 and (self._len is None or self._lookahead):
+        if self.once and (max_epochs or 0) > 1 and (self.given_len is None or self._lookahead):
             ignored = " (which lookahead=True ignores)" if self._lookahead else ""
             raise ValueError(
                 f"max_epochs={max_epochs}: this dataloader can be gone through only once; give "
@@ -104,14 +106,14 @@ class Source:
         """
         self._drop_surplus(epoch - 1)
         try:
-            batches = self._batches = self._iterate(epoch, taken)
+            batches = self._iterate(epoch, taken)
         except StopIteration as exception:
             raise not_stop(exception) from exception
-        promise = self._promise
+        promise = self.promise
         if promise is None:
             looks = self._lookahead or (self._lookahead is None and not self._is_stream)
             return batches, -1 if looks else NEVER, NEVER
-        if self._len is not None:
+        if self.given_len is not None:
             return batches, NEVER, promise - 1
         if self._lookahead is False:
             self._on_faith = epoch, batches
@@ -121,50 +123,57 @@ class Source:
     def _iterate(self, epoch: int, taken: int) -> Iterator[Any]:
         if self._batches is not None:
             self._epoch_done = self._state_now(0)
-        self._batches = None  # and with it its workers, before there are new ones
+        self._batches = self._snapshot = None  # and its workers, before there are new ones
         loader: Any = self._loader if self._load is None else self._load()
         if not _is_iterable(loader):
             raise TypeError(
                 f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
             )
-        _set_epoch(loader, epoch, {})
+        _set_epoch(loader, epoch)
         self._resumed = self._resumed if self._to_load else None
         resumed = self._resumed
         if resumed is not None and _keeps_state(loader):
-            _load_into(loader, resumed["state"])
-        self._promise = self._read_promise(loader)
-        self._refuse_unknown_end(self._promise)
-        if self._promise == 0:
+            _load(loader, resumed["state"])
+        self.promise = self._read_promise(loader)
+        self._refuse_unknown_end(self.promise)
+        if self.promise == 0:
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
-        batches: Iterator[Any] = iter(loader)
+        batches: Any = iter(loader)
         if resumed is not None and not _keeps_state(loader):
-            _load_into(batches, resumed["state"])
+            _load(batches, resumed["state"])
+        first = []
         if resumed is not None and resumed["whole"]:
-            batches = _unless_empty(batches, loader)
-        self._current = None if batches is loader else loader
-        self._to_load = False
+            first = list(islice(batches, 1))
+            if not first:  # some loaders come back at the end of their epoch
+                batches = iter(loader)
+        self._batches = batches
+        self._owner = _owner_of_state(loader, batches)
         self._opened = True
         skips = taken - resumed["at"] if resumed is not None else self._skips or taken
+        if self._owner is not None:
+            # torchdata's loaders of unknown length do not bear to be resumed twice in an epoch
+            trusted = resumed is None and _length_of(loader) is not None
+            batches = _Tracked(batches, first, self._snap if trusted else None)
+        if skips:
+            self._skip(batches, skips, loader, epoch)
+        self._to_load = False
         self._skips = 0
-        return self._skipped(batches, skips, epoch) if skips else batches
+        return batches  # type: ignore[no-any-return]
 
-    def _skipped(self, batches: Iterator[Any], count: int, epoch: int) -> Iterator[Any]:
-        """`batches` without the first `count`."""
+    def _skip(self, batches: Any, count: int, loader: object, epoch: int) -> None:
+        """Take `count` of the `batches`."""
         is_sequence = type(batches) in _SEQUENCE_ITERATORS
         if is_sequence and not self.once:
-            batches.__setstate__(count)  # type: ignore[attr-defined]
-            return batches
-        if not is_sequence:
-            self._tell_of_skipping(count, epoch)
-        next(islice(batches, count, count), None)
-        return batches
-
-    def _tell_of_skipping(self, count: int, epoch: int) -> None:
-        if self._told_of_skipping or self._resumed is not None:
+            batches.__setstate__(count)
             return
-        self._told_of_skipping = True
+        if not is_sequence and self._owner is None and not self._told_of_skipping:
+            self._told_of_skipping = True
+            self._tell_of_skipping(count, loader, epoch)
+        next(islice(batches, count, count), None)
+
+    def _tell_of_skipping(self, count: int, loader: object, epoch: int) -> None:
         unsure = ""
-        sampler = getattr(self._current, "sampler", None)
+        sampler = getattr(loader, "sampler", None)
         shuffles = any(base.__name__ == "RandomSampler" for base in type(sampler).__mro__)
         if shuffles and (getattr(sampler, "generator", None) is None or epoch):
             unsure = (
@@ -196,23 +205,20 @@ class Source:
         if self._resumed is not None:  # a loader's state after it was resumed is not always right
             return self._resumed
         if done and not ahead:
-            state = self._state_now(done)
-            self._snapshot = None if state is None else (epoch, state)
-            return state
-        of, snapshot = self._snapshot or (-1, None)
-        if snapshot is not None and of == epoch and snapshot["at"] <= done:
-            return snapshot
+            return self._state_now(done)
+        if self._snapshot is not None and self._snapshot["at"] <= done:
+            return self._snapshot
         return self._epoch_done
 
+    def _snap(self, taken: int) -> None:
+        """Keep the state of the epoch after `taken` batches, before the next is fetched."""
+        self._snapshot = self._state_now(taken)
+
     def _state_now(self, at: int) -> dict[str, Any] | None:
-        if _keeps_state(self._current):
-            state = self._current.state_dict()
-        elif _keeps_state(self._batches):
-            state = self._batches.state_dict()  # type: ignore[union-attr]
-        elif callable(getattr(self._batches, "get_state", None)):
-            state = self._batches.get_state()  # type: ignore[union-attr]
-        else:
+        if self._owner is None:
             return None
+        get_state = getattr(self._owner, "state_dict", None) or self._owner.get_state
+        state = get_state()
         return {"state": state, "at": at, "whole": at == 0 and not self.once}
 
     def goes_on_after(self, epoch: int, taken: int, step: int) -> bool:
@@ -229,10 +235,10 @@ class Source:
             raise DataExhaustedError(
                 f"epoch {epoch} has no batch: the dataloader is empty or was consumed before"
             )
-        if self._promise is not None and 0 < taken < self._promise:
-            promised_by = "len(dataloader)" if self._len is None else "dataloader_len"
+        if self.promise is not None and 0 < taken < self.promise:
+            promised_by = "len(dataloader)" if self.given_len is None else "dataloader_len"
             raise DataLengthError(
-                f"epoch {epoch} ended after {taken} of the {self._promise} batches that "
+                f"epoch {epoch} ended after {taken} of the {self.promise} batches that "
                 f"{promised_by} promised; pass lookahead=True to go by the data itself"
             )
         if self.once:
@@ -241,9 +247,9 @@ class Source:
 
     def goes_past_promise(self, epoch: int) -> None:
         """Take note of a batch after the one from which on the loop has looked ahead."""
-        if self._promise is not None and not self._warned_of_more:
+        if self.promise is not None and not self._warned_of_more:
             warn(
-                f"epoch {epoch} has more than the {self._promise} batches that len(dataloader) "
+                f"epoch {epoch} has more than the {self.promise} batches that len(dataloader) "
                 "promised; it goes on to its true end"
             )
             self._warned_of_more = True
@@ -261,14 +267,22 @@ class Source:
 
     def forget(self) -> None:
         """Let go of the open epoch's iterator."""
-        self._batches = self._on_faith = self._current = None
+        self._batches = self._on_faith = self._owner = None
 
     def epoch_len(self) -> int | None:
         """The length that is promised of the open epoch, or of the first where none was opened."""
         if self._opened:
-            return self._promise
+            return self.promise
         if self._loader is None:
-            return None if self._lookahead else self._len
+            return None if self._lookahead else self.given_len
+        return self._read_promise(self._loader)
+
+    def fixed_len(self) -> int | None:
+        """The length of every epoch, where that is known beforehand."""
+        if self._loader is None or any(
+            callable(getattr(part, "set_epoch", None)) for part in _parts(self._loader)
+        ):
+            return None
         return self._read_promise(self._loader)
 
     def close(self) -> None:
@@ -285,21 +299,18 @@ class Source:
             return
         if next(on_faith[1], _NOTHING) is not _NOTHING:
             warn(
-                f"epoch {epoch} had more than the {self._promise} batches that len(dataloader) "
+                f"epoch {epoch} had more than the {self.promise} batches that len(dataloader) "
                 "promised; the rest is dropped; pass lookahead=True to use it"
             )
 
     def _read_promise(self, loader: Iterable[Any]) -> int | None:
         if self._lookahead:
             return None
-        if self._len is not None:
-            return self._len
+        if self.given_len is not None:
+            return self.given_len
         if self._is_stream or _is_iterable_style(loader):
             return None
-        try:
-            return min(len(loader), checks.MOST)  # type: ignore[arg-type]
-        except (TypeError, NotImplementedError):
-            return None
+        return _length_of(loader)
 
 
 class _Items:
@@ -319,21 +330,50 @@ def _keeps_state(loader: object) -> bool:
     )
 
 
-def _load_into(owner: Any, state: Any) -> None:
+def _length_of(loader: Any) -> int | None:
+    try:
+        return min(len(loader), checks.MOST)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _owner_of_state(loader: object, batches: object) -> object | None:
+    for owner in (loader, batches):
+        if _keeps_state(owner):
+            return owner
+    return batches if callable(getattr(batches, "get_state", None)) else None
+
+
+def _load(owner: Any, state: object) -> None:
     (owner.load_state_dict if _keeps_state(owner) else owner.set_state)(state)
 
 
-def _unless_empty(batches: Iterator[Any], loader: Iterable[Any]) -> Iterator[Any]:
-    """`batches`, or those of a new iterator: some loaders come back at the end of their epoch."""
-    first = list(islice(batches, 1))
-    if not first:
-        return iter(loader)
-    return _before(first, batches)
+class _Tracked:
+    """The batches of a loader with state, which is noted before the second of them is fetched.
 
+    That is the earliest moment at which a loader's state of an epoch can be relied upon.
+    """
 
-def _before(first: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
-    yield first.pop()
-    yield from rest
+    def __init__(
+        self, batches: Iterator[Any], first: list[Any], note: Callable[[int], object] | None
+    ) -> None:
+        self._batches = batches
+        self._first = first
+        self._note = note
+        self._taken = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._first:
+            return self._first.pop()
+        if self._taken and self._note is not None:
+            self._note(self._taken)
+            self._note = None
+        batch = next(self._batches)
+        self._taken += 1
+        return batch
 
 
 def _is_iterable(dataloader: object) -> TypeGuard[Iterable[Any]]:
@@ -354,13 +394,21 @@ def _is_iterable_style(loader: object) -> bool:
     return named or not hasattr(kind, "__getitem__")
 
 
-def _set_epoch(loader: object, epoch: int, seen: dict[int, object]) -> None:
-    """Call `set_epoch(epoch)` on `loader` and on all that it draws from, once each."""
-    if loader is None or id(loader) in seen:
-        return
-    seen[id(loader)] = loader
-    set_epoch = getattr(loader, "set_epoch", None)
-    if callable(set_epoch):
-        set_epoch(epoch)
-    for name in ("sampler", "batch_sampler", "dataset"):
-        _set_epoch(getattr(loader, name, None), epoch, seen)
+def _parts(loader: object) -> Iterator[object]:
+    """`loader` and all that it draws from, once each."""
+    seen: dict[int, object] = {}
+    found = [loader]
+    while found:
+        part = found.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen[id(part)] = part
+        yield part
+        found += [getattr(part, name, None) for name in ("dataset", "batch_sampler", "sampler")]
+
+
+def _set_epoch(loader: object, epoch: int) -> None:
+    for part in _parts(loader):
+        set_epoch = getattr(part, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)

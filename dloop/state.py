@@ -153,7 +153,9 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if names:
             found.append(f"events {title}: {', '.join(map(checks.shown, names))}")
     for key in new:
-        if key != "events" and key in old and old[key] != new[key]:
+        if key == "events" or key not in old or (key == "length" and None in (old[key], new[key])):
+            continue
+        if old[key] != new[key]:
             found.append(f"{key}: {checks.shown(old[key])} before, {checks.shown(new[key])} now")
     return found
 

@@ -207,11 +207,6 @@ FAULTS = [
     Fault("an error does not end the run", "            self.error = exception\n", ""),
     Fault("an interrupted clock loses the batch", "self.held = batch\n", "pass\n"),
     Fault(
-        "an interrupted set loses firings",
-        "        else:\n            events = self._events(bits)\n",
-        "        else:\n            self.bits = 0\n            events = self._events(bits)\n",
-    ),
-    Fault(
         "a closed loop hands over",
         "            events = self._events(bits)\n        if self.held is MISSING",
         "            events = self._events(bits)\n        if False and self.held is MISSING",
@@ -402,8 +397,8 @@ FAULTS = [
     ),
     Fault(
         "set_epoch is called again and again",
-        "    seen[id(loader)] = loader\n",
-        "    seen[id(loader)] = loader if epoch else None\n    del seen[id(loader)]\n",
+        "        seen[id(part)] = part\n",
+        "        seen[id(part)] = part if len(seen) < 9 else seen.clear()\n",
         SHARED,
         "dloop/source.py",
     ),

@@ -397,6 +397,9 @@ class Stateful:
         self.at = state["at"]
         assert state == self.state_dict()
 
+    def __len__(self) -> int:
+        return 5
+
     def __iter__(self) -> Iterator[int]:
         while self.at < 5:
             self.at += 1

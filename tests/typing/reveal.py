@@ -18,6 +18,7 @@ from dloop import (
     LoopEvents,
     LoopState,
     LoopWarning,
+    StateError,
     __version__,
 )
 
