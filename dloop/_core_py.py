@@ -678,9 +678,8 @@ class Core:
         self.bits = NOTHING
         self.last_before = UNREAD
         self.step = step
-        if events is not QUIET:
-            events.before = events.last
-            events.last = step
+        events.before = events.last
+        events.last = step
         due = self.step_agenda[0][0]
         turn.quiet_until = due - 1 if due <= turn.fires_until else turn.fires_until
         return events

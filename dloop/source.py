@@ -317,7 +317,7 @@ class _Items:
     """What has `__getitem__` alone, as NumPy's arrays go: Python gives it an iterator."""
 
     def __getitem__(self, place: int) -> object:
-        raise IndexError(place)
+        """Never asked for anything."""
 
 
 _SEQUENCES: tuple[Any, ...] = ([], (), range(1), range(2**70), "", b"", bytearray(), _Items())

@@ -199,7 +199,7 @@ def read(path: str | os.PathLike[str]) -> object:
 
 
 def _sync_folder(folder: str) -> None:
-    if os.name != "posix":
+    if os.name != "posix":  # pragma: no cover (Windows opens no folders)
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

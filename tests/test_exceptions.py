@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -369,3 +369,25 @@ def test_a_state_that_is_saved_in_the_last_step_goes_on_where_it_broke() -> None
 def test_another_value_is_refused(value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="on_exception"):
         Loop(range(3), max_epochs=1, on_exception=value)
+
+
+def test_an_error_after_an_interrupt_is_told_by_the_same_iterator() -> None:
+    class Struck:
+        errors: ClassVar[list[BaseException]] = [KeyboardInterrupt(), OSError("disk")]
+
+        def __init__(self) -> None:
+            self.left = list(self.errors)
+
+        def __iter__(self) -> Struck:
+            return self
+
+        def __next__(self) -> int:
+            raise self.left.pop(0)
+
+    loop = Loop(Struck(), max_steps=3, on_exception="event")
+    pairs = iter(loop)
+    with pytest.raises(KeyboardInterrupt):
+        next(pairs)
+    assert next(pairs) == (None, {LoopEvents.EXCEPTION, LoopEvents.TRAINING_END})
+    with pytest.raises(OSError, match="disk"):
+        next(pairs)

@@ -870,3 +870,32 @@ def test_elapsed_is_read_when_the_state_is_taken() -> None:
     next(pairs)
     clock.now = 92
     assert again.state.elapsed in (7, 9)  # as of the step, once it was looked at
+
+
+def test_a_run_that_was_loaded_as_over_has_no_next_event() -> None:
+    loop = Loop(range(3), max_epochs=1)
+    list(loop)
+    again = Loop(range(3), max_epochs=1)
+    again.load_state_dict(loop.state_dict())
+    assert again.steps_to_next_event() is None
+
+
+def test_counters_that_contradict_each_other_are_damage() -> None:
+    loop = Loop(range(3), max_epochs=1)
+    next(iter(loop))
+    for wrong in ({"epoch_steps": 2}, {"steps": 0, "epoch_steps": 0, "epoch_end": True}):
+        with pytest.raises(StateError, match="counters"):
+            Loop(range(3), max_epochs=1).load_state_dict({**loop.state_dict(), **wrong})
+
+
+class Phase(enum.Enum):
+    WARM = 1
+
+
+def test_a_member_of_an_enum_that_is_gone_is_told_and_not_imported() -> None:
+    loop = Loop(range(3), {Phase.WARM: Event(at_step=0)}, max_epochs=1)
+    next(iter(loop))
+    again = Loop(range(3), max_epochs=1)
+    with pytest.warns(LoopWarning, match="removed: .*WARM"):
+        again.load_state_dict(json.loads(json.dumps(loop.state_dict())))
+    assert len(list(again)) == 2

@@ -605,3 +605,74 @@ def test_a_signal_that_was_ignored_asks_and_is_ignored_again(core: str) -> None:
     """
     lines, _, errors = run_until(program(core, code))
     assert lines == ["checkpoint 1 SIGTERM", "trained", "True"], errors
+
+
+# ---------------------------------------------------------------------------------- seldom, but so
+
+
+def test_to_ask_again_changes_nothing() -> None:
+    loop = Loop(range(9), max_epochs=1)
+    for batch, _events in loop:
+        if batch == 2:
+            loop.stop()
+            loop.stop()
+    assert (loop.global_step, loop.stop_reason) == (3, "stop")
+    loop.stop()
+    assert loop.stop_reason == "stop"
+
+
+def test_a_signal_in_the_last_body_comes_too_late(handled: list[int]) -> None:
+    loop = Loop(range(3), max_epochs=1, signals=(signal.SIGTERM,))
+    for batch, _events in loop:
+        if batch == 2:
+            raise_term()
+    assert loop.stop_reason == "max_epochs"
+    assert not loop.stop_requested
+    assert handled == []
+
+
+def test_a_restart_puts_the_handlers_back(handled: list[int]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    loop = Loop(range(3), max_epochs=1, signals=(signal.SIGTERM,))
+    pairs = iter(loop)
+    next(pairs)
+    loop.restart()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert len(list(loop)) == 3
+    del pairs
+
+
+def test_no_signal_at_all_is_fine(handled: list[int]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    for _batch, _events in Loop(range(3), max_epochs=1, signals=[]):
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_handler_that_the_body_sets_stays(handled: list[int]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    for _batch, _events in Loop(range(3), max_epochs=1, signals=(signal.SIGTERM,)):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("value", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGKILL,)])
+def test_signals_that_make_no_sense_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="signals"):
+        Loop(range(3), max_epochs=1, signals=value)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_leaves_the_parents_handlers_alone(handled: list[int]) -> None:
+    loop = Loop(range(3), max_epochs=1, signals=(signal.SIGTERM,))
+    for batch, _events in loop:
+        if batch == 0:
+            ours = signal.getsignal(signal.SIGTERM)
+            child = os.fork()
+            if not child:
+                os._exit(signal.getsignal(signal.SIGTERM) is ours)
+            assert os.waitpid(child, 0)[1] == 0
+            assert signal.getsignal(signal.SIGTERM) is ours
+            raise_term()
+    assert loop.stop_reason == "SIGTERM"
