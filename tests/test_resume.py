@@ -899,3 +899,12 @@ def test_a_member_of_an_enum_that_is_gone_is_told_and_not_imported() -> None:
     with pytest.warns(LoopWarning, match="removed: .*WARM"):
         again.load_state_dict(json.loads(json.dumps(loop.state_dict())))
     assert len(list(again)) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epoch_end": 1}, {"out_of_time": None}, {"steps": -1}, {"steps": 1.0}]
+)
+def test_values_of_the_wrong_kind_are_damage(wrong: dict[str, Any]) -> None:
+    state = {**Loop(range(3), max_epochs=1).state_dict(), **wrong}
+    with pytest.raises(StateError, match="damaged"):
+        Loop(range(3), max_epochs=1).load_state_dict(state)
