@@ -24,7 +24,7 @@ from cores import CORES, use_core
 from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning, StateError
 from oracle import Joined, Part, Plan, Sizes, StateLike, Stream, World, counters, in_turn
 
-MOST_BODIES = 40
+MOST_BODIES = 100  # more than epochs or steps can limit, whatever the lists' sizes
 OWN = (LoopEvents.EPOCH_END, LoopEvents.TRAINING_END)
 
 # ------------------------------------------------------------------------------------ random plans
