@@ -405,6 +405,8 @@ import os, signal, sys, time, warnings
 from cores import use_core
 from dloop import Event, Loop, LoopEvents
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
 def say(*words):
     print(*words, flush=True)
 
