@@ -497,6 +497,7 @@ cdef class Core:
     cdef int64_t looks_from
     cdef int64_t ends_at
     cdef bint ended
+    cdef bint lost  # whether an interrupt has ended the epoch's iterator
 
     # What was fetched and not handed over, in this order, and what is known of the next step
     cdef object held
@@ -575,6 +576,7 @@ cdef class Core:
         self.looks_from = NEVER
         self.ends_at = NEVER
         self.ended = False
+        self.lost = False
 
         self.held = MISSING
         self.gathered = []
@@ -810,7 +812,7 @@ cdef class Core:
         """The last step of a run that failed; then the error itself."""
         if not self.told:
             self.told = True
-            return None, self._events(self.plan.on_exception)
+            return None, self._events(self.plan.on_exception | self.stop_bits)
         exception, self.owed = self.owed, None
         raise exception
 
@@ -852,10 +854,10 @@ cdef class Core:
             self._let_go()
             self.source.forget()
         else:
-            self._take_back()
+            self._take_back(exception)
         return 0
 
-    cdef int _take_back(self) except -1:
+    cdef int _take_back(self, exception) except -1:
         """Let what an interrupted step has taken from the agendas be there again."""
         cdef TimeTrigger timer
         self.turn.ask_attention()
@@ -866,7 +868,15 @@ cdef class Core:
         self.bits = NOTHING
         self._schedule_from(self.step + 1, self.draws_from)
         self._schedule_timers()
+        if self.batches is not None and not self.ended and self.deferred is None:
+            self.lost |= self.source.is_lost(exception, self.drawing, self._taken())
+            if self.looks_from < NEVER and self.source.promise is None:
+                self.looks_from = -1
         return 0
+
+    cdef int64_t _taken(self) except -1:
+        """How many batches of the epoch that is drawn from were fetched."""
+        return self.step + 1 - self.draws_from + <int64_t>self.fetched_ahead()
 
     cdef int _let_go(self) except -1:
         self.turn.ask_attention()
@@ -883,6 +893,8 @@ cdef class Core:
         Returns False when the run is over.
         """
         cdef int64_t taken
+        if self.lost:
+            self._open_epoch()
         if self.held is not MISSING:
             return True
         if self.step < self.turn.plain_until and not self.ended:
@@ -930,7 +942,7 @@ cdef class Core:
         cdef int64_t most
         cdef int64_t size
         cdef int64_t free
-        if self.training_end or self.held is not MISSING or not self.gathered:
+        if self.lost or self.training_end or self.held is not MISSING or not self.gathered:
             if not self._take_or_owe():
                 return 0
             self.gathered.insert(0, self.held)
@@ -1007,12 +1019,11 @@ cdef class Core:
         return False
 
     cdef int _open_epoch(self) except -1:
-        batches, self.looks_from, self.ends_at = self.source.open_epoch(
-            self.drawing, self.step + 1 - self.draws_from
-        )
+        batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing, self._taken())
         if self.global_triggers < len(self.step_triggers):
             self._schedule_from(self.step + 1, self.draws_from)
         self.batches = batches
+        self.lost = False
         return 0
 
     cdef int _schedule_from(self, int64_t step, int64_t epoch_start) except -1:

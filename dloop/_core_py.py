@@ -385,6 +385,7 @@ class Core:
         "latest",
         "lone",
         "looks_from",
+        "lost",
         "max_epochs",
         "max_time",
         "next_reading",
@@ -453,6 +454,7 @@ class Core:
         self.looks_from = NEVER
         self.ends_at = NEVER
         self.ended = False
+        self.lost = False  # whether an interrupt has ended the epoch's iterator
 
         # What was fetched and not handed over, in this order, and what is known of the next step
         self.held = MISSING
@@ -667,7 +669,7 @@ class Core:
         """The last step of a run that failed; then the error itself."""
         if not self.told:
             self.told = True
-            return None, self._events(self.plan.on_exception)
+            return None, self._events(self.plan.on_exception | self.stop_bits)
         exception, self.owed = self.owed, None
         raise exception  # type: ignore[misc]
 
@@ -761,9 +763,9 @@ class Core:
             self._let_go()
             self.source.forget()
         else:
-            self._take_back()
+            self._take_back(exception)
 
-    def _take_back(self) -> None:
+    def _take_back(self, exception: BaseException) -> None:
         """Let what an interrupted step has taken from the agendas be there again."""
         self.turn.ask_attention()
         if self.fired_at > self.step:
@@ -773,6 +775,14 @@ class Core:
         self.bits = NOTHING
         self._schedule_from(self.step + 1, self.draws_from)
         self._schedule_timers()
+        if self.batches is not None and not self.ended and self.deferred is None:
+            self.lost |= self.source.is_lost(exception, self.drawing, self._taken())
+            if self.looks_from < NEVER and self.source.promise is None:
+                self.looks_from = -1
+
+    def _taken(self) -> int:
+        """How many batches of the epoch that is drawn from were fetched."""
+        return self.step + 1 - self.draws_from + self.fetched_ahead()
 
     def _let_go(self) -> None:
         self.turn.ask_attention()
@@ -787,6 +797,8 @@ class Core:
 
         Returns False when the run is over.
         """
+        if self.lost:
+            self._open_epoch()
         if self.held is not MISSING:
             return True
         if self.step < self.turn.plain_until and not self.ended:
@@ -839,7 +851,7 @@ class Core:
 
         Returns how many they are; 0 when the run is over.
         """
-        if self.training_end or self.held is not MISSING or not self.gathered:
+        if self.lost or self.training_end or self.held is not MISSING or not self.gathered:
             if not self._take_or_owe():
                 return 0
             self.gathered, self.held = [self.held, *self.gathered], MISSING
@@ -905,13 +917,12 @@ class Core:
         return False
 
     def _open_epoch(self) -> None:
-        batches, self.looks_from, self.ends_at = self.source.open_epoch(
-            self.drawing, self.step + 1 - self.draws_from
-        )
+        batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing, self._taken())
         if self.global_triggers < len(self.step_triggers):
             self._schedule_from(self.step + 1, self.draws_from)
         written_in_c = isinstance(getattr(type(batches), "__iter__", None), WrapperDescriptorType)
         self.batches = batches if written_in_c else chain(_Once(batches))
+        self.lost = False
 
     def _schedule_from(self, step: int, epoch_start: int) -> None:
         agenda = make_agenda()

@@ -89,6 +89,14 @@ def warn(message: str) -> None:
     warnings.warn(message, LoopWarning, stacklevel=level)
 
 
+def is_from_outside(exception: BaseException) -> bool:
+    """Whether `exception` was raised in other code than dloop's."""
+    trace = exception.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and not _is_ours(trace.tb_frame.f_globals.get("__name__", ""))
+
+
 def _is_ours(module: str) -> bool:
     return module.startswith("dloop.") and not module.startswith("dloop.demo")
 
@@ -101,6 +109,14 @@ def finished() -> LoopError:
 def replaced() -> LoopError:
     """The error of an iterator after `iter(loop)` has made a newer one."""
     return LoopError("this iterator was replaced: the loop was entered again")
+
+
+def struck() -> LoopError:
+    """The error of a generator that is gone, since an interrupt came while it made a batch."""
+    return LoopError(
+        "the dataloader is a generator that was interrupted while it made a batch, which ends it; "
+        "pass a callable that returns a fresh one, to go on after that"
+    )
 
 
 def closed() -> LoopError:

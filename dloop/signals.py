@@ -97,9 +97,19 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:  # pragma: no cover (nobody measures in the child)
+    asked_by_terminal = any(signal.SIGINT in each._previous for each in _active)
     for each in reversed(_active):
         each.put_back()
+    if asked_by_terminal:
+        _leave_first_to_parent(signal.SIGINT)
     _after_fork()
+
+
+def _leave_first_to_parent(number: int) -> None:  # pragma: no cover (the same)
+    # A terminal sends Ctrl-C to all of its processes, but the last step still takes a batch
+    previous = signal.getsignal(number)
+    if callable(previous):
+        signal.signal(number, lambda number, _frame: signal.signal(number, previous))
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no forks)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 
 from . import checks
-from .errors import DataExhaustedError, DataLengthError, not_stop, warn
+from .errors import DataExhaustedError, DataLengthError, is_from_outside, not_stop, struck, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 NEVER = 2**63 - 1
 _NOTHING = object()
+_MOST_AGAIN = 100
+"""Batches: how often a loader's state is noted, which is how many are fetched again at most.
+
+And how many a loader has given, after it was resumed, when its state is taken to be right: its
+workers may tell of their places only once each has given a batch.
+"""
 
 
 class Source:
@@ -64,11 +70,15 @@ class Source:
         self._to_load = False
         self._skips = 0  # of a loader that is gone through once: all batches that were ever taken
         self._told_of_skipping = False
-        self._snapshot: dict[str, Any] | None = None  # of the open epoch, earlier
+        self._noted: list[dict[str, Any]] = []  # states of the open epoch: the first, the last two
         self._epoch_done: dict[str, Any] | None = None
 
+        self._is_gone = False
         self._opened = False
+        self._begun = 0  # how many of its epoch's batches came before the open iterator's
+        self._right_after = 1  # how many of the open iterator's batches its state is right
         self._batches: Iterator[Any] | None = None
+        self._tracked: Any = None
         self._owner: Any = None  # of the state: the loader, or the open epoch's iterator
         self._on_faith: tuple[int, Iterator[Any]] | None = None
         self.promise: int | None = None
@@ -102,8 +112,11 @@ class Source:
 
         Raises:
             DataExhaustedError: the loader says that it is empty.
+            LoopError: it was lost, and can be gone through only once.
             ValueError: `lookahead=False`, and no length is to be had.
         """
+        if self._is_gone:
+            raise struck()
         self._drop_surplus(epoch - 1)
         try:
             batches = self._iterate(epoch, taken)
@@ -122,40 +135,42 @@ class Source:
 
     def _iterate(self, epoch: int, taken: int) -> Iterator[Any]:
         if self._batches is not None:
-            self._epoch_done = self._state_now(0)
-        self._batches = self._snapshot = None  # and its workers, before there are new ones
+            self._epoch_done = self._state_at_end()
+        self._batches = self._tracked = None  # and its workers, before there are new ones
+        self._noted = []
         loader: Any = self._loader if self._load is None else self._load()
         if not _is_iterable(loader):
             raise TypeError(
                 f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
             )
+        resumed = self._resumed if self._to_load else None
+        if resumed is not None and resumed["rest"]:
+            _set_epoch(loader, epoch - 1)
+            count = resumed["rest"] + (not self.once)  # the last is to see its end
+            next(islice(chain(*_resumed_at(loader, resumed)), count, count), None)
+            resumed = None
         _set_epoch(loader, epoch)
-        self._resumed = self._resumed if self._to_load else None
-        resumed = self._resumed
-        if resumed is not None and _keeps_state(loader):
-            _load(loader, resumed["state"])
         self.promise = self._read_promise(loader)
         self._refuse_unknown_end(self.promise)
         if self.promise == 0:
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
-        batches: Any = iter(loader)
-        if resumed is not None and not _keeps_state(loader):
-            _load(batches, resumed["state"])
-        first = []
-        if resumed is not None and resumed["whole"]:
-            first = list(islice(batches, 1))
-            if not first:  # some loaders come back at the end of their epoch
-                batches = iter(loader)
+        first, opened = _resumed_at(loader, resumed)
+        batches: Any = opened
         self._batches = batches
         self._owner = _owner_of_state(loader, batches)
-        self._opened = True
-        skips = taken - resumed["at"] if resumed is not None else self._skips or taken
+        self._begun, self._right_after = 0, 1
+        if self._owner is None:  # it kept state when that was saved
+            resumed = None
+        if resumed is not None:
+            self._begun = resumed["at"]
+            self._right_after = NEVER if _counts_batches(loader) else _MOST_AGAIN
         if self._owner is not None:
-            # torchdata's loaders of unknown length do not bear to be resumed twice in an epoch
-            trusted = resumed is None and _length_of(loader) is not None
-            batches = _Tracked(batches, first, self._snap if trusted else None)
+            batches = self._tracked = _Tracked(batches, first, self._note)
+        skips = self._skips or taken - self._begun
         if skips:
             self._skip(batches, skips, loader, epoch)
+        self._resumed = resumed
+        self._opened = True
         self._to_load = False
         self._skips = 0
         return batches  # type: ignore[no-any-return]
@@ -185,6 +200,22 @@ class Source:
             f"to go on in epoch {epoch}{unsure}"
         )
 
+    def is_lost(self, exception: BaseException, epoch: int, taken: int) -> bool:
+        """Whether an interrupt has ended the iterator of `epoch`, after `taken` batches.
+
+        It ends a generator when it strikes there: the epoch is to be opened anew. Any other may
+        have lost the batch that it was fetching, and is not held to the promise of its length.
+        """
+        if self.given_len is None and self._lookahead is None and is_from_outside(exception):
+            self.promise = None
+        if getattr(self._batches, "gi_frame", self) is not None:
+            return False
+        self._resumed = self.state(taken, 1, epoch, False)
+        self._to_load = self._resumed is not None
+        self._is_gone = self.once
+        self._batches = None
+        return True
+
     def resume(self, loader: dict[str, Any] | None, steps: int) -> None:
         """Let the first epoch that is opened go on from what `state` returned."""
         self._resumed = loader
@@ -196,30 +227,35 @@ class Source:
 
         It is the state after `at` batches, where the loader has given `ahead` more than `done`:
         those between are skipped when it is loaded. `whole` is whether that is the end of the
-        epoch before.
+        epoch before. `rest` is how many batches end the epoch, where it is that of the one before.
         """
-        if not self._opened:
+        if not self._opened or self._to_load:
             return self._resumed
         if ended and not ahead:
-            return self._epoch_done if self._batches is None else self._state_now(0)
-        if self._resumed is not None:  # a loader's state after it was resumed is not always right
-            return self._resumed
-        if done and not ahead:
+            return self._epoch_done if self._batches is None else self._state_at_end()
+        if done - self._begun >= self._right_after and not ahead:
             return self._state_now(done)
-        if self._snapshot is not None and self._snapshot["at"] <= done:
-            return self._snapshot
-        return self._epoch_done
+        earlier = [noted for noted in self._noted if noted["at"] <= done]
+        return earlier[-1] if earlier else self._resumed or self._epoch_done
 
-    def _snap(self, taken: int) -> None:
-        """Keep the state of the epoch after `taken` batches, before the next is fetched."""
-        self._snapshot = self._state_now(taken)
+    def _note(self, taken: int) -> None:
+        """Keep the state after `taken` batches of the open iterator, before the next is fetched."""
+        noted = self._state_now(self._begun + taken) if taken >= self._right_after else None
+        if noted is not None:
+            self._noted[1:-1] = []
+            self._noted.append(noted)
+
+    def _state_at_end(self) -> dict[str, Any] | None:
+        if self._resumed is None or self._tracked.taken >= self._right_after:
+            return self._state_now(0)
+        return {**self._resumed, "rest": self._tracked.taken}
 
     def _state_now(self, at: int) -> dict[str, Any] | None:
         if self._owner is None:
             return None
         get_state = getattr(self._owner, "state_dict", None) or self._owner.get_state
         state = get_state()
-        return {"state": state, "at": at, "whole": at == 0 and not self.once}
+        return {"state": state, "at": at, "whole": at == 0 and not self.once, "rest": 0}
 
     def goes_on_after(self, epoch: int, taken: int, step: int) -> bool:
         """Judge that `epoch` ended, unforeseen, after `taken` batches, the last of them at `step`.
@@ -262,12 +298,12 @@ class Source:
         """End the run, whose last epoch was `epoch`."""
         if stop_reason == "max_epochs":
             self._drop_surplus(epoch)
-        self._epoch_done = self._state_now(0)
+        self._epoch_done = self._state_at_end()
         self.forget()
 
     def forget(self) -> None:
         """Let go of the open epoch's iterator."""
-        self._batches = self._on_faith = self._owner = None
+        self._batches = self._tracked = self._on_faith = self._owner = None
 
     def epoch_len(self) -> int | None:
         """The length that is promised of the open epoch, or of the first where none was opened."""
@@ -344,35 +380,55 @@ def _owner_of_state(loader: object, batches: object) -> object | None:
     return batches if callable(getattr(batches, "get_state", None)) else None
 
 
-def _load(owner: Any, state: object) -> None:
-    (owner.load_state_dict if _keeps_state(owner) else owner.set_state)(state)
+def _resumed_at(loader: Any, resumed: dict[str, Any] | None) -> tuple[list[Any], Iterator[Any]]:
+    """An iterator of `loader` from the state on, and the batch before it, if that was taken."""
+    if resumed is not None and _keeps_state(loader):
+        loader.load_state_dict(resumed["state"])
+    batches: Any = iter(loader)
+    owner: Any = _owner_of_state(loader, batches)
+    if resumed is None or owner is None:
+        return [], batches
+    if owner is batches:
+        (owner.load_state_dict if _keeps_state(owner) else owner.set_state)(resumed["state"])
+    first = []
+    if resumed["whole"]:
+        first = list(islice(batches, 1))
+        if not first:  # some loaders come back at the end of their epoch
+            batches = iter(loader)
+    return first, batches
+
+
+def _counts_batches(loader: object) -> bool:
+    """Whether a state of `loader`, if it has any, can only be a count of batches.
+
+    As torchdata's are, of data sets that are only iterated and have no state: once resumed, such a
+    loader counts wrong.
+    """
+    return _is_iterable_style(loader) and not _keeps_state(getattr(loader, "dataset", None))
 
 
 class _Tracked:
-    """The batches of a loader with state, which is noted before the second of them is fetched.
+    """The batches of a loader with state, which is noted after the first, and now and then.
 
-    That is the earliest moment at which a loader's state of an epoch can be relied upon.
+    After the first is the earliest moment at which a state of an epoch can be relied upon.
     """
 
     def __init__(
-        self, batches: Iterator[Any], first: list[Any], note: Callable[[int], object] | None
+        self, batches: Iterator[Any], first: list[Any], note: Callable[[int], object]
     ) -> None:
         self._batches = batches
         self._first = first
         self._note = note
-        self._taken = 0
+        self.taken = 0
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        if self._first:
-            return self._first.pop()
-        if self._taken and self._note is not None:
-            self._note(self._taken)
-            self._note = None
-        batch = next(self._batches)
-        self._taken += 1
+        if self.taken % _MOST_AGAIN == 1:
+            self._note(self.taken)
+        batch = self._first.pop() if self._first else next(self._batches)
+        self.taken += 1
         return batch
 
 

@@ -288,4 +288,9 @@ def _flag(value: object) -> bool:
 def _loader(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
-    return {"state": value["state"], "at": _count(value["at"]), "whole": _flag(value["whole"])}
+    return {
+        "state": value["state"],
+        "at": _count(value["at"]),
+        "whole": _flag(value["whole"]),
+        "rest": _count(value["rest"]),
+    }

@@ -301,11 +301,13 @@ FAULTS = [
     ),
     Fault(
         "what was gathered outlives the run",
-        "        if self.training_end or self.held is not MISSING or",
-        "        if self.held is not MISSING or",
+        "        if self.lost or self.training_end or self.held",
+        "        if self.lost or self.held",
     ),
     Fault(
-        "an interrupt keeps the triggers", "            self._take_back()\n", "            pass\n"
+        "an interrupt keeps the triggers",
+        "            self._take_back(exception)\n",
+        "            pass\n",
     ),
     Fault(
         "an interrupt keeps the timers",
@@ -396,9 +398,35 @@ FAULTS = [
         "dloop/source.py",
     ),
     Fault(
+        "a generator that was struck is at its end",
+        "self.lost |= self.source.is_lost(exception, self.drawing, self._taken())",
+        "pass",
+    ),
+    Fault(
+        "a resumed loader is relied upon at once",
+        "NEVER if _counts_batches(loader) else _MOST_AGAIN",
+        "1",
+        SHARED,
+        "dloop/source.py",
+    ),
+    Fault(
+        "a count of batches is relied upon at its end",
+        "if self._resumed is None or self._tracked.taken >= self._right_after:",
+        "if True:",
+        SHARED,
+        "dloop/source.py",
+    ),
+    Fault(
+        "a state is noted once",
+        "self._noted.append(noted)",
+        "self._noted = self._noted or [noted]",
+        SHARED,
+        "dloop/source.py",
+    ),
+    Fault(
         "set_epoch is called again and again",
-        "        seen[id(part)] = part\n",
-        "        seen[id(part)] = part if len(seen) < 9 else seen.clear()\n",
+        "id(part) in seen:\n            continue\n        seen[id(part)] = part\n",
+        "len(seen) > 50:\n            continue\n        seen[len(seen)] = part\n",
         SHARED,
         "dloop/source.py",
     ),

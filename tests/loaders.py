@@ -143,6 +143,10 @@ TORCHDATA = {
     ),
     "StatefulDataLoader, unsized": of_torch("KeptStream", stateful=True),
     "StatefulDataLoader, unsized, 2 workers": of_torch("KeptStream", stateful=True, num_workers=2),
+    "StatefulDataLoader, unsized, reset": of_torch("ResetStream", stateful=True),
+    "StatefulDataLoader, unsized, reset, 2 workers": of_torch(
+        "ResetStream", stateful=True, num_workers=2
+    ),
     # these two cannot be saved twice in one epoch by torchdata alone: it counts batches twice
     "StatefulDataLoader, unsized, no state": of_torch("Stream", stateful=True),
     "StatefulDataLoader, unsized, no state, 2 workers": of_torch(

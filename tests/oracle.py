@@ -194,7 +194,8 @@ class Stream:
     """One iteration of the source: how many batches it still has."""
 
     left: int
-    dead: bool = False
+    dead: bool = False  # its code does not run again
+    struck: bool = False  # since it was interrupted
 
 
 def in_turn(values: tuple[int, ...], index: int) -> int:
@@ -245,7 +246,7 @@ class World:
 
     def fetch(self, stream: Stream) -> int:
         """`__next__` of the source's iterator. Batches are numbered as they leave the source."""
-        if stream.dead:  # a generator that raised is at its end, and its code does not run again
+        if stream.dead:
             raise StopIteration
         self.journal.append(("next",))
         fetch, self.fetches = self.fetches, self.fetches + 1
@@ -253,10 +254,12 @@ class World:
         error = dict(self.plan.source.raises).get(fetch)
         if error is not None:
             stream.dead = self.plan.source.kind == "generator"
-            if error == "KeyboardInterrupt":
+            stream.struck = error == "KeyboardInterrupt"
+            if stream.struck:
                 raise KeyboardInterrupt(f"in fetch {fetch}")
             raise OSError(f"fetch {fetch} failed")
         if stream.left == 0:
+            stream.dead = self.plan.source.kind == "generator"
             raise StopIteration
         stream.left -= 1
         self.batches += 1
@@ -413,7 +416,8 @@ class OracleLoop:
             raise ValueError("dataloader_len")  # 3.5
 
     def restart(self) -> None:
-        self.told_longer = False  # the warning comes once per run
+        self.told_longer = False  # the warnings come once per run
+        self.told_of_skipping = False
         self.entry += 1  # older iterators are replaced
         self.failure: Exception | None = None
         self.over = False
@@ -536,6 +540,34 @@ class OracleLoop:
             raise DataExhaustedError(f"epoch {self.epoch} has no batch: len(dataloader) is 0")
         self.stream = world.open()
         self.taken = 0
+
+    def make_up_for_interrupt(self) -> None:
+        """One that strikes in a fetch ends a generator: another takes its place.
+
+        Anything else may have lost that batch, so that only its true end is believed.
+        """
+        assert self.stream is not None
+        if not self.stream.dead:
+            self.stream.struck = False
+            if self.plan.lookahead is None and self.plan.dataloader_len is None:
+                self.promise = None
+            return
+        taken = self.taken
+        self.open_epoch()
+        self.taken = taken
+        count = taken + len(self.ahead)
+        if count and not self.told_of_skipping:
+            self.told_of_skipping = True
+            self.warn(
+                f"the dataloader keeps no state, so its first {count} batches are fetched and "
+                f"dropped to go on in epoch {self.epoch}"
+            )
+        assert self.stream is not None
+        for _ in range(count):
+            try:
+                self.world.fetch(self.stream)
+            except StopIteration:
+                return
 
     def fetch(self) -> int:
         """The next batch of the run: of this epoch, or the first one of the next."""
@@ -709,6 +741,8 @@ class OracleLoop:
     def step(self, sizes: Sizes) -> tuple[list[int], frozenset[Hashable]]:
         plan = self.plan
         # 1. to 3. the batches, which are kept if a look is interrupted, and the look
+        if self.stream is not None and self.stream.struck:
+            self.make_up_for_interrupt()
         if not self.held:
             self.held.append(Held(self.fetch(), self.taken - 1))
         self.gather(sizes)

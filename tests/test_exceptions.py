@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -369,6 +370,119 @@ def test_a_state_that_is_saved_in_the_last_step_goes_on_where_it_broke() -> None
 def test_another_value_is_refused(value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="on_exception"):
         Loop(range(3), max_epochs=1, on_exception=value)
+
+
+@pytest.mark.parametrize("sizes", [None, 3])
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("struck", range(6))
+def test_a_generator_that_ctrl_c_has_ended_is_made_anew(
+    struck: int, lookahead: Any, sizes: Any
+) -> None:
+    strikes = [KeyboardInterrupt]
+
+    def load() -> Iterator[int]:
+        for number in range(5):
+            if strikes and number == struck:
+                raise strikes.pop()
+            yield number
+        if strikes:
+            raise strikes.pop()
+
+    loop = Loop(load, {"Third": Event(at_step=2)}, max_epochs=1, lookahead=lookahead)
+    seen: list[tuple[Any, frozenset[object]]] = []
+
+    def cell() -> None:
+        for batch, events in loop if sizes is None else loop.chunks(sizes):
+            seen.append((batch, frozenset(events)))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt):
+            cell()
+        cell()
+    assert [number for batch, _ in seen for number in (batch if sizes else [batch])] == [*range(5)]
+    assert [bool("Third" in events) for _, events in seen].count(True) == 1
+    assert seen[-1][1] >= {LoopEvents.EPOCH_END, LoopEvents.TRAINING_END}
+    assert ["fetched and dropped" in str(each.message) for each in caught] == [True] * bool(struck)
+
+
+@pytest.mark.parametrize("sizes", [None, 3])
+def test_an_epoch_in_which_ctrl_c_cost_a_batch_has_its_end(sizes: Any) -> None:
+    """As with PyTorch's DataLoader without workers, which has drawn the indices by then."""
+
+    class Loader:
+        strikes: ClassVar[list[type[BaseException]]] = [KeyboardInterrupt]
+
+        def __len__(self) -> int:
+            return 5
+
+        def __iter__(self) -> Iterator[int]:
+            return map(self.item, range(5))
+
+        def item(self, index: int) -> int:
+            if self.strikes and index == 2:
+                raise self.strikes.pop()
+            return index
+
+    Loader.strikes = [KeyboardInterrupt]
+    loop = Loop(Loader(), max_epochs=2)
+    seen: list[Any] = []
+    ends: list[int] = []
+
+    def cell() -> None:
+        for batch, events in loop if sizes is None else loop.chunks(sizes):
+            seen.extend([batch] if sizes is None else batch)
+            ends.extend([loop.global_step] * (LoopEvents.EPOCH_END in events))
+
+    with pytest.raises(KeyboardInterrupt):
+        cell()
+    cell()
+    assert seen == [0, 1, 3, 4, 0, 1, 2, 3, 4]
+    assert ends == [3, 8]
+
+
+def test_a_lost_generator_that_cannot_be_made_anew_is_an_error() -> None:
+    strikes = [KeyboardInterrupt]
+
+    def load() -> Iterator[int]:
+        yield 0
+        raise strikes.pop()
+
+    loop = Loop(load(), max_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        list(loop)
+    with pytest.raises(LoopError, match="callable"):
+        list(loop)
+
+
+def test_a_state_after_ctrl_c_in_a_loader_is_that_of_the_steps_that_were_done() -> None:
+    class Loader:
+        at = 0
+        strikes: ClassVar[list[type[BaseException]]] = [KeyboardInterrupt]
+
+        def __iter__(self) -> Iterator[int]:
+            start, self.at = self.at, 0
+            for number in range(start, 6):
+                self.at = number + 1
+                if self.strikes and number == 4:
+                    raise self.strikes.pop()
+                yield number
+
+        def state_dict(self) -> Any:
+            return {"at": self.at}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.at = state["at"]
+
+    loop = Loop(Loader(), max_epochs=1)
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for batch, _events in loop:
+            seen.append(batch)
+    again = Loop(Loader(), max_epochs=1)
+    again.load_state_dict(loop.state_dict())
+    rest = [batch for batch, _ in again]
+    assert seen + rest == seen + [batch for batch, _ in loop] == [*range(6)]
 
 
 def test_an_error_after_an_interrupt_is_told_by_the_same_iterator() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dloop import Event, Loop, LoopEvents, LoopWarning, StateError
+from dloop import Event, Loop, LoopEvents, LoopWarning, StateError, source
 from frameworks import needed
 from loaders import LIGHT, LOADERS, SAMPLES, WITH_WORKERS, Loader, batches, of_torch
+from programs import program, run_until
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::dloop.LoopWarning"),  # they have tests of their own
@@ -130,6 +133,25 @@ def check_interrupted(loader: Loader, folder: Path, where: str, lookahead: bool 
 def test_an_interrupted_run_is_the_uninterrupted_one(
     loader: Loader, lookahead: bool | None, where: str, tmp_path: Path
 ) -> None:
+    check_interrupted(loader, tmp_path, where, lookahead)
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("where", ["twice in one epoch", "at every step"])
+@pytest.mark.parametrize(
+    ("loader", "lookahead"),
+    # where one of the workers has ended, a state in which its part is reset begins it again
+    cases(name for name in LOADERS if "reset, 2 workers" not in name),
+)
+def test_a_state_of_a_resumed_loader_is_right_once_all_workers_have_given_a_batch(
+    loader: Loader,
+    lookahead: bool | None,
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Epochs are too short here for the number of batches after which it is taken to be so."""
+    monkeypatch.setattr(source, "_MOST_AGAIN", 3)
     check_interrupted(loader, tmp_path, where, lookahead)
 
 
@@ -341,6 +363,114 @@ def test_a_seeded_generator_gives_the_rest_of_the_first_epoch() -> None:
     whole = a_run(loader, Path())
     for stop in range(1, SAMPLES // 2):
         assert a_run(loader, Path(), [stop]) == whole
+
+
+# Signals, which a terminal or a batch system sends to the workers too
+
+SLEEPY = """
+import torch.utils.data
+
+class Sleepy:
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return index
+
+def sleepy(workers):
+    context = "fork" if workers else None
+    return torch.utils.data.DataLoader(
+        Sleepy(), num_workers=workers, multiprocessing_context=context
+    )
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""
+
+
+def run_with_torch(
+    core: str, code: str, *sent: signal.Signals, group: bool
+) -> tuple[list[str], int, str]:
+    needed("torch")
+    process = program(core, SLEEPY + textwrap.dedent(code))
+    return run_until(process, *sent, group=group)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_a_signal_in_a_body_has_its_last_step(
+    core: str, number: signal.Signals, group: bool, workers: int
+) -> None:
+    if group and workers and number == signal.SIGTERM:
+        pytest.skip("PyTorch's workers die of it; the next test has that")
+    code = f"""
+    loop = Loop(sleepy({workers}), max_epochs=1, signals=SIGNALS)
+    for batch, events in loop:
+        if loop.global_step == 9:
+            say("now")
+            while not loop.stop_requested:
+                time.sleep(0.01)
+        if LoopEvents.INTERRUPT in events:
+            say("checkpoint", batch.item(), loop.stop_reason)
+            sys.exit(7)
+    """
+    lines, exit_code, errors = run_with_torch(core, code, number, group=group)
+    assert lines == [f"checkpoint 10 {number.name}"], errors
+    assert exit_code == 7, errors
+
+
+def test_a_signal_that_kills_the_workers_has_its_last_step_too(core: str) -> None:
+    code = """
+    loop = Loop(sleepy(2), max_epochs=1, signals=SIGNALS, on_exception="event")
+    for batch, events in loop:
+        if LoopEvents.INTERRUPT in events:
+            say("checkpoint", loop.global_step)
+            sys.exit(7)
+        with loop.guard():  # PyTorch raises in the body, too
+            if loop.global_step == 9:
+                say("now")
+                while not loop.stop_requested:
+                    time.sleep(0.01)
+    """
+    lines, exit_code, errors = run_with_torch(core, code, signal.SIGTERM, group=True)
+    assert lines in (["checkpoint 9"], ["checkpoint 10"]), errors
+    assert exit_code == 7, errors
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_a_signal_in_a_sleeping_loader_has_its_last_step(
+    core: str, number: signal.Signals, workers: int
+) -> None:
+    code = f"""
+    loop = Loop(sleepy({workers}), max_epochs=1, signals=SIGNALS)
+    for batch, events in loop:
+        if loop.global_step == 9:
+            say("now")  # and on to the next fetch, in which it sleeps for 20 ms
+        if LoopEvents.INTERRUPT in events:
+            say("checkpoint", loop.stop_reason)
+            sys.exit(7)
+    """
+    lines, exit_code, errors = run_with_torch(core, code, number, group=False)
+    assert lines == [f"checkpoint {number.name}"], errors
+    assert exit_code == 7, errors
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_comes_out_of_a_sleeping_loader(core: str, workers: int) -> None:
+    code = f"""
+    loop = Loop(sleepy({workers}), max_epochs=1)
+    try:
+        for batch, events in loop:
+            if loop.global_step == 9:
+                say("now")
+    except KeyboardInterrupt:
+        say("interrupted", loop.global_step >= 9, loop.stop_reason)
+    """
+    lines, exit_code, errors = run_with_torch(core, code, signal.SIGINT, group=False)
+    assert lines == ["interrupted True None"], errors
+    assert exit_code == 0, errors
 
 
 # The state in a file

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import plans
 from cores import CORES, use_core
-from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning, StateError
+from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning, StateError, source
 from oracle import Joined, Part, Plan, Sizes, StateLike, Stream, World, counters, in_turn
 
 MOST_BODIES = 100  # more than epochs or steps can limit, whatever the lists' sizes
@@ -689,6 +689,64 @@ class Prefetching(StatefulLoader):
             yield queue.pop(0)
 
 
+class LateWorkers(StatefulLoader):
+    """Two workers in turn; a resumed one says that it is at its start until it gave a batch."""
+
+    def __init__(self, length: int = 6) -> None:
+        super().__init__(length)
+        self.places = self.told = [0, 0]
+        self.turn = 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.loaded:
+            self.told = [0, 0]
+        else:
+            self.places, self.turn, self.told = [0, 0], 0, [0, 0]
+        self.begin()
+        order = self.order()
+        while self.places[self.turn] < len(order[self.turn :: 2]):
+            worker = self.turn
+            number = order[worker::2][self.places[worker]]
+            self.places[worker] += 1
+            self.told[worker] = self.places[worker]
+            self.turn = 1 - worker
+            yield number
+
+    def state_dict(self) -> Any:
+        return {"seed": self.seed, "at": 0, "told": list(self.told), "turn": self.turn}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.put(state)
+        self.places, self.turn = list(state["told"]), state["turn"]
+        self.loaded = sum(self.places) < self.length
+
+
+class CountsTwice(StatefulLoader):
+    """Like torchdata's of a data set without a state: once resumed, it counts wrong."""
+
+    dataset = type("Stream", (), {"__iter__": None})()
+    counted = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.begin()
+        if self.at > self.length:
+            self.loaded = True
+            raise StopIteration
+        self.counted = self.at
+        return self.rest()
+
+    def rest(self) -> Iterator[int]:
+        while self.at < self.length:
+            yield self.take()
+
+    def state_dict(self) -> Any:
+        return {"seed": self.seed, "at": self.at + self.counted}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.put(state)
+        self.loaded = self.at != self.length
+
+
 class WithStatefulIterator(Shuffled):
     """Like Grain's: the iterator has get_state and set_state."""
 
@@ -726,22 +784,29 @@ LOADERS = [
     NotBeforeTheFirst,
     BeginsAnew,
     Prefetching,
+    LateWorkers,
+    CountsTwice,
     WithStatefulIterator,
     WithStateDictIterator,
 ]
 
 
 def sized(kind: type[Shuffled]) -> type[Shuffled]:
-    return type(kind.__name__, (kind,), {"__len__": lambda self: self.length})
+    return type(f"Sized{kind.__name__}", (kind,), {"__len__": lambda self: self.length})
 
 
 @pytest.mark.parametrize("sizes", [None, 4, (2, 1)], ids=["plain", "chunks 4", "chunks 2 or 1"])
 @pytest.mark.parametrize("lookahead", [None, True])
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("most_again", [100, 2])
+@pytest.mark.parametrize("kind", [*LOADERS, *map(sized, LOADERS)])
 def test_a_loader_of_unknown_order_gives_each_sample_once(
-    kind: type[Shuffled], lookahead: Any, sizes: Sizes
+    kind: type[Shuffled],
+    most_again: int,
+    lookahead: Any,
+    sizes: Sizes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kind = sized(kind)
+    monkeypatch.setattr(source, "_MOST_AGAIN", most_again)
     for every in (1, 2, 3, 5):
         seen: list[int] = []
         state = None
@@ -761,15 +826,23 @@ def test_a_loader_of_unknown_order_gives_each_sample_once(
         assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 3, every
 
 
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", [*LOADERS, *map(sized, LOADERS)])
 def test_a_loader_of_unknown_order_redoes_a_step(kind: type[Shuffled]) -> None:
     for steps in (2, 3, 6, 7, 9):
-        loop: Loop[Any] = Loop(sized(kind)(), max_epochs=2)
+        loop: Loop[Any] = Loop(kind(), max_epochs=2)
         seen = [batch for batch, _ in itertools.islice(loop, steps)]
-        again: Loop[Any] = Loop(sized(kind)(), max_epochs=2)
+        again: Loop[Any] = Loop(kind(), max_epochs=2)
         again.load_state_dict(json_of(loop, step_done=False))
         seen[-1:] = batches(again)
         assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6)), steps
+
+
+def test_few_batches_are_fetched_again_where_the_loop_looks_ahead() -> None:
+    state = after(950, Loop(StatefulLoader(1000), max_epochs=1))
+    loader = StatefulLoader(1000)
+    loop = resumed(Loop(loader, max_epochs=1), state)
+    assert len(batches(loop)) == 50
+    assert state["loader"]["at"] in range(850, 950)
 
 
 def test_a_loader_without_a_state_is_skipped_with_one_warning() -> None:
@@ -781,6 +854,21 @@ def test_a_loader_without_a_state_is_skipped_with_one_warning() -> None:
     with pytest.warns(LoopWarning, match="3") as caught:
         assert batches(loop) == [3, 4, 0, 1, 2, 3, 4]
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("steps", [3, 6, 7])
+@pytest.mark.parametrize("kind", [StatefulLoader, WithStatefulIterator])
+def test_a_loader_that_has_lost_its_state_is_skipped(kind: type[Shuffled], steps: int) -> None:
+    state = after(steps, Loop(kind(), max_epochs=2))
+
+    def loader() -> Iterator[int]:
+        yield from range(6)
+
+    loop = resumed(Loop(loader, max_epochs=2), state)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert batches(loop) == [*range(6), *range(6)][steps:]
+    assert len(caught) == (steps != 6)
 
 
 def test_a_sequence_is_set_forward_without_touching_its_items() -> None:

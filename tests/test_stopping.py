@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 
 from cores import use_core
 from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning
+from programs import program, run_until
 
 END = frozenset({LoopEvents.TRAINING_END})
 Enter = Callable[[Loop[Any]], Iterator[tuple[Any, Any]]]
@@ -400,52 +398,6 @@ def test_wrong_signals_are_refused(value: Any, error: type[Exception]) -> None:
 
 # --------------------------------------------------------------------------- signals, in a process
 
-PROGRAM = """
-import os, signal, sys, time, warnings
-from cores import use_core
-from dloop import Event, Loop, LoopEvents
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-
-def say(*words):
-    print(*words, flush=True)
-
-def train(loop, body=lambda batch: None):
-    for batch, events in loop:
-        if LoopEvents.INTERRUPT in events:
-            say("checkpoint", loop.global_step, loop.stop_reason)
-        body(batch)
-    say("trained")
-"""
-
-
-def program(core: str, code: str) -> subprocess.Popen[str]:
-    body = PROGRAM + f"with use_core({core!r}):\n" + textwrap.indent(textwrap.dedent(code), "    ")
-    return subprocess.Popen(
-        [sys.executable, "-c", body],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": "tests:."},
-        start_new_session=True,
-    )
-
-
-def run_until(process: subprocess.Popen[str], *sent: int) -> tuple[list[str], int, str]:
-    """Send the signals, one after each line "now"; what else it says, and its exit code."""
-    lines = []
-    waiting = list(sent)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip() == "now":
-            process.send_signal(waiting.pop(0))
-        else:
-            lines.append(line.strip())
-    _, errors = process.communicate(timeout=20)
-    assert not waiting, errors
-    return lines, process.returncode, errors
-
-
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 SIGNALS = "signals=(signal.SIGTERM, signal.SIGINT)"
 
@@ -551,20 +503,29 @@ def test_a_signal_while_the_loop_runs_in_another_thread(core: str) -> None:
 
 @BOTH
 def test_forked_children_die_of_it(core: str, number: signal.Signals) -> None:
+    """Of the second Ctrl-C: the first is left to the parent, whose last step needs its workers."""
     code = f"""
     loop = Loop(range(4), max_epochs=1, {SIGNALS})
     def body(batch):
         if batch != 1:
             return
+        read, write = os.pipe()
         child = os.fork()
         if not child:
             try:
+                os.write(write, b"begun")
+                while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+                    time.sleep(0.01)
+                os.write(write, b"asked")
                 time.sleep(10)
             except KeyboardInterrupt:
                 os._exit(42)
             os._exit(1)
-        time.sleep(0.05)
+        os.read(read, 5)
         os.kill(child, {int(number)})
+        if {int(number)} == signal.SIGINT:
+            os.read(read, 5)
+            os.kill(child, signal.SIGINT)
         _, status = os.waitpid(child, 0)
         say("child", os.waitstatus_to_exitcode(status))
         assert not loop.stop_requested

@@ -36,18 +36,27 @@ class KeptStream(Stream):
     def __init__(self, n: int) -> None:
         super().__init__(n)
         self.given = 0
+        self.skipped = 0
 
     def __iter__(self) -> Iterator[int]:
+        self.given, self.skipped = self.skipped, 0
         for number in self.share()[self.given :]:
             self.given += 1
             yield number
-        self.given = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"given": self.given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.given = state["given"]
+        self.skipped = state["given"]
+
+
+class ResetStream(KeptStream):
+    """At its end it says that it is at its beginning."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield from super().__iter__()
+        self.given = 0
 
 
 class Shuffled(Sampler[int]):

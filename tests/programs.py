@@ -1,0 +1,58 @@
+"""Programs that get signals, in processes and sessions of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+PROGRAM = """
+import os, signal, sys, time, warnings
+from cores import use_core
+from dloop import Event, Loop, LoopEvents
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
+def say(*words):
+    print(*words, flush=True)
+
+def train(loop, body=lambda batch: None):
+    for batch, events in loop:
+        if LoopEvents.INTERRUPT in events:
+            say("checkpoint", loop.global_step, loop.stop_reason)
+        body(batch)
+    say("trained")
+"""
+
+
+def program(core: str, code: str) -> subprocess.Popen[str]:
+    body = PROGRAM + f"with use_core({core!r}):\n" + textwrap.indent(textwrap.dedent(code), "    ")
+    return subprocess.Popen(
+        [sys.executable, "-c", body],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "tests:."},
+        start_new_session=True,
+    )
+
+
+def run_until(
+    process: subprocess.Popen[str], *sent: int, group: bool = False
+) -> tuple[list[str], int, str]:
+    """Send the signals, one after each line "now"; what else it says, and its exit code.
+
+    As a `group`, all of its processes are sent them, as from a terminal or by a batch system.
+    """
+    lines = []
+    waiting = list(sent)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "now":
+            (os.killpg if group else os.kill)(process.pid, waiting.pop(0))
+        else:
+            lines.append(line.strip())
+    _, errors = process.communicate(timeout=60)
+    assert not waiting, errors
+    return lines, process.returncode, errors
