@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from . import checks
-from .errors import DataExhaustedError, DataLengthError, not_stop, warn
+from .errors import DataExhaustedError, DataLengthError, StateError, not_stop, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -335,6 +335,8 @@ def _length_of(loader: Any) -> int | None:
         return min(len(loader), checks.MOST)
     except (TypeError, NotImplementedError):
         return None
+    except OverflowError:  # range(2**70)
+        return checks.MOST
 
 
 def _owner_of_state(loader: object, batches: object) -> object | None:
@@ -345,7 +347,10 @@ def _owner_of_state(loader: object, batches: object) -> object | None:
 
 
 def _load(owner: Any, state: object) -> None:
-    (owner.load_state_dict if _keeps_state(owner) else owner.set_state)(state)
+    load = owner.load_state_dict if _keeps_state(owner) else getattr(owner, "set_state", None)
+    if load is None:
+        raise StateError("the state has one of a dataloader's own, but this dataloader keeps none")
+    load(state)
 
 
 class _Tracked:

@@ -902,9 +902,23 @@ def test_a_member_of_an_enum_that_is_gone_is_told_and_not_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epoch_end": 1}, {"out_of_time": None}, {"steps": -1}, {"steps": 1.0}]
+    "wrong",
+    [
+        *[{"epoch_end": 1}, {"out_of_time": None}, {"steps": -1}, {"steps": 1.0}],
+        {"elapsed": 10**5000},  # which Python does not show
+    ],
+    ids=["epoch_end", "out_of_time", "steps", "steps, a float", "elapsed"],
 )
 def test_values_of_the_wrong_kind_are_damage(wrong: dict[str, Any]) -> None:
     state = {**Loop(range(3), max_epochs=1).state_dict(), **wrong}
     with pytest.raises(StateError, match="damaged"):
         Loop(range(3), max_epochs=1).load_state_dict(state)
+
+
+def test_the_state_of_a_loader_is_not_for_one_that_keeps_none() -> None:
+    loop = Loop(sized(StatefulLoader)(4), max_epochs=1)
+    after(2, loop)
+    again = Loop(range(4), max_epochs=1)
+    again.load_state_dict(loop.state_dict())
+    with pytest.raises(StateError, match="this dataloader keeps none"):
+        next(iter(again))
