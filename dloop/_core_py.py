@@ -14,7 +14,7 @@ from heapq import heappush, heapreplace
 from itertools import chain, islice
 from sys import maxsize
 from time import perf_counter_ns
-from types import WrapperDescriptorType
+from types import FunctionType, WrapperDescriptorType
 
 from . import errors
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 NEVER = 2**63 - 1
 UNREAD = -NEVER
+WRITTEN_IN_C: Any = () if issubclass(FunctionType, WrapperDescriptorType) else WrapperDescriptorType
+"""The type of an `__iter__` that is; PyPy tells no difference, and nothing counts as it there."""
 LONGEST = 2**62 - 1
 """The training time, in nanoseconds, at which it stands still."""
 
@@ -920,7 +922,7 @@ class Core:
         batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing, self._taken())
         if self.global_triggers < len(self.step_triggers):
             self._schedule_from(self.step + 1, self.draws_from)
-        written_in_c = isinstance(getattr(type(batches), "__iter__", None), WrapperDescriptorType)
+        written_in_c = isinstance(getattr(type(batches), "__iter__", None), WRITTEN_IN_C)
         self.batches = batches if written_in_c else chain(_Once(batches))
         self.lost = False
 

@@ -196,7 +196,7 @@ def _checked_events(
 
 
 def _check_one_limit(**limits: object) -> None:
-    given = [f"{name}={value!r}" for name, value in limits.items() if value is not None]
+    given = [f"{name}={checks.shown(value)}" for name, value in limits.items() if value is not None]
     if len(given) != 1:
         raise ValueError(
             "exactly one stopping condition is needed: max_epochs, max_steps or max_seconds; "

@@ -371,6 +371,8 @@ def _length_of(loader: Any) -> int | None:
         return min(len(loader), checks.MOST)
     except (TypeError, NotImplementedError):
         return None
+    except OverflowError:  # range(2**70)
+        return checks.MOST
 
 
 def _owner_of_state(loader: object, batches: object) -> object | None:

@@ -119,8 +119,12 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
             loader=_loader(state["loader"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StateError(f"this state of a dloop run is damaged ({error!r})") from error
-    if position.epoch_steps > position.steps or (position.steps > 0) < position.epoch_end:
+        raise StateError(f"this state of a dloop run is damaged ({checks.shown(error)})") from error
+    if (
+        position.epoch_steps > position.steps
+        or (position.steps > 0) < position.epoch_end
+        or max(position.windows.values(), default=-1) >= position.steps
+    ):
         raise StateError(
             "this state of a dloop run is damaged (its counters contradict each other)"
         )

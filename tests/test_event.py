@@ -524,6 +524,11 @@ def test_a_loop_event_is_no_name_for_an_event(member: LoopEvents) -> None:
     assert "events" in text and repr(member) in text and "\n" not in text
 
 
+class TwoLines(int):
+    def __repr__(self) -> str:
+        return f"{int(self)}\nsteps"
+
+
 @pytest.mark.parametrize(
     ("given_", "got"),
     [
@@ -536,6 +541,7 @@ def test_a_loop_event_is_no_name_for_an_event(member: LoopEvents) -> None:
             "max_epochs=3, max_steps=5, max_seconds=2",
         ),
         ({"stop_when": Event(at_step=3)}, "none"),
+        ({"max_steps": TwoLines(5), "max_epochs": 3}, "max_epochs=3, max_steps=5 steps"),
     ],
     ids=repr,
 )

@@ -413,6 +413,208 @@ print(json.dumps({
 """
 
 
+EVERY_WAY = """
+import copy, gc, itertools, json, os, pickle, signal, sys, tempfile, warnings
+from cores import use_core
+from dloop import Event, Loop, LoopError, LoopEvents, StateError
+
+warnings.simplefilter("ignore")
+folder = tempfile.mkdtemp()
+path = os.path.join(folder, "run.json")
+clock = itertools.count().__next__
+EVENTS = {
+    "Steps": Event(every_n_steps=2) | LoopEvents.TRAINING_END,
+    "Epochs": Event(every_n_epochs=2),
+    "Points": Event(at_step=[1, 4], at_time=[2, 5], from_step=1),
+    "Timer": Event(every_n_seconds=3),
+    ("a", 1): Event(lambda state: state.epoch_step == 1, per_epoch=True, at_step=0),
+}
+
+class Stateful:
+    at = 0
+    def __iter__(self):
+        while self.at < 4:
+            self.at += 1
+            yield [self.at]
+        self.at = 0
+    def __len__(self):
+        return 4
+    def state_dict(self):
+        return {"at": self.at}
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+def fails(after):
+    yield from ([n] for n in range(after))
+    raise OSError("disk")
+
+def make(source=None, **arguments):
+    limit = {} if "max_steps" in arguments else {"max_epochs": 2}
+    source = (lambda: ([n] for n in range(4))) if source is None else source
+    return Loop(source, EVENTS, clock=clock, **{**limit, **arguments})
+
+def refused(kind, ask, *arguments, **named):
+    try:
+        ask(*arguments, **named)
+    except kind:
+        return
+    raise AssertionError("nothing was raised")
+
+def steps():
+    for batch, due in make():
+        "Steps" in due, "unknown" in due, repr(due), due | {1}, hash(due)
+
+def quiet_steps():
+    rare = {"Rare": Event(every_n_steps=10), "Late": Event(at_time=10**6)}
+    for events in ({}, rare):
+        list(Loop(([n] for n in range(9)), events, max_steps=9))
+        list(Loop(([n] for n in range(9)), rare, max_steps=9, clock=clock).chunks(4))
+
+def lists():
+    loop = make()
+    for batches, due in loop.chunks(3):
+        "Steps" in due
+    for batches, due in make().chunks((2, 1)):
+        break
+
+def left_and_entered_again():
+    loop = make()
+    older = iter(loop)
+    next(older)
+    for _ in zip(range(2), loop):
+        pass
+    next(loop.chunks(2))
+    refused(LoopError, next, older)
+    for _ in loop:
+        pass
+    refused(LoopError, iter, loop)
+
+def restarted():
+    loop = make()
+    for _ in range(2):
+        list(itertools.islice(loop, 3))
+        loop.restart()
+    loop.close()
+    refused(LoopError, iter, loop)
+
+def states():
+    loop = make(Stateful(), max_steps=9)
+    list(itertools.islice(loop, 6))
+    saved = loop.state_dict()
+    redone = loop.state_dict(step_done=False)
+    for state in (saved, redone, json.loads(json.dumps(saved))):
+        again = make(Stateful(), max_steps=9)
+        again.load_state_dict(state)
+        list(again)
+        again.steps_since("Steps"), again.steps_to_next_event()
+    refused(LoopError, again.load_state_dict, saved)
+    refused(StateError, make().load_state_dict, {**saved, "steps": "x"})
+    pickle.loads(pickle.dumps(copy.copy(loop.state))), hash(loop.state), repr(loop.state)
+
+def files():
+    for _ in range(2):
+        loop = make(Stateful(), max_steps=9, state_file=path)
+        next(iter(loop))
+        loop.save_state()
+    os.unlink(path)
+    with open(path, "w") as file:
+        file.write("{}")
+    refused(StateError, make, state_file=path)
+    os.unlink(path)
+
+def signals():
+    loop = make(signals=(signal.SIGTERM,))
+    for batch, due in loop:
+        if batch == [2] and not loop.stop_requested:
+            signal.raise_signal(signal.SIGTERM)
+    with make(signals=(signal.SIGTERM,)) as loop:
+        next(iter(loop))
+        older = iter(loop)
+
+def stops():
+    loop = make(stop_when=Event(lambda state: state.global_step == 3))
+    list(loop)
+    loop = make()
+    for _ in loop:
+        loop.stop()
+
+def errors():
+    loop = make(lambda: fails(3))
+    refused(OSError, list, loop)
+    refused(LoopError, iter, loop)
+    refused(OSError, list, make(lambda: fails(3)).chunks(2))
+    refused(ZeroDivisionError, list, Loop([1], {"e": Event(lambda state: 1 / 0)}, max_epochs=1))
+    refused(LoopError, list, make([1, 2], dataloader_len=3))
+    refused(LoopError, list, make(()))
+    refused(TypeError, list, make(lambda: None))
+    refused(TypeError, Loop, [1], EVENTS, max_epochs=1, clock=3)
+    refused(ValueError, list, Loop([1], EVENTS, max_epochs=1, clock=lambda: float("nan")))
+    refused(TypeError, make().chunks, "x")
+
+def errors_as_events():
+    refused(OSError, list, make(lambda: fails(3), on_exception="event"))
+    refused(OSError, list, make(lambda: fails(3), on_exception="event").chunks(2))
+    def left():
+        with make(on_exception="event") as loop:
+            for batch, due in loop:
+                with loop.guard():
+                    raise OSError("body")
+                break
+    refused(OSError, left)
+
+def interrupted():
+    def strikes():
+        yield [0]
+        yield [1]
+        raise KeyboardInterrupt
+    loop = make(lambda: strikes(), max_steps=9)
+    refused(KeyboardInterrupt, list, loop)
+    for enter in (iter, lambda loop: loop.chunks(3)):
+        loop = Loop([1, 2], {"e": Event(strike)}, max_epochs=1)
+        refused(KeyboardInterrupt, list, enter(loop))
+
+def strike(state):
+    raise KeyboardInterrupt
+
+def in_cycles():
+    source = Stateful()
+    source.loop = make(source)
+    source.iterator = iter(source.loop)
+    next(source.iterator)
+
+WAYS = [
+    *(quiet_steps, steps, lists, left_and_entered_again, restarted, states, files, signals),
+    *(stops, errors, errors_as_events, interrupted, in_cycles),
+]
+
+def counts():
+    gc.collect()
+    return sys.getallocatedblocks(), getattr(sys, "gettotalrefcount", int)()
+
+grown = {}
+with use_core(CORE):
+    for way in WAYS:
+        for _ in range(12):  # what fills up is full after some; a leak is in each
+            before = counts()
+            for _ in range(80):
+                way()
+            grown[way.__name__] = [now - then for now, then in zip(counts(), before)]
+            if max(grown[way.__name__]) < 40:
+                break
+os.rmdir(folder)
+print(json.dumps(grown))
+"""
+
+
+@pytest.mark.no_core
+@pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks, and references in a debug build")
+@pytest.mark.parametrize("core_name", CORES)
+def test_no_way_to_use_a_loop_leaves_blocks_or_references_behind(core_name: str) -> None:
+    grown = measure(core_name, EVERY_WAY)
+    assert len(grown) == 13
+    assert {way: counts for way, counts in grown.items() if max(counts) >= 40} == {}
+
+
 @pytest.mark.slow
 @pytest.mark.no_core
 @pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks")

@@ -971,7 +971,11 @@ def test_a_run_that_was_loaded_as_over_has_no_next_event() -> None:
 def test_counters_that_contradict_each_other_are_damage() -> None:
     loop = Loop(range(3), max_epochs=1)
     next(iter(loop))
-    for wrong in ({"epoch_steps": 2}, {"steps": 0, "epoch_steps": 0, "epoch_end": True}):
+    for wrong in (
+        {"epoch_steps": 2},
+        {"steps": 0, "epoch_steps": 0, "epoch_end": True},
+        {"windows": [[["LoopEvents", "EPOCH_END"], 1]]},
+    ):
         with pytest.raises(StateError, match="counters"):
             Loop(range(3), max_epochs=1).load_state_dict({**loop.state_dict(), **wrong})
 
@@ -990,7 +994,12 @@ def test_a_member_of_an_enum_that_is_gone_is_told_and_not_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epoch_end": 1}, {"out_of_time": None}, {"steps": -1}, {"steps": 1.0}]
+    "wrong",
+    [
+        *[{"epoch_end": 1}, {"out_of_time": None}, {"steps": -1}, {"steps": 1.0}],
+        {"elapsed": 10**5000},  # which Python does not show
+    ],
+    ids=["epoch_end", "out_of_time", "steps", "steps, a float", "elapsed"],
 )
 def test_values_of_the_wrong_kind_are_damage(wrong: dict[str, Any]) -> None:
     state = {**Loop(range(3), max_epochs=1).state_dict(), **wrong}

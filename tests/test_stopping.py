@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -188,6 +190,13 @@ def test_a_stop_that_was_asked_is_not_saved() -> None:
 # ------------------------------------------------------------------------------ signals, in process
 
 
+def collect() -> None:
+    """Let go of what nobody refers to, where no references are counted: one after the other."""
+    if sys.implementation.name != "cpython":
+        for _ in range(3):
+            gc.collect()
+
+
 @pytest.fixture
 def handled() -> Iterator[list[int]]:
     """What a handler that was there before was called with."""
@@ -195,6 +204,7 @@ def handled() -> Iterator[list[int]]:
     before = signal.signal(signal.SIGTERM, lambda number, _frame: calls.append(number))
     handler = signal.getsignal(signal.SIGTERM)
     yield calls
+    collect()
     after = signal.signal(signal.SIGTERM, before)
     assert after is handler, "the handler was not put back"
 
@@ -261,6 +271,8 @@ LEAVINGS = ["to the end", "break", "exception", "with", "close", "dropped", "sou
 @pytest.mark.parametrize("leaving", LEAVINGS)
 @pytest.mark.parametrize("enter", [iter, lambda loop: loop.chunks(2)], ids=["plain", "chunks"])
 def test_the_handler_of_before_is_back(handled: list[int], enter: Enter, leaving: str) -> None:
+    if leaving == "source" and sys.implementation.name == "pypy":
+        pytest.skip("the loop's exception keeps the iterator, by PyPy's frames")
     before = signal.getsignal(signal.SIGTERM)
 
     def loader() -> Iterator[int]:
@@ -297,6 +309,7 @@ def test_the_handler_of_before_is_back(handled: list[int], enter: Enter, leaving
         del pairs
     else:
         work(loop)
+    collect()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -459,6 +472,7 @@ def test_twice_in_a_row(core: str, number: signal.Signals) -> None:
 def test_after_the_loop_the_old_handlers_are_back(core: str, number: signal.Signals) -> None:
     code = f"""
     train(Loop(range(3), max_epochs=1, {SIGNALS}))
+    gc.collect()  # where no references are counted
     say("now")
     time.sleep(10)
     """

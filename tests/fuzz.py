@@ -1,0 +1,484 @@
+"""Bytes as arguments, states and files: whatever they are, dloop runs with them or says why not.
+
+Each target makes of some bytes a loop, or what a loop is to be loaded from, and a few things to do
+with it, once for each core. Only documented errors may come, in one line each, and from both cores
+the same. `test_fuzz.py` tries random bytes. `python -m fuzz TARGET`, in this folder and with
+atheris installed, tries those that lead to new places in dloop's Python files. Arguments after that
+are libFuzzer's, such as `-runs=100000`, or the file of a failure that it has left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from decimal import Decimal
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+if __name__ == "__main__":  # dloop is to be imported with its branches counted
+    import atheris
+
+    with atheris.instrument_imports(include=["dloop"]):
+        import dloop._core_py
+        import dloop.loop
+        import dloop.state  # noqa: F401
+
+from cores import CORES, use_core
+from dloop import Event, Loop, LoopEvents, LoopWarning
+
+DOCUMENTED = (TypeError, ValueError, RuntimeError, KeyError)
+"""RuntimeError with all that derive from LoopError; KeyError of `steps_since` alone."""
+
+Trace = list[Any]
+
+
+class Bytes:
+    """What is chosen by some bytes, one after the other; when they are over, always the first."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.place = 0
+
+    def byte(self) -> int:
+        self.place += 1
+        return self.data[self.place - 1] if self.place <= len(self.data) else 0
+
+    def pick(self, options: Any) -> Any:
+        return options[self.byte() % len(options)]
+
+    def one_in(self, n: int) -> bool:
+        return self.byte() % n == n - 1
+
+    def whole(self) -> int:
+        """A small number mostly, and else one where something may be full."""
+        kind = self.byte() % 8
+        if kind < 5:
+            return self.byte() % 12
+        if kind == 5:
+            return int.from_bytes(bytes(self.byte() for _ in range(8)), "big", signed=True)
+        return self.pick(BOUNDS) + self.byte() % 3 - 1
+
+
+# ----------------------------------------------------------------------------------- what is given
+
+
+class Unreadable:
+    """What has no repr."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no repr")
+
+
+class Index:
+    """What is a whole number, with a repr of two lines."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+    def __repr__(self) -> str:
+        return f"Index(\n{self.value})"
+
+
+BOUNDS = (0, 2**31, 2**32, 2**53, 2**61, 2**62, 2**63, 2**64, 10**9, -(2**62), -(2**63), 10**5000)
+FLOATS = (
+    0.5,
+    1.0,
+    2.5,
+    1e-9,
+    1e-10,
+    5e-324,
+    1e9,
+    4.7e9,
+    1e300,
+    -1.0,
+    0.0,
+    float("nan"),
+    float("inf"),
+)
+STRANGE: tuple[Callable[[], Any], ...] = (
+    lambda: None,
+    lambda: True,
+    lambda: False,
+    str,
+    lambda: "a\nb",
+    lambda: "7",
+    lambda: b"7",
+    list,
+    dict,
+    lambda: {1: 2},
+    object,
+    Unreadable,
+    lambda: 1j,
+    lambda: Fraction(7, 2),
+    lambda: Decimal("2.5"),
+    lambda: Decimal("nan"),
+    lambda: Decimal("1e400"),
+    lambda: iter([1, 3]),
+    lambda: iter(()),
+    lambda: range(4),
+    lambda: LoopEvents.EPOCH_END,
+    lambda: Event(at_step=1),
+    lambda: abs,
+    lambda: int,
+)
+NAMES: tuple[Any, ...] = ("a", "b", 0, False, None, ("c", 1), "EPOCH_END", "a\nb", 2.5, frozenset())
+STEPS = ("every_n_steps", "at_step", "every_n_epochs", "at_epoch", "from_step", "until_step")
+SECONDS = ("every_n_seconds", "at_time")
+
+
+def value(chosen: Bytes, seconds: bool = False) -> Any:
+    """What may be given as a number: mostly one."""
+    if not chosen.one_in(8):
+        return 1 + chosen.byte() % 12
+    kind = chosen.byte() % 16
+    if kind < 9:
+        return chosen.pick(FLOATS) if seconds and kind % 2 else chosen.whole()
+    if kind < 11:
+        return Index(chosen.whole())
+    if kind < 14:
+        return [value(chosen, seconds) for _ in range(chosen.byte() % 4)]
+    return chosen.pick(STRANGE)()
+
+
+def condition(chosen: Bytes) -> Callable[[Any], Any]:
+    answers = [chosen.pick((False, True, None, "x", 0)) for _ in range(1 + chosen.byte() % 3)]
+    raises_at = chosen.byte() if chosen.one_in(4) else -1
+
+    def ask(state: Any) -> Any:
+        if state.global_step == raises_at:
+            raise (ValueError, StopIteration, LookupError)[raises_at % 3]("a condition's own")
+        return answers[state.global_step % len(answers)]
+
+    return ask
+
+
+def event(chosen: Bytes) -> Any:
+    arguments: dict[str, Any] = {}
+    for _ in range(1 + chosen.byte() % 3):
+        name = chosen.pick((*STEPS, *SECONDS, "per_epoch", "per_launch", "condition_function"))
+        if name == "condition_function":
+            arguments[name] = condition(chosen)
+        elif name.startswith("per_"):
+            arguments[name] = chosen.pick((True, False)) if chosen.byte() % 8 else None
+            if arguments[name]:
+                arguments[f"every_n_{'steps' if name == 'per_epoch' else 'seconds'}"] = 3
+        else:
+            arguments[name] = value(chosen, name in SECONDS)
+    made = Event(**arguments)
+    if chosen.one_in(4):
+        made = made | chosen.pick(list(LoopEvents))
+    if chosen.one_in(6):
+        made = made | event(chosen)
+    return made
+
+
+class Loader:
+    """Batches that are numbered through all epochs, and time that is told by their number."""
+
+    def __init__(self, length: int, told: object) -> None:
+        self.length = length
+        self.told = told
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(self.length):
+            self.taken += 1
+            yield self.taken
+
+
+class Sized(Loader):
+    def __len__(self) -> int:
+        return self.told  # type: ignore[return-value]
+
+
+class Stateful(Loader):
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if type(state) is not dict or type(state.get("taken")) is not int:
+            raise ValueError("this is no state of the loader's")
+        self.taken = state["taken"]
+
+
+def dataloader(chosen: Bytes) -> Any:
+    length = chosen.byte() % 9
+    told = length if chosen.byte() % 4 else value(chosen)
+    kind = chosen.byte() % 8
+    if kind == 0:
+        return list(range(length))
+    if kind == 1:
+        return iter(range(length))
+    if kind == 2:
+        return lambda: iter(range(length))
+    if kind == 3:
+        return chosen.pick(STRANGE)()
+    return (Loader, Sized, Stateful, Sized)[kind - 4](length, told)
+
+
+def loop(chosen: Bytes) -> Loop[Any]:
+    loader = dataloader(chosen)
+    events = {chosen.pick(NAMES): event(chosen) for _ in range(chosen.byte() % 4)}
+    limits = ("max_epochs", "max_steps", "max_seconds")
+    limit = chosen.pick(limits)
+    arguments: dict[str, Any] = {limit: value(chosen, limit == "max_seconds")}
+    if chosen.one_in(8):
+        arguments[chosen.pick(limits)] = value(chosen)
+    if chosen.one_in(4):
+        arguments["stop_when"] = event(chosen)
+    if chosen.one_in(4):
+        arguments["dataloader_len"] = value(chosen)
+    if chosen.one_in(4):
+        arguments["lookahead"] = chosen.pick((True, False, None, 1))
+    if chosen.one_in(4):
+        arguments["on_exception"] = chosen.pick(("event", "raise", "raise ", None))
+    arguments["clock"] = clock(chosen)
+    return Loop(loader, events, **arguments)
+
+
+def clock(chosen: Bytes) -> Callable[[], Any]:
+    unit = chosen.pick((1, 0.25, 0, 1e-9, 2**40, -1))
+    wrong_at = chosen.byte() if chosen.one_in(8) else -1
+    wrong = value(chosen, True) if wrong_at >= 0 else None
+    readings = 0
+
+    def read() -> Any:
+        nonlocal readings
+        readings += 1
+        return wrong if readings == wrong_at else readings * unit
+
+    return read
+
+
+# ---------------------------------------------------------------------------------- what is done
+
+
+def told(made: BaseException | warnings.WarningMessage) -> tuple[str, str]:
+    """An error or a warning, which has to be a documented one of one line."""
+    error = made.message if isinstance(made, warnings.WarningMessage) else made
+    if not isinstance(error, (*DOCUMENTED, LoopWarning)) and "'s own" not in str(error):
+        raise AssertionError(f"{type(error).__name__} is not documented") from error
+    text = str(error)
+    assert text, type(error)
+    assert "\n" not in text, text
+    assert "Exceeds the limit" not in text, "an int of too many digits for Python to show"
+    return type(error).__name__, text
+
+
+def steps(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
+    """Go some steps, and between them do this and that."""
+    for _ in range(1 + chosen.byte() % 3):
+        try:
+            walk(made, chosen, trace)
+        except Exception as error:
+            trace.append(told(error))
+        trace.append(made.stop_reason)
+        if chosen.one_in(4):
+            attempt(made, chosen, trace)
+
+
+def walk(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
+    pairs = iter(made) if chosen.byte() % 4 else made.chunks(value(chosen))
+    for _ in range(1 + chosen.byte() % 24):
+        pair = next(pairs, None)
+        if pair is None:
+            trace.append("the end")
+            return
+        batch, events = pair
+        trace.append((batch, sorted(map(str, events)), repr(made.state)))
+        for name in events:
+            assert name in events
+        if chosen.one_in(8):
+            attempt(made, chosen, trace)
+
+
+def attempt(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
+    try:
+        trace.append(done(made, chosen))
+    except Exception as error:
+        trace.append(told(error))
+
+
+def done(made: Loop[Any], chosen: Bytes) -> Any:
+    kind = chosen.byte() % 8
+    if kind == 0:
+        made.stop()
+    elif kind == 1:
+        made.restart()
+    elif kind == 2:
+        made.close()
+    elif kind == 3:
+        return len(made) if chosen.one_in(2) else made.steps_to_next_event()
+    elif kind == 4:
+        return made.steps_since(chosen.pick(NAMES))
+    elif kind == 5:
+        return made.state_dict(chosen.one_in(2))
+    elif kind == 6:
+        made.load_state_dict(made.state_dict())
+    else:
+        with made.guard():
+            raise ValueError("a body's own")
+    return kind
+
+
+def traced(run: Callable[[Trace], None]) -> Trace:
+    """What comes of `run`: what it notes, its warnings and the error that ends it."""
+    trace: Trace = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            run(trace)
+        except Exception as error:
+            trace.append(told(error))
+    return [*trace, [told(warning) for warning in caught]]
+
+
+def alike(run: Callable[[Trace], None]) -> None:
+    """Both cores come to the same, whatever that is."""
+    traces = []
+    for core in CORES:
+        with use_core(core):
+            traces.append(re.sub("0x[0-9a-f]+", "an address", repr(traced(run))))
+    assert len(set(traces)) == 1, "\n\n".join(traces)
+
+
+# -------------------------------------------------------------------------------------- the targets
+
+
+def arguments(data: bytes) -> None:
+    """Loops of any arguments."""
+
+    def run(trace: Trace) -> None:
+        chosen = Bytes(data)
+        steps(loop(chosen), chosen, trace)
+
+    alike(run)
+
+
+PLANS: tuple[Callable[..., Loop[Any]], ...] = (
+    lambda **more: Loop(
+        Sized(5, 5),
+        {"a": Event(every_n_steps=3) | LoopEvents.EPOCH_END, ("b", 1): Event(at_time=[2, 9])},
+        max_epochs=4,
+        **more,
+    ),
+    lambda **more: Loop(Stateful(4, 4), {None: Event(every_n_seconds=2.5)}, max_steps=20, **more),
+    lambda **more: Loop(
+        list(range(6)), {7: Event(every_n_steps=2, per_epoch=True)}, max_seconds=30, **more
+    ),
+    lambda **more: Loop(iter(range(50)), {"a": Event(at_epoch=2)}, max_steps=20, **more),
+)
+
+
+def planned(number: int, **more: Any) -> Loop[Any]:
+    seconds = iter(range(10_000))
+    return PLANS[number](clock=seconds.__next__, **more)
+
+
+@cache
+def saved(number: int, taken: int) -> str:
+    """The state of a plan after so many steps, as JSON."""
+    made = planned(number)
+    for _, _ in zip(range(taken), made):
+        pass
+    return json.dumps(made.state_dict())
+
+
+def plain(chosen: Bytes, depth: int = 0) -> Any:
+    """What a state may hold."""
+    kind = chosen.byte() % (11 if depth < 3 else 8)
+    if kind < 4:
+        return chosen.whole()
+    if kind == 4:
+        return chosen.pick(FLOATS)
+    if kind < 8:
+        return chosen.pick(
+            (None, True, False, "", "str", "int", "a", "every", "at", "tuple", "at_time")
+        )
+    if kind == 8:
+        keys = ("state", "at", "whole", "taken", "events", "limit", "version", "", 7)
+        return {chosen.pick(keys): plain(chosen, depth + 1) for _ in range(chosen.byte() % 4)}
+    if kind == 9:
+        return tuple(plain(chosen, depth + 1) for _ in range(chosen.byte() % 3))
+    return [plain(chosen, depth + 1) for _ in range(chosen.byte() % 4)]
+
+
+def damage(state: Any, chosen: Bytes) -> Any:
+    """`state` with another value somewhere, or without one."""
+    if not isinstance(state, (dict, list)) or not state or chosen.one_in(6):
+        return plain(chosen)
+    key = chosen.pick(list(state) if isinstance(state, dict) else range(len(state)))
+    if chosen.one_in(8):
+        del state[key]
+    elif chosen.one_in(8) and isinstance(state, list):
+        state.append(deepcopy(state[key]))
+    else:
+        state[key] = damage(state[key], chosen)
+    return state
+
+
+def states(data: bytes) -> None:
+    """States that were changed here and there, or are none."""
+
+    def run(trace: Trace) -> None:
+        chosen = Bytes(data)
+        number = chosen.byte() % len(PLANS)
+        state: Any = json.loads(saved(number, chosen.byte() % 22))
+        for _ in range(chosen.byte() % 4):
+            state = damage(state, chosen)
+        made = planned(chosen.byte() % len(PLANS) if chosen.one_in(4) else number)
+        made.load_state_dict(state)
+        steps(made, chosen, trace)
+
+    alike(run)
+
+
+def files(data: bytes) -> None:
+    """Files of any content, or such as were written and then changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "run.json")
+
+        def run(trace: Trace) -> None:
+            chosen = Bytes(data)
+            number = chosen.byte() % len(PLANS)
+            content = data[chosen.place :]
+            if chosen.byte() % 4:
+                written = bytearray(saved(number, chosen.byte() % 22).encode())
+                for _ in range(chosen.byte() % 4):
+                    place = (chosen.byte() * 256 + chosen.byte()) % (len(written) + 1)
+                    length = chosen.byte() % 8
+                    new = chosen.pick(
+                        (b"", b"0", b"9", b'"', b"[", b"]", b"1e9", b"null", b"-", b"{}")
+                    )
+                    written[place : place + length] = new
+                content = bytes(written)
+            with open(path, "wb") as file:
+                file.write(content)
+            try:
+                made = planned(number, state_file=path)
+                steps(made, chosen, trace)
+            finally:
+                with open(path, "rb") as file:
+                    assert file.read() == content
+            if chosen.one_in(100):
+                made.save_state()
+
+        alike(run)
+
+
+TARGETS = {target.__name__: target for target in (arguments, states, files)}
+
+if __name__ == "__main__":
+    target = TARGETS[sys.argv.pop(1)]
+    atheris.Setup(sys.argv, target)
+    atheris.Fuzz()
