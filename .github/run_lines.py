@@ -1,0 +1,92 @@
+"""Runs what the workflows run: every `run:` line, or what stands for it where it would publish.
+
+`python .github/run_lines.py STAGE...`, in a clone that may be changed, with the python on the path
+in an environment that may be changed too. The STAGEs are those of .ci/run that are run anyway. It
+fails on a line that it does not know, and on one that it knows and no workflow has.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+WORKFLOWS = Path(".github/workflows")
+
+# What is run here in place of a line that cannot be run as it stands.
+INSTEAD = {
+    # A release begins with the README's bump.
+    'python .github/release.py version "$BRANCH"': (
+        "uv version --quiet --frozen --bump patch && "
+        'python .github/release.py version "release/v$(uv version --short)"'
+    ),
+    # No folder dloop, as in the sparse checkout; the stage `pure` runs the rest of the suite.
+    'python -m pytest -m "not typing and not slow"': (
+        'rm -r dloop && python -m pytest -q -m "not typing and not slow" tests/test_limits.py'
+    ),
+    # Building needs Docker.
+    "python -m cibuildwheel --output-dir wheels dist/*.tar.gz": (
+        "CIBW_BUILD='cp313-*' python -m cibuildwheel --print-build-identifiers dist/*.tar.gz"
+    ),
+    'python3 .github/release.py publish "$BRANCH" "$COMMIT" dist': (
+        'python3 .github/release.py publish "release/v$(uv version --short)" main dist --dry-run'
+    ),
+}
+SAME = [
+    "python -m pip install --require-hashes --requirement .github/requirements/build.txt",
+    "python .github/sources.py dist",
+    "python -m pip install --upgrade pip",
+    "python -m pip install --group test dist/*.whl",
+    "python -m pip install --require-hashes --requirement .github/requirements/wheels.txt",
+]
+ELSEWHERE = {
+    "python3 .github/release.py files dist": "needs all wheels; test_release.py has it",
+}
+
+
+def lines(workflows: Path) -> dict[str, dict[str, str]]:
+    """Each `run:` line of the workflows once, with the environment that its step gives it."""
+    found: dict[str, dict[str, str]] = {}
+    for file in sorted(workflows.glob("*.yml")):
+        for job in yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].values():
+            stages = job.get("strategy", {}).get("matrix", {}).get("stage", [])
+            for step in job.get("steps", []):
+                line = step.get("run", "").strip()
+                for stage in stages if '"$STAGE"' in line else [""]:
+                    found[line.replace('"$STAGE"', stage)] = step.get("env", {})
+    found.pop("", None)
+    return found
+
+
+def wrong(found: dict[str, dict[str, str]], stages: list[str]) -> list[str]:
+    """What is neither run nor said to be impossible here, and what is said to no end."""
+    single = [name for stage in stages for name in stage.split("+")]
+    known = {*INSTEAD, *SAME, *(f"bash .ci/run {stage}" for stage in [*stages, *single])}
+    return [
+        *[f"unknown: {line}" for line in found if line not in known | ELSEWHERE.keys()],
+        *[f"can be run here: {line}" for line in ELSEWHERE if line in known],
+        *[f"in no workflow: {line}" for line in [*INSTEAD, *SAME, *ELSEWHERE] if line not in found],
+    ]
+
+
+def main(stages: list[str]) -> None:
+    """Run the lines in the order of the workflows."""
+    found = lines(WORKFLOWS)
+    if problems := wrong(found, stages):
+        sys.exit("\n".join(problems))
+    for line, environment in found.items():
+        if line in ELSEWHERE:
+            print(f"--- not here, it {ELSEWHERE[line]}: {line}", flush=True)
+        elif line in INSTEAD or line in SAME:
+            print(f"--- {line}", flush=True)
+            given = {name: value for name, value in environment.items() if "${{" not in value}
+            command = ["bash", "-eo", "pipefail", "-c", INSTEAD.get(line, line)]
+            if subprocess.run(command, env=os.environ | given).returncode:
+                sys.exit(f"failed: {INSTEAD.get(line, line)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

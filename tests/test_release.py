@@ -1,0 +1,274 @@
+"""The commands of the workflows, in repositories of their own."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GITHUB = ROOT / ".github"
+
+pytestmark = [
+    pytest.mark.no_core,
+    pytest.mark.skipif(not (GITHUB / "release.py").exists(), reason="not in a checkout"),
+    pytest.mark.skipif(sys.version_info < (3, 11), reason="workflows have newer ones"),
+]
+
+
+def run(script: str, *arguments: str | Path) -> tuple[int, str]:
+    """The exit code and all output of a script of the workflows."""
+    command = [sys.executable, str(GITHUB / script), *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    return ended.returncode, (ended.stdout + ended.stderr).strip()
+
+
+def git(repository: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run(
+        ["git", "-C", str(repository), *identity, *arguments], check=True, capture_output=True
+    )
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository of version 1.10.0, with tags of which the last by name is not the newest."""
+    git(tmp_path, "init", "-q")
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.10.0"\n')
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    return tmp_path
+
+
+def version(repository: Path, branch: str) -> tuple[int, str]:
+    return run("release.py", "version", branch, "--root", repository)
+
+
+def test_the_first_version_needs_no_tag(repository: Path) -> None:
+    assert version(repository, "release/v1.10.0") == (0, "1.10.0")
+
+
+def test_a_version_above_all_tags(repository: Path) -> None:
+    for tag in ("v1.9.0", "v1.2.10", "nightly", "v2", "v3.0.0rc1"):
+        git(repository, "tag", tag)
+    assert version(repository, "release/v1.10.0") == (0, "1.10.0")
+
+
+@pytest.mark.parametrize("last", ["1.10.0", "1.10.1", "1.11.0", "2.0.0"])
+def test_a_version_that_is_not_new(repository: Path, last: str) -> None:
+    git(repository, "tag", "v1.9.0")
+    git(repository, "tag", f"v{last}")
+    message = f"1.10.0 is not newer than the last tag, v{last}"
+    assert version(repository, "release/v1.10.0") == (1, message)
+
+
+def test_another_version_than_that_of_the_branch(repository: Path) -> None:
+    message = "release/v1.11.0 has version 1.10.0 in pyproject.toml"
+    assert version(repository, "release/v1.11.0") == (1, message)
+
+
+@pytest.mark.parametrize(
+    "branch",
+    ["main", "v1.10.0", "release/1.10.0", "release/v1.10", "release/v1.10.0rc1", "release/v1.10.00"]
+    + ["release/v1.10.0\n", "Release/v1.10.0", "release/v01.10.0", "x/release/v1.10.0"],
+)
+def test_a_branch_of_another_form(repository: Path, branch: str) -> None:
+    message = f"a release's branch is named release/vX.Y.Z, not {branch!r}"
+    assert version(repository, branch) == (1, message)
+
+
+def test_a_clone_that_may_lack_tags(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    clone = tmp_path_factory.mktemp("shallow")
+    git(clone, "clone", "-q", "--depth=1", repository.as_uri(), ".")
+    code, message = version(clone, "release/v1.10.0")
+    assert (code, "shallow" in message) == (1, True)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """All files of a release, as auditwheel, delocate and cibuildwheel name them; empty."""
+    platforms = {
+        "manylinux_x86_64": "manylinux2014_x86_64.manylinux_2_17_x86_64.manylinux_2_28_x86_64",
+        "manylinux_aarch64": "manylinux_2_28_aarch64",
+        "musllinux_x86_64": "musllinux_1_2_x86_64",
+        "musllinux_aarch64": "musllinux_1_2_aarch64",
+        "macosx_x86_64": "macosx_10_15_x86_64",
+        "macosx_arm64": "macosx_11_0_arm64",
+        "win_amd64": "win_amd64",
+        "win_arm64": "win_arm64",
+    }
+    for tags in platforms.values():
+        for abi in ("cp310", "cp311", "cp312", "cp313", "cp314", "cp314t", "cp315", "cp315t"):
+            (tmp_path / f"dloop-1.2.3-{abi.removesuffix('t')}-{abi}-{tags}.whl").touch()
+    (tmp_path / "dloop-1.2.3-py3-none-any.whl").touch()
+    (tmp_path / "dloop-1.2.3.tar.gz").touch()
+    return tmp_path
+
+
+def test_all_files(files: Path) -> None:
+    assert len(list(files.iterdir())) == 66
+    assert run("release.py", "files", files) == (0, "")
+
+
+def test_files_that_are_missing_twice_there_or_large(files: Path) -> None:
+    (files / "dloop-1.2.3.tar.gz").unlink()
+    (files / "dloop-1.2.3-cp314-cp314t-macosx_11_0_arm64.whl").unlink()
+    (files / "dloop-1.2.3-cp310-cp310-manylinux_2_17_x86_64.whl").touch()
+    (files / "dloop-1.2.3-cp310-cp310-linux_x86_64.whl").touch()
+    (files / "dloop-1.2.3-cp310-cp310-win_amd64.whl").write_bytes(bytes(299_999))
+    (files / "dloop-1.2.3-cp311-cp311-win_amd64.whl").write_bytes(bytes(300_000))
+    code, message = run("release.py", "files", files)
+    assert code == 1
+    assert message.splitlines() == [
+        "missing: cp314t-macosx_arm64",
+        "missing: sdist",
+        "not asked for: cp310-linux_x86_64",
+        "more than one: cp310-manylinux_x86_64",
+        "dloop-1.2.3-cp311-cp311-win_amd64.whl has 300000 bytes",
+    ]
+
+
+def test_files_of_two_versions(files: Path) -> None:
+    (files / "dloop-1.2.3.tar.gz").rename(files / "dloop-1.2.4.tar.gz")
+    assert run("release.py", "files", files)[0] == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script stands for gh")
+@pytest.mark.parametrize("dry", [True, False])
+def test_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: bool) -> None:
+    gh, called, folder = tmp_path / "bin" / "gh", tmp_path / "called", tmp_path / "dist"
+    for made in (gh.parent, folder):
+        made.mkdir()
+    gh.write_text(f'#!/bin/sh\necho "$@" >{called}\n')
+    gh.chmod(0o755)
+    monkeypatch.setenv("PATH", str(gh.parent), prepend=os.pathsep)
+    names = ["dloop-1.2.3-py3-none-any.whl", "dloop-1.2.3.tar.gz"]
+    for name in names:
+        (folder / name).touch()
+    arguments = ["release/v1.2.3", "c0ffee", str(folder), *["--dry-run"] * dry]
+    code, message = run("release.py", "publish", *arguments)
+    wanted = "release create v1.2.3 --target c0ffee --title v1.2.3 --generate-notes "
+    wanted += " ".join(f"{folder}/{name}" for name in names)
+    assert (code, message) == (0, f"gh {wanted}")
+    assert called.exists() != dry
+    assert dry or called.read_text() == wanted + "\n"
+
+
+def test_publishing_files_of_another_version(tmp_path: Path) -> None:
+    for name in ("dloop-1.2.3.tar.gz", "dloop-1.2.30.tar.gz", "dloop-1.2.4-py3-none-any.whl"):
+        (tmp_path / name).touch()
+    arguments = ["release/v1.2.3", "c0ffee", str(tmp_path), "--dry-run"]
+    message = "not of v1.2.3: dloop-1.2.30.tar.gz, dloop-1.2.4-py3-none-any.whl"
+    assert run("release.py", "publish", *arguments) == (1, message)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script stands for gh")
+def test_publishing_fails_if_gh_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gh, folder = tmp_path / "gh", tmp_path / "dist"
+    folder.mkdir()
+    gh.write_text("#!/bin/sh\nexit 4\n")
+    gh.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    code, message = run("release.py", "publish", "release/v1.2.3", "c0ffee", folder)
+    assert (code, "exit status 4" in message) == (1, True)
+
+
+def sdist(folder: Path, names: list[str], mtime: int, owner: str) -> Path:
+    """An sdist as setuptools may write it."""
+    file = folder / "dloop-1.2.3.tar.gz"
+    with tarfile.open(file, "w:gz") as tar:
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mtime, entry.uname, entry.uid = len(name), mtime, owner, mtime % 100
+            entry.mode = 0o664 if mtime % 2 else 0o600
+            tar.addfile(entry, io.BytesIO(name.encode()))
+    return file
+
+
+def test_sdists_differ_in_nothing_but_their_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(GITHUB))
+    script = importlib.import_module("sources")
+    contents = []
+    for names, mtime, owner in ((["d/b", "d/a"], 1000, "me"), (["d/a", "d/b"], 1001, "you")):
+        file = sdist(tmp_path, names, mtime, owner)
+        script.normalise(file, 1234)
+        contents.append(file.read_bytes())
+    assert contents[0] == contents[1]
+    assert int.from_bytes(contents[0][4:8], "little") == 1234  # when it was compressed
+    with tarfile.open(file) as tar:
+        assert [entry.name for entry in tar.getmembers()] == ["d/a", "d/b"]
+        assert {(entry.mtime, entry.uname, entry.uid) for entry in tar} == {(1234, "", 0)}
+
+
+@pytest.fixture
+def workflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the workflows, in which they may be changed and are run."""
+    pytest.importorskip("yaml")
+    shutil.copytree(GITHUB / "workflows", tmp_path / ".github" / "workflows")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / ".github" / "workflows"
+
+
+STAGES = ["lint", "workflows", "distributions", "readme", "wheels", "pure+bare", "faults"]
+STAGES += ["budgets+frameworks"]
+
+
+def test_a_line_that_is_not_known(workflows: Path) -> None:
+    for file in workflows.iterdir():
+        text = file.read_text(encoding="utf-8").replace("sources.py dist", "sources.py dust")
+        file.write_text(text, encoding="utf-8")
+    code, message = run("run_lines.py", *STAGES)
+    assert code == 1
+    assert message.splitlines() == [
+        "unknown: python .github/sources.py dust",
+        "in no workflow: python .github/sources.py dist",
+    ]
+
+
+def test_a_stage_that_is_not_run(workflows: Path) -> None:
+    assert run("run_lines.py", *STAGES[1:]) == (1, "unknown: bash .ci/run lint")
+
+
+def test_a_line_that_could_be_run(workflows: Path) -> None:
+    wanted = (1, "can be run here: bash .ci/run fuzz")
+    assert run("run_lines.py", *STAGES, "fuzz") == wanted
+
+
+def test_what_is_run(
+    workflows: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(GITHUB))
+    script = importlib.import_module("run_lines")
+    for file in workflows.iterdir():
+        file.unlink()
+    steps = """
+jobs:
+  all:
+    steps:
+      - uses: actions/checkout
+      - run: echo $PLAIN-$GIVEN
+        env: {PLAIN: plain, GIVEN: "${{ github.head_ref }}"}
+      - run: publish
+      - run: bash .ci/run lint
+      - run: "false"
+      - run: echo after
+"""
+    (workflows / "ci.yml").write_text(steps)
+    monkeypatch.setattr(script, "SAME", ["echo $PLAIN-$GIVEN", "false", "echo after"])
+    monkeypatch.setattr(script, "INSTEAD", {"publish": "echo dry | cat"})
+    monkeypatch.setattr(script, "ELSEWHERE", {})
+    with pytest.raises(SystemExit, match="failed: false"):
+        script.main(["lint"])
+    printed = [line for line in capfd.readouterr().out.splitlines() if line[:3] != "---"]
+    assert printed == ["plain-", "dry"]
