@@ -16,11 +16,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"
 
-pytestmark = [
-    pytest.mark.no_core,
-    pytest.mark.skipif(not (GITHUB / "release.py").exists(), reason="not in a checkout"),
-    pytest.mark.skipif(sys.version_info < (3, 11), reason="workflows have newer ones"),
-]
+if not (GITHUB / "release.py").exists() or sys.version_info < (3, 11):
+    pytest.skip("needs a checkout, and Python 3.11", allow_module_level=True)
+
+pytestmark = pytest.mark.no_core
 
 
 def run(script: str, *arguments: str | Path) -> tuple[int, str]:
