@@ -220,7 +220,7 @@ def workflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 STAGES = ["lint", "workflows", "distributions", "readme", "wheels", "pure+bare", "faults"]
-STAGES += ["budgets+frameworks"]
+STAGES += ["budgets+frameworks", "sanitizers+sid", "debug+pypy+fuzz"]
 
 
 def test_a_line_that_is_not_known(workflows: Path) -> None:
@@ -239,9 +239,12 @@ def test_a_stage_that_is_not_run(workflows: Path) -> None:
     assert run("run_lines.py", *STAGES[1:]) == (1, "unknown: bash .ci/run lint")
 
 
-def test_a_line_that_could_be_run(workflows: Path) -> None:
-    wanted = (1, "can be run here: bash .ci/run fuzz")
-    assert run("run_lines.py", *STAGES, "fuzz") == wanted
+def test_a_line_that_could_be_run(workflows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(GITHUB))
+    script = importlib.import_module("run_lines")
+    monkeypatch.setitem(script.ELSEWHERE, "bash .ci/run fuzz", "takes an hour")
+    found = script.lines(workflows)
+    assert script.wrong(found, STAGES) == ["can be run here: bash .ci/run fuzz"]
 
 
 def test_what_is_run(
