@@ -7,6 +7,12 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
+needs_posix = pytest.mark.skipif(
+    os.name != "posix", reason="processes of Windows are not like that"
+)
+
 PROGRAM = """
 import gc, os, signal, sys, time, warnings
 from cores import use_core
@@ -27,6 +33,8 @@ def train(loop, body=lambda batch: None):
 
 
 def program(core: str, code: str) -> subprocess.Popen[str]:
+    if os.name != "posix":
+        pytest.skip("Windows has no signals that other processes send")
     body = PROGRAM + f"with use_core({core!r}):\n" + textwrap.indent(textwrap.dedent(code), "    ")
     return subprocess.Popen(
         [sys.executable, "-c", body],

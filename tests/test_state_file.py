@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from cores import CORES, use_core
 from dloop import Event, Loop, LoopError, LoopEvents, StateError
+from programs import needs_posix
 
 EVENTS = {
     "Log": Event(every_n_steps=3),
@@ -307,6 +308,7 @@ def not_as_root() -> Iterator[None]:
         os.seteuid(user)
 
 
+@needs_posix
 def test_a_read_only_folder_is_an_os_error(file: Path) -> None:
     with tempfile.TemporaryDirectory() as name:  # which others than its owner may enter
         folder, before = Path(name), file.read_bytes()
@@ -344,6 +346,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(
     assert make(file).global_step == 6
 
 
+@needs_posix
 def test_a_full_disk_leaves_the_old_file_and_no_other(file: Path) -> None:
     """No file may grow beyond some bytes, in a process of its own."""
     before = file.read_bytes()
@@ -584,6 +587,7 @@ def flat(value: Any) -> list[Any]:
     return [leaf for inner in value for leaf in flat(inner)] if isinstance(value, list) else [value]
 
 
+@needs_posix
 @pytest.mark.slow
 @pytest.mark.no_core
 def test_a_process_that_is_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
