@@ -1,4 +1,5 @@
 # cython: language_level=3, cdivision=True, binding=False, auto_pickle=False
+# cython: freethreading_compatible=True
 """One step: counters, triggers, bitmask. The compiled core; `_core_py.py` is the same in Python.
 
 The core knows ints, bits and callables. It keeps the number of the last step at which nothing can
@@ -15,7 +16,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from cpython.set cimport PySet_Contains, PySet_GET_SIZE
 from cpython.time cimport PyTime_PerfCounterRaw
-from cython cimport freelist
+from cython cimport critical_section, freelist
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.string cimport memset
 
@@ -489,6 +490,7 @@ cdef class Core:
     cdef object stop_bits
     cdef bint finished
     cdef readonly bint closed
+    cdef bint entered  # a step is being made: what it calls may not ask for another
 
     # The epoch that batches are drawn from, ahead of the latest step while a step is made
     cdef int64_t drawing
@@ -569,6 +571,7 @@ cdef class Core:
         self.stop_bits = NOTHING
         self.finished = False
         self.closed = False
+        self.entered = False
 
         self.drawing = epoch
         self.draws_from = self.epoch_start
@@ -617,6 +620,7 @@ cdef class Core:
         self._schedule_from(steps, self.draws_from)
         self._schedule_timers()
 
+    @critical_section
     def steps(self, rider=None):
         """A new iterator on the run, in place of any older one; it keeps `rider` till its end."""
         cdef Steps steps = Steps.__new__(Steps)
@@ -625,6 +629,7 @@ cdef class Core:
         steps.turn = self._enter()
         return steps
 
+    @critical_section
     def lists(self, sizes, rider=None):
         """A new iterator over lists of batches, in place of any older one.
 
@@ -637,16 +642,20 @@ cdef class Core:
         lists.turn = self._enter()
         return lists
 
+    @critical_section
     def close(self):
         """Let go of the source; no iterator goes on from here."""
         self.closed = True
-        self.leave()
+        self._change_turns()
+        self._let_go()
 
+    @critical_section
     def leave(self):
         """Let go of the source, and let every iterator be one that was replaced."""
         self._change_turns()
         self._let_go()
 
+    @critical_section
     def steps_to_next_event(self, int64_t epoch_len):
         """The steps up to the next for which anything is scheduled; None if there is none.
 
@@ -665,6 +674,7 @@ cdef class Core:
         cdef int64_t due = self._foreseen(epoch_end)
         return None if due >= NEVER - 1 else due - self.step
 
+    @critical_section
     def ask_stop(self, reason, bits):
         """Let the next step be the last, with the events of `bits` among its own."""
         if self.stop_asked is None or (bits and not self.stop_bits):
@@ -672,24 +682,29 @@ cdef class Core:
             self.stop_bits = bits
         self.turn.ask_attention()
 
+    @critical_section
     def fail(self, exception):
         """End the run with an error that is not the core's own; it is told, and then raised."""
         self._fail(exception)
         self.owed = exception
 
+    @critical_section
     def elapsed(self):
         """The training time now, in nanoseconds; the clock is read where it was started."""
         return self.clock.elapsed(self.clock.tick()) if self.started else self.clock.saved
 
     @property
+    @critical_section
     def latest_size(self):
         """How many steps were handed over at once, last."""
         return self.turn.size
 
+    @critical_section
     def fetched_ahead(self):
         """How many batches were fetched and not handed over."""
         return len(self.gathered) + (self.held is not MISSING) + (self.ahead is not MISSING)
 
+    @critical_section
     def timer_lasts(self, step_done):
         """When each timer was last due, or -1; before the latest step, unless that is done."""
         cdef TimeTrigger timer
@@ -698,6 +713,7 @@ cdef class Core:
             lasts.update(self.fired)
         return list(lasts.values())
 
+    @critical_section
     def last_steps(self, int64_t before):
         """The latest step before `before` of each name that was due at one."""
         cdef EventSet events
@@ -716,6 +732,7 @@ cdef class Core:
         return [each for each in (*lone, *self.sets.values()) if isinstance(each, EventSet)]
 
     @property
+    @critical_section
     def state(self):
         """The LoopState of the latest step, the same object while that step lasts."""
         cdef int64_t now
@@ -743,17 +760,21 @@ cdef class Core:
         """A step that may not be quiet; MISSING when the run is over."""
         if turn is OVER:
             return MISSING
-        self._refuse(turn)
+        self._begin(turn)
         if self.owed is not None:
             return self._tell()
+        self.entered = True
         try:
             if not self._take_or_owe():
+                self.entered = False
                 return self._tell() if self.owed is not None else MISSING
             events = self._hand_over(0)
             self._arm(len(self.gathered) > 0)
             batch, self.held = self.held, MISSING
+            self.entered = False
             return batch, events
         except BaseException as exception:
+            self.entered = False
             self._fail(exception)
             raise
 
@@ -762,12 +783,14 @@ cdef class Core:
         cdef int64_t size
         if turn is OVER:
             return MISSING
-        self._refuse(turn)
+        self._begin(turn)
         if self.owed is not None:
             return self._tell()
+        self.entered = True
         try:
             size = self._gather(sizes)
             if not size:
+                self.entered = False
                 return self._tell() if self.owed is not None else MISSING
             events = self._hand_over(size - 1)
             self._arm(size < len(self.gathered))
@@ -775,8 +798,10 @@ cdef class Core:
             batches, self.gathered = self.gathered, list_with_room(min(size, 4096))
             if size < len(batches):
                 batches, self.gathered = batches[:size], batches[size:]
+            self.entered = False
             return batches, events
         except BaseException as exception:
+            self.entered = False
             self._fail(exception)
             raise
 
@@ -785,10 +810,12 @@ cdef class Core:
         try:
             end_or_error()
         except BaseException as exception:
+            self.entered = False
             if self._owes(exception):
                 return self._tell()
             self._fail(exception)
             raise
+        self.entered = False
         self.ended = True
         return self._next_pair(turn)
 
@@ -821,12 +848,13 @@ cdef class Core:
         try:
             return self.clock.tick()
         except BaseException as exception:
+            self.entered = False
             self.held = batch
             self._fail(exception)
             raise
 
     cdef Turn _enter(self):
-        self._refuse(self.turn)
+        self._begin(self.turn)
         if self.training_end or self.finished:
             raise errors.finished()
         return self._change_turns()
@@ -835,6 +863,13 @@ cdef class Core:
         self.turn.ask_attention()
         self.turn = Turn.__new__(Turn)
         return self.turn
+
+    cdef inline int _begin(self, Turn turn) except -1:
+        """Raise where `turn` gives no right to make a step, or one is being made."""
+        self._refuse(turn)
+        if self.entered:
+            raise errors.in_use()
+        return 0
 
     cdef int _refuse(self, Turn turn) except -1:
         """Raise where `turn` gives no right to go on."""
@@ -1345,33 +1380,38 @@ cdef class Steps:
         # `core` is not given a local name: that would count references at every step
         cdef PyObject *fetched
         cdef int64_t reading = NEVER
-        if self.core.step >= self.turn.quiet_until:
-            return self._or_end(self.core._next_pair(self.turn))
-        batches = self.core.batches  # alive during the fetch, whatever happens in it
-        fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
-        if fetched is NULL:
-            return self._or_end(self.core._stumble(self.turn))
-        batch = <object>fetched
-        Py_DECREF(batch)
-        if self.core.step >= self.turn.quiet_until:  # a stop was asked for during the fetch
-            self.core.held = batch
-            return self._or_end(self.core._next_pair(self.turn))
-        if self.core.timed:
-            if self.core.coarse_until:
-                reading = coarse_clock()
-            if reading >= self.core.coarse_until:
-                if self.core.clock._tick is None:
-                    reading = PyTime_PerfCounterRaw()
-                else:
-                    reading = self.core._ask_clock(batch)
-                if reading >= self.core.next_reading:
-                    self.core.held = batch
-                    self.core.reading = reading
-                    return self._or_end(self.core._next_pair(self.turn))
-            if reading > self.core.clock.last:  # the coarse clock lags behind
-                self.core.clock.last = reading
-        self.core.step += 1
-        return batch, QUIET
+        with critical_section(self.core):
+            if self.core.entered or self.core.step >= self.turn.quiet_until:
+                return self._or_end(self.core._next_pair(self.turn))
+            self.core.entered = True
+            batches = self.core.batches  # alive during the fetch, whatever happens in it
+            fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
+            if fetched is NULL:
+                return self._or_end(self.core._stumble(self.turn))
+            batch = <object>fetched
+            Py_DECREF(batch)
+            if self.core.step >= self.turn.quiet_until:  # a stop was asked for during the fetch
+                self.core.held = batch
+                self.core.entered = False
+                return self._or_end(self.core._next_pair(self.turn))
+            if self.core.timed:
+                if self.core.coarse_until:
+                    reading = coarse_clock()
+                if reading >= self.core.coarse_until:
+                    if self.core.clock._tick is None:
+                        reading = PyTime_PerfCounterRaw()
+                    else:
+                        reading = self.core._ask_clock(batch)
+                    if reading >= self.core.next_reading:
+                        self.core.held = batch
+                        self.core.reading = reading
+                        self.core.entered = False
+                        return self._or_end(self.core._next_pair(self.turn))
+                if reading > self.core.clock.last:  # the coarse clock lags behind
+                    self.core.clock.last = reading
+            self.core.step += 1
+            self.core.entered = False
+            return batch, QUIET
 
     cdef inline object _or_end(self, pair):
         if pair is MISSING:
@@ -1387,7 +1427,8 @@ cdef class Lists(Steps):
     cdef object sizes
 
     def __next__(self):
-        return self._or_end(self.core._next_list(self.turn, self.sizes))
+        with critical_section(self.core):
+            return self._or_end(self.core._next_list(self.turn, self.sizes))
 
 
 cdef int64_t fitting(sizes, int64_t most) except -1:

@@ -8,6 +8,7 @@ through `_gather` (get them) and, for its last, `_hand_over`.
 
 from __future__ import annotations
 
+from _thread import RLock
 from bisect import bisect_left, bisect_right
 from functools import partial
 from heapq import heappush, heapreplace
@@ -15,6 +16,7 @@ from itertools import chain, islice
 from sys import maxsize
 from time import perf_counter_ns
 from types import FunctionType, WrapperDescriptorType
+from weakref import ref
 
 from . import errors
 
@@ -370,6 +372,8 @@ class Core:
         "draws_from",
         "ended",
         "ends_at",
+        "entered",
+        "entering",
         "epoch",
         "epoch_end",
         "epoch_start",
@@ -414,6 +418,7 @@ class Core:
         "told",
         "training_end",
         "turn",
+        "walking",
     )
 
     def __init__(
@@ -448,6 +453,9 @@ class Core:
         self.stop_bits = NOTHING
         self.finished = False
         self.closed = False
+        self.entered = False  # a step is being made: what it calls may not ask for another
+        self.entering = RLock()
+        self.walking: ref[Any] | None = None  # the latest `_walk`
 
         # The epoch that batches are drawn from, ahead of the latest step while a step is made
         self.drawing = epoch
@@ -502,15 +510,19 @@ class Core:
 
     def steps(self, rider: object = None) -> Iterator[Pair]:
         """A new iterator on the run, in place of any older one; it keeps `rider` till its end."""
-        turn = self._enter()
-        return chain(self._walk(turn, rider), iter(partial(self._again, turn), MISSING))
+        turn = Turn()
+        walk = self._walk(turn, rider)
+        self._enter(turn, ref(walk))
+        return chain(walk, iter(partial(self._again, turn), MISSING))
 
     def lists(self, sizes: Sizes, rider: object = None) -> Iterator[Pair]:
         """A new iterator over lists of batches, in place of any older one.
 
         `sizes` is their greatest length, or the tuple of their lengths, from the greatest to 1.
         """
-        next_list = partial(self._next_list, self._enter(), sizes)
+        turn = Turn()
+        self._enter(turn, None)
+        next_list = partial(self._next_list, turn, sizes)
         next_list.rider = rider  # type: ignore[attr-defined]
         return iter(next_list, MISSING)
 
@@ -712,8 +724,14 @@ class Core:
         self._refuse(turn)
         if self.owed is not None:
             return self._tell()
-        for pair in self._walk(turn):
-            return pair
+        if self.entered:
+            raise errors.in_use()
+        try:
+            self.entered = True
+            for pair in self._walk(turn):
+                return pair
+        finally:
+            self.entered = False
         if self.owed is not None:
             return self._tell()
         return MISSING  # type: ignore[no-any-return]
@@ -723,7 +741,10 @@ class Core:
         self._refuse(turn)
         if self.owed is not None:
             return self._tell()
+        if self.entered:
+            raise errors.in_use()
         try:
+            self.entered = True
             size = self._gather(sizes)
             if not size:
                 return self._tell() if self.owed is not None else MISSING  # type: ignore[no-any-return]
@@ -736,17 +757,35 @@ class Core:
         except BaseException as exception:
             self._fail(exception)
             raise
+        finally:
+            self.entered = False
 
-    def _enter(self) -> Turn:
-        self._refuse(self.turn)
-        if self.training_end or self.finished:
-            raise errors.finished()
-        return self._change_turns()
+    def _enter(self, turn: Turn, walking: ref[Any] | None) -> None:
+        """Let it be the turn of another iterator, unless the one before is making a step."""
+        with self.entering:
+            self._refuse(self.turn)
+            if self.training_end or self.finished:
+                raise errors.finished()
+            before = self.turn, self.walking
+            # Looked at afterwards: from here on the older one ends, whatever thread resumes it
+            self.turn, self.walking = turn, walking
+            before[0].ask_attention()
+            if self._makes_step(before[1]):
+                self.turn, self.walking = before
+                raise errors.in_use()
 
     def _change_turns(self) -> Turn:
         self.turn.ask_attention()
         self.turn = Turn()
         return self.turn
+
+    def _makes_step(self, walking: ref[Any] | None) -> bool:
+        """Whether a step is being made.
+
+        What a generator calls cannot resume it: that raises ValueError.
+        """
+        walk = None if walking is None else walking()
+        return self.entered or (walk is not None and walk.gi_running)
 
     def _refuse(self, turn: Turn) -> None:
         """Raise where `turn` gives no right to go on."""

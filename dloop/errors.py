@@ -124,6 +124,21 @@ def closed() -> LoopError:
     return LoopError("this loop was closed; restart() begins a new run")
 
 
+def in_use() -> LoopError:
+    """The error of asking a loop for a step while it makes one."""
+    return LoopError(
+        "this loop is in use: the step that it is making, or another thread, asks it for one more; "
+        "one loop is for one thread"
+    )
+
+
+def went_on() -> LoopError:
+    """The error of asking for what belongs together while another thread makes steps."""
+    return LoopError(
+        "this loop went on meanwhile in another thread; ask for this in the thread of its `for`"
+    )
+
+
 def failed(first: BaseException) -> LoopError:
     """The error of going on after a run ended with the exception `first`."""
     error = LoopError("this run ended with an exception; restart() begins a new one")

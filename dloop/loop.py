@@ -7,7 +7,7 @@ from functools import partial
 from os import PathLike
 from types import GenericAlias
 
-from . import _backend, checks
+from . import _backend, checks, errors
 from .errors import LoopError, StateError, warn
 from .events import LoopEvents
 from .schedule import NEVER, Schedule
@@ -304,6 +304,8 @@ class Loop(Generic[Batch]):
     def stop(self) -> None:
         """Let the next step be the last; it carries `LoopEvents.TRAINING_END`.
 
+        Any thread may call this. All else is for the thread that goes over the loop.
+
         Example:
             >>> from dloop import Loop
             >>> loop = Loop(range(9), max_epochs=1)
@@ -361,6 +363,7 @@ class Loop(Generic[Batch]):
 
         Raises:
             KeyError: the loop has no such event.
+            LoopError: another thread goes over the loop meanwhile.
 
         Example:
             >>> from dloop import Event, Loop, LoopEvents
@@ -374,7 +377,9 @@ class Loop(Generic[Batch]):
         step = self._core.step
         new = -1 if isinstance(name, LoopEvents) else self._steps_before - 1
         before = self._windows.get(name, new)
-        return step - max(before, self._core.last_steps(step).get(name, before))
+        last = max(before, self._core.last_steps(step).get(name, before))
+        self._check_same(step)
+        return step - last
 
     def state_dict(self, step_done: bool = True) -> dict[str, Any]:
         """The run's state, to be saved with the model's and given to `load_state_dict`.
@@ -384,6 +389,9 @@ class Loop(Generic[Batch]):
         Args:
             step_done: whether the latest step (or list of steps) counts as done, so that a resumed
                 run begins with the next. False is for `except` and `finally`: it then comes again.
+
+        Raises:
+            LoopError: another thread goes over the loop meanwhile.
 
         Example:
             >>> from dloop import Loop
@@ -404,16 +412,17 @@ class Loop(Generic[Batch]):
         from .state import Position
 
         core = self._core
-        stepped = core.step >= self._steps_before
+        step = core.step
+        stepped = step >= self._steps_before
         undone = core.latest_size if stepped and not step_done else 0
-        done = core.step + 1 - undone
+        done = step + 1 - undone
         epoch_steps = done - core.epoch_start
         ended = core.epoch_end and not undone
         timers: dict[Any, list[list[Any]]] = {}
         for number, last in enumerate(core.timer_lasts(not undone)):
             kind = "every" if self._schedule.times[number][1] else "at"
             timers.setdefault(self._schedule.name_of_timer(number), []).append([kind, last])
-        return Position(
+        position = Position(
             epoch=core.epoch,
             epoch_steps=epoch_steps,
             steps=done,
@@ -431,6 +440,13 @@ class Loop(Generic[Batch]):
                 epoch_steps, core.fetched_ahead() + undone, core.epoch, ended
             ),
         )
+        self._check_same(step)
+        return position
+
+    def _check_same(self, step: int) -> None:
+        """Raise where another thread has gone on since `step` was the latest."""
+        if self._core.step != step:
+            raise errors.went_on()
 
     def _plan(self) -> dict[str, Any]:
         from .state import described

@@ -23,10 +23,11 @@ FILES = {"python": "dloop/_core_py.py", "cython": "dloop/_core.pyx"}
 PYTEST = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
 # What is likeliest to find a fault comes first. Left out is what surrounds the cores.
 ROUNDS = [
-    ["tests/test_differential.py"],
+    ["tests/test_differential.py", "tests/test_threads.py"],
     [
         "tests",
         "--ignore=tests/test_differential.py",
+        "--ignore=tests/test_threads.py",
         *[
             f"--ignore=tests/test_{name}.py"
             for name in ("backend", "demo", "docstrings", "event", "oracle", "readme", "typing")
@@ -218,6 +219,27 @@ FAULTS = [
         "an older iterator goes on",
         "        self.turn.ask_attention()\n        self.turn = ",
         "        self.turn = ",
+    ),
+    Fault("a step asks for another", "raise errors.in_use()", "pass", ("cython",)),
+    Fault(
+        "a step asks for another, of a list",
+        "raise errors.in_use()\n        try:\n            self.entered = True\n            size",
+        "pass\n        try:\n            self.entered = True\n            size",
+        ("python",),
+    ),
+    Fault("a step enters the loop", "if self._makes_step(before[1]):", "if False:", ("python",)),
+    Fault(
+        "a list that is made lets the loop be entered",
+        "self.entered = True\n            size",
+        "size",
+        ("python",),
+    ),
+    Fault(
+        "a loop goes on while its state is taken",
+        "        self._check_same(step)\n        return position",
+        "        return position",
+        SHARED,
+        "dloop/loop.py",
     ),
     Fault("an older iterator ends in silence", "raise errors.replaced()", "return 0", ("cython",)),
     Fault("an older iterator ends in silence", "raise errors.replaced()", "return", ("python",)),

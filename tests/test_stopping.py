@@ -641,6 +641,7 @@ def test_signals_that_make_no_sense_are_refused(value: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning")  # of JAX, where a test has loaded it
 @needs_posix
 def test_a_fork_leaves_the_parents_handlers_alone(handled: list[int]) -> None:
     loop = Loop(range(3), max_epochs=1, signals=(signal.SIGTERM,))
