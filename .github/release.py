@@ -1,5 +1,7 @@
 """What has to be true of a release, and its making.
 
+python .github/release.py branch COMMIT              of its pull requests, read from the input,
+                                                     the release's branch that it has merged
 python .github/release.py version release/v1.2.3     is this pyproject.toml's, and a new one?
 python .github/release.py files FOLDER               are all files of the release there, and small?
 python .github/release.py publish release/v1.2.3 COMMIT FOLDER [--dry-run]     on GitHub
@@ -8,12 +10,14 @@ python .github/release.py publish release/v1.2.3 COMMIT FOLDER [--dry-run]     o
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 IDENTIFIERS = ROOT / ".github" / "identifiers"
@@ -48,6 +52,20 @@ def branch_version(branch: str) -> str:
     if version == branch or parsed(version) is None:
         sys.exit(f"a release's branch is named release/vX.Y.Z, not {branch!r}")
     return version
+
+
+def merged_branch(pulls: list[dict[str, Any]], commit: str) -> str:
+    """The branch of the release that `commit` has merged into main; empty if it was none.
+
+    `pulls` are the pull requests of the commit, as GitHub's API lists them.
+    """
+    for pull in pulls:
+        is_merged = pull["merged_at"] and pull["merge_commit_sha"] == commit
+        branch = pull["head"]["ref"]
+        if is_merged and pull["base"]["ref"] == "main" and branch.startswith("release/"):
+            branch_version(branch)
+            return str(branch)
+    return ""
 
 
 def check_version(root: Path, branch: str) -> str:
@@ -107,18 +125,22 @@ def main() -> None:
     """Do what the command line says; what is wrong is the exit's message."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="command", required=True)
+    of_branch = commands.add_parser("branch")
     of_version = commands.add_parser("version")
     of_files = commands.add_parser("files")
     of_publish = commands.add_parser("publish")
     for command in (of_version, of_publish):
         command.add_argument("branch")
-    of_publish.add_argument("commit")
+    for command in (of_branch, of_publish):
+        command.add_argument("commit")
     for command in (of_files, of_publish):
         command.add_argument("folder", type=Path)
     of_publish.add_argument("--dry-run", action="store_true")
     of_version.add_argument("--root", type=Path, default=ROOT)
     given = parser.parse_args()
-    if given.command == "version":
+    if given.command == "branch":
+        print(f"branch={merged_branch(json.load(sys.stdin), given.commit)}")
+    elif given.command == "version":
         print(check_version(given.root, given.branch))
     elif given.command == "files":
         if wrong := wrong_files(given.folder):

@@ -18,6 +18,13 @@ WORKFLOWS = Path(".github/workflows")
 
 # What is run here in place of a line that cannot be run as it stands.
 INSTEAD = {
+    # There is no GitHub to ask.
+    'gh api "repos/$GH_REPO/commits/$COMMIT/pulls" | python3 .github/release.py branch "$COMMIT" '
+    '>> "$GITHUB_OUTPUT"': (
+        """echo '[{"merged_at": "today", "merge_commit_sha": "c0ffee", "base": {"ref": "main"}, """
+        """"head": {"ref": "release/v1.2.3"}}]' | python3 .github/release.py branch c0ffee """
+        "| grep -x branch=release/v1.2.3"
+    ),
     # A release begins with the README's bump.
     'python .github/release.py version "$BRANCH"': (
         "uv version --quiet --frozen --bump patch && "

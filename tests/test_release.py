@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -22,10 +23,10 @@ if not (GITHUB / "release.py").exists() or sys.version_info < (3, 11):
 pytestmark = pytest.mark.no_core
 
 
-def run(script: str, *arguments: str | Path) -> tuple[int, str]:
+def run(script: str, *arguments: str | Path, given: str = "") -> tuple[int, str]:
     """The exit code and all output of a script of the workflows."""
     command = [sys.executable, str(GITHUB / script), *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = subprocess.run(command, input=given, capture_output=True, text=True)
     return ended.returncode, (ended.stdout + ended.stderr).strip()
 
 
@@ -44,6 +45,35 @@ def repository(tmp_path: Path) -> Path:
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
     return tmp_path
+
+
+def pull(branch: str, **differs: object) -> dict[str, object]:
+    """A pull request, as far as it is looked at, of what commit "c1" has merged."""
+    merged = {"merged_at": "2026-11-23T12:00:00Z", "merge_commit_sha": "c1"}
+    return {**merged, "head": {"ref": branch}, "base": {"ref": "main"}, **differs}
+
+
+@pytest.mark.parametrize(
+    ("pulls", "branch"),
+    [
+        ([], ""),
+        ([pull("fix/this")], ""),
+        ([pull("release/v1.2.3")], "release/v1.2.3"),
+        ([pull("fix/this"), pull("release/v1.2.3")], "release/v1.2.3"),
+        ([pull("release/v1.2.3", merged_at=None)], ""),
+        ([pull("release/v1.2.3", merge_commit_sha="c2")], ""),
+        ([pull("release/v1.2.3", base={"ref": "develop"})], ""),
+    ],
+)
+def test_the_branch_of_the_release_that_a_commit_merged(pulls: list[object], branch: str) -> None:
+    given = json.dumps(pulls)
+    assert run("release.py", "branch", "c1", given=given) == (0, f"branch={branch}")
+
+
+def test_a_branch_of_no_version_is_no_release() -> None:
+    code, output = run("release.py", "branch", "c1", given=json.dumps([pull("release/soon")]))
+    assert code == 1
+    assert "release/vX.Y.Z" in output
 
 
 def version(repository: Path, branch: str) -> tuple[int, str]:
@@ -242,9 +272,9 @@ def test_a_stage_that_is_not_run(workflows: Path) -> None:
 def test_a_line_that_could_be_run(workflows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(GITHUB))
     script = importlib.import_module("run_lines")
-    monkeypatch.setitem(script.ELSEWHERE, "bash .ci/run fuzz", "takes an hour")
+    monkeypatch.setitem(script.ELSEWHERE, "bash .ci/run faults", "takes an hour")
     found = script.lines(workflows)
-    assert script.wrong(found, STAGES) == ["can be run here: bash .ci/run fuzz"]
+    assert script.wrong(found, STAGES) == ["can be run here: bash .ci/run faults"]
 
 
 def test_what_is_run(
