@@ -122,19 +122,26 @@ cdef class EventSet(frozenset):
         return frozenset, (list(self),)
 
 
-def make_event_set(names, dict places, tuple first, on_unknown):
-    """The EventSet of `names`, which have `places`; `first` are the names at the first of them."""
-    cdef EventSet events = EventSet.__new__(EventSet, names)
-    cdef Py_ssize_t size = len(places) // 8 + 1
+def make_event_set(list names, dict places, tuple first, on_unknown, bits):
+    """The EventSet of those `names` whose bits are given.
+
+    All names have `places`; `first` are those at the first of them.
+    """
+    cdef Py_ssize_t size = len(names) // 8 + 1
     cdef Py_ssize_t place
+    cdef bytes flags = PyBytes_FromStringAndSize(NULL, size)
+    cdef char *octets = PyBytes_AS_STRING(flags)
+    memset(octets, 0, size)
+    due = []
+    while bits:
+        place = bits.bit_length() - 1
+        due.append(names[place])
+        octets[place >> 3] |= 1 << (place & 7)
+        bits ^= <object>1 << place
+    cdef EventSet events = EventSet.__new__(EventSet, due)
     events._places = places
     events._first = first
-    events._bits = PyBytes_FromStringAndSize(NULL, size)
-    cdef char *bits = PyBytes_AS_STRING(events._bits)
-    memset(bits, 0, size)
-    for name in names:
-        place = places[name]
-        bits[place >> 3] |= 1 << (place & 7)
+    events._bits = flags
     events._on_unknown = on_unknown
     return events
 
@@ -436,15 +443,21 @@ cdef class Turn:
         quiet_until: the last step that is known to be quiet.
         plain_until: the last step that can be neither an epoch's last nor, but for the time and
             triggers, the run's.
-        size: the number of steps that were handed over at once.
+        size: the number of steps that are handed over at once.
+        size_before: the same, of the iterator before.
+        step_before: the latest step of that one.
     """
 
     cdef int64_t quiet_until
     cdef int64_t plain_until
     cdef int64_t size
+    cdef int64_t size_before
+    cdef int64_t step_before
 
-    def __cinit__(self):
+    def __cinit__(self, int64_t size_before=1, int64_t step_before=-1):
         self.size = 1
+        self.size_before = size_before
+        self.step_before = step_before
         self.ask_attention()
 
     cdef inline void ask_attention(self) noexcept:
@@ -509,6 +522,7 @@ cdef class Core:
     cdef LoopState asked  # what conditions were given last
     cdef object ahead
     cdef object deferred
+    cdef object unowed  # what was deferred and is a condition's: it becomes no event
     cdef object bits
     cdef int64_t reading
     cdef int64_t last_before  # the clock's last reading before that of a step not handed over
@@ -588,6 +602,7 @@ cdef class Core:
         self.asked = None
         self.ahead = MISSING
         self.deferred = None
+        self.unowed = None
         self.bits = NOTHING
         self.reading = UNREAD
         self.last_before = UNREAD
@@ -623,8 +638,7 @@ cdef class Core:
     @critical_section
     def steps(self, rider=None):
         """A new iterator on the run, in place of any older one; it keeps `rider` till its end."""
-        cdef Steps steps = Steps.__new__(Steps)
-        steps.core = self
+        cdef Steps steps = Steps.__new__(Steps, self)
         steps.rider = rider
         steps.turn = self._enter()
         return steps
@@ -635,8 +649,7 @@ cdef class Core:
 
         `sizes` is their greatest length, or the tuple of their lengths, from the greatest to 1.
         """
-        cdef Lists lists = Lists.__new__(Lists)
-        lists.core = self
+        cdef Lists lists = Lists.__new__(Lists, self)
         lists.rider = rider
         lists.sizes = sizes
         lists.turn = self._enter()
@@ -697,12 +710,18 @@ cdef class Core:
     @critical_section
     def latest_size(self):
         """How many steps were handed over at once, last."""
-        return self.turn.size
+        cdef Turn turn = self.turn
+        return turn.size if self.step > turn.step_before else turn.size_before
 
     @critical_section
     def fetched_ahead(self):
         """How many batches were fetched and not handed over."""
         return len(self.gathered) + (self.held is not MISSING) + (self.ahead is not MISSING)
+
+    @critical_section
+    def is_out_of_time(self):
+        """Whether the latest step came when the time was up, or later."""
+        return self.timed and self._handed_over_at() >= self.max_time
 
     @critical_section
     def timer_lasts(self, step_done):
@@ -832,6 +851,8 @@ cdef class Core:
         """Whether an error of the source becomes an event, and then let it end the run."""
         if not self.plan.on_exception or not isinstance(exception, Exception) or self.closed:
             return False
+        if exception is self.unowed:
+            return False
         self.fail(exception)
         return True
 
@@ -841,7 +862,7 @@ cdef class Core:
             self.told = True
             return None, self._events(self.plan.on_exception | self.stop_bits)
         exception, self.owed = self.owed, None
-        raise exception
+        raise errors.not_stop(exception)
 
     cdef int64_t _ask_clock(self, batch) except? -1:
         """The user's clock at the quiet step of `batch`, which is kept where that fails."""
@@ -853,6 +874,12 @@ cdef class Core:
             self._fail(exception)
             raise
 
+    cdef inline int _keep(self, batch) except -1:
+        """Have the batch in hand, for a step that is not quiet."""
+        if self.batches is not None:  # else the loop was left during the fetch
+            self.held = batch
+        return 0
+
     cdef Turn _enter(self):
         self._begin(self.turn)
         if self.training_end or self.finished:
@@ -861,7 +888,7 @@ cdef class Core:
 
     cdef Turn _change_turns(self):
         self.turn.ask_attention()
-        self.turn = Turn.__new__(Turn)
+        self.turn = Turn.__new__(Turn, self.latest_size, self.step)
         return self.turn
 
     cdef inline int _begin(self, Turn turn) except -1:
@@ -1017,7 +1044,7 @@ cdef class Core:
             except Exception as exception:
                 if not self.settled:
                     raise
-                self.deferred = exception
+                self.deferred = self.unowed = exception
                 del self.gathered[self.settled:]
                 return True
             if found is not NOTHING:
@@ -1157,7 +1184,7 @@ cdef class Core:
             self.latest = self.asked
         else:
             events = self._events(bits)
-        if self.held is MISSING and not self.gathered:
+        if self.batches is None:
             raise self._left()
         self.bits = NOTHING
         self.last_before = UNREAD
@@ -1195,7 +1222,7 @@ cdef class Core:
         if reason == "exhausted":
             self.source.ran_dry(step)
         events = self._events(bits)
-        if self.held is MISSING and not self.gathered:
+        if self.batches is None:
             raise self._left()
         self.turn.ask_attention()
         self.epoch = self.drawing
@@ -1213,6 +1240,7 @@ cdef class Core:
 
     cdef object _left(self):
         """The error where the user's code has closed or restarted the loop in a step."""
+        self._let_go()
         return errors.closed() if self.closed else errors.replaced()
 
     cdef int64_t _read_clock(self) except -1:
@@ -1373,6 +1401,10 @@ cdef class Steps:
     cdef Turn turn
     cdef object rider
 
+    def __cinit__(self, Core core not None):
+        self.core = core
+        self.turn = OVER
+
     def __iter__(self):
         return self
 
@@ -1391,7 +1423,7 @@ cdef class Steps:
             batch = <object>fetched
             Py_DECREF(batch)
             if self.core.step >= self.turn.quiet_until:  # a stop was asked for during the fetch
-                self.core.held = batch
+                self.core._keep(batch)
                 self.core.entered = False
                 return self._or_end(self.core._next_pair(self.turn))
             if self.core.timed:
@@ -1402,8 +1434,8 @@ cdef class Steps:
                         reading = PyTime_PerfCounterRaw()
                     else:
                         reading = self.core._ask_clock(batch)
-                    if reading >= self.core.next_reading:
-                        self.core.held = batch
+                    if reading >= self.core.next_reading or self.core.step >= self.turn.quiet_until:
+                        self.core._keep(batch)
                         self.core.reading = reading
                         self.core.entered = False
                         return self._or_end(self.core._next_pair(self.turn))

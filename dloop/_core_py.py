@@ -76,13 +76,22 @@ class EventSet(frozenset):  # type: ignore[type-arg]
 
 
 def make_event_set(
-    names: Iterable[Hashable],
+    names: list[Hashable],
     places: dict[Hashable, int],
     first: tuple[Hashable, ...],
     on_unknown: Callable[[Hashable], object],
+    bits: int,
 ) -> EventSet:
-    """The EventSet of `names`, which have `places`; `first` are the names at the first of them."""
-    events = EventSet(names)
+    """The EventSet of those `names` whose bits are given.
+
+    All names have `places`; `first` are those at the first of them.
+    """
+    due = []
+    while bits:
+        place = bits.bit_length() - 1
+        due.append(names[place])
+        bits ^= 1 << place
+    events = EventSet(due)
     events._places = places
     events._on_unknown = on_unknown
     return events
@@ -328,13 +337,24 @@ class Turn:
         fires_until: the last step at which triggers and the time alone can have a say.
         plain_until: the last step that can be neither an epoch's last nor, but for the time and
             triggers, the run's.
-        size: the number of steps that were handed over at once.
+        size: the number of steps that are handed over at once.
+        size_before: the same, of the iterator before.
+        step_before: the latest step of that one.
     """
 
-    __slots__ = ("fires_until", "plain_until", "quiet_until", "size")
+    __slots__ = (
+        "fires_until",
+        "plain_until",
+        "quiet_until",
+        "size",
+        "size_before",
+        "step_before",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, size_before: int = 1, step_before: int = -1) -> None:
         self.size = 1
+        self.size_before = size_before
+        self.step_before = step_before
         self.ask_attention()
 
     def ask_attention(self) -> None:
@@ -418,6 +438,7 @@ class Core:
         "told",
         "training_end",
         "turn",
+        "unowed",
         "walking",
     )
 
@@ -475,6 +496,8 @@ class Core:
         self.asked: LoopState | None = None  # what conditions were given last
         self.ahead = MISSING
         self.deferred: Exception | None = None
+        # what was deferred and is a condition's: it becomes no event
+        self.unowed: Exception | None = None
         self.bits = NOTHING
         self.reading = UNREAD
         self.last_before = UNREAD  # the clock's last before the reading of a step not handed over
@@ -510,7 +533,7 @@ class Core:
 
     def steps(self, rider: object = None) -> Iterator[Pair]:
         """A new iterator on the run, in place of any older one; it keeps `rider` till its end."""
-        turn = Turn()
+        turn = Turn(self.latest_size, self.step)
         walk = self._walk(turn, rider)
         self._enter(turn, ref(walk))
         return chain(walk, iter(partial(self._again, turn), MISSING))
@@ -520,7 +543,7 @@ class Core:
 
         `sizes` is their greatest length, or the tuple of their lengths, from the greatest to 1.
         """
-        turn = Turn()
+        turn = Turn(self.latest_size, self.step)
         self._enter(turn, None)
         next_list = partial(self._next_list, turn, sizes)
         next_list.rider = rider  # type: ignore[attr-defined]
@@ -573,11 +596,16 @@ class Core:
     @property
     def latest_size(self) -> int:
         """How many steps were handed over at once, last."""
-        return self.turn.size
+        turn = self.turn
+        return turn.size if self.step > turn.step_before else turn.size_before
 
     def fetched_ahead(self) -> int:
         """How many batches were fetched and not handed over."""
         return len(self.gathered) + (self.held is not MISSING) + (self.ahead is not MISSING)
+
+    def is_out_of_time(self) -> bool:
+        """Whether the latest step came when the time was up, or later."""
+        return self.timed and self._handed_over_at() >= self.max_time
 
     def timer_lasts(self, step_done: bool) -> list[int]:
         """When each timer was last due, or -1; before the latest step, unless that is done."""
@@ -676,6 +704,8 @@ class Core:
         """Whether an error of the source becomes an event, and then let it end the run."""
         if not self.plan.on_exception or not isinstance(exception, Exception) or self.closed:
             return False
+        if exception is self.unowed:
+            return False
         self.fail(exception)
         return True
 
@@ -685,7 +715,7 @@ class Core:
             self.told = True
             return None, self._events(self.plan.on_exception | self.stop_bits)
         exception, self.owed = self.owed, None
-        raise exception  # type: ignore[misc]
+        raise errors.not_stop(exception)  # type: ignore[arg-type]
 
     def _fire(self, turn: Turn, step: int) -> Any:
         """The events of a step at which triggers alone are due, which is done."""
@@ -776,7 +806,7 @@ class Core:
 
     def _change_turns(self) -> Turn:
         self.turn.ask_attention()
-        self.turn = Turn()
+        self.turn = Turn(self.latest_size, self.step)
         return self.turn
 
     def _makes_step(self, walking: ref[Any] | None) -> bool:
@@ -930,7 +960,7 @@ class Core:
             except Exception as exception:
                 if not self.settled:
                     raise
-                self.deferred = exception
+                self.deferred = self.unowed = exception
                 del self.gathered[self.settled :]
                 return True
             if found:
@@ -1065,7 +1095,7 @@ class Core:
             self.latest = self.asked
         else:
             events = self._events(bits)
-        if self.held is MISSING and not self.gathered:
+        if self.batches is None:
             raise self._left()
         self.bits = NOTHING
         self.last_before = UNREAD
@@ -1101,7 +1131,7 @@ class Core:
         if reason == "exhausted":
             self.source.ran_dry(step)
         events = self._events(bits)
-        if self.held is MISSING and not self.gathered:
+        if self.batches is None:
             raise self._left()
         self.turn.ask_attention()
         self.epoch = self.drawing
@@ -1119,6 +1149,7 @@ class Core:
 
     def _left(self) -> LoopError:
         """The error where the user's code has closed or restarted the loop in a step."""
+        self._let_go()
         return errors.closed() if self.closed else errors.replaced()
 
     def _read_clock(self) -> int:

@@ -158,6 +158,16 @@ def not_stop(exception: Exception) -> Exception:
     return error
 
 
+def chain(exception: BaseException, first: BaseException) -> None:
+    """Let `exception`, which came while `first` was to be raised, tell of it in its traceback."""
+    chained = {id(exception)}
+    while exception.__context__ is not None and id(exception.__context__) not in chained:
+        exception = exception.__context__
+        chained.add(id(exception))
+    if id(first) not in chained:
+        exception.__context__ = first
+
+
 def annotate(exception: BaseException, note: str) -> None:
     """Add a note to an exception, as PEP 678 has it, on Python 3.10 too."""
     if sys.version_info >= (3, 11):

@@ -353,7 +353,7 @@ class Loop(Generic[Batch]):
             saving after ZeroDivisionError('division by zero')
             and it comes out
         """
-        return Guard(self._core.fail if self._schedule.on_exception else None)
+        return Guard(self if self._schedule.on_exception else None)
 
     def steps_since(self, name: Hashable) -> int:
         """The steps since `name` was last due, the latest step included.
@@ -428,7 +428,7 @@ class Loop(Generic[Batch]):
             steps=done,
             epoch_end=ended,
             elapsed=core.elapsed(),
-            out_of_time=not undone and self.stop_reason == "max_seconds",
+            out_of_time=not undone and self._is_out_of_time(stepped),
             plan=self._plan(),
             timers=timers,
             windows={
@@ -442,6 +442,9 @@ class Loop(Generic[Batch]):
         )
         self._check_same(step)
         return position
+
+    def _is_out_of_time(self, stepped: bool) -> bool:
+        return self._over == "max_seconds" or (stepped and self._core.is_out_of_time())
 
     def _check_same(self, step: int) -> None:
         """Raise where another thread has gone on since `step` was the latest."""
@@ -495,8 +498,6 @@ class Loop(Generic[Batch]):
         try:
             self.load_state_dict(state.read(path))  # type: ignore[arg-type]
         except StateError as error:
-            if fspath(path) in str(error):
-                raise
             raise StateError(f"{fspath(path)}: {error}") from error
         logging.getLogger("dloop").info(
             "%s: going on after step %d, in epoch %d", fspath(path), self.global_step, self.epoch
@@ -528,11 +529,12 @@ class Loop(Generic[Batch]):
             >>> [batch for batch, events in loop]
             [1, 2]
         """
+        source = self._source
         self._core.leave()
-        self._source.close()
         if self._signals is not None:
             self._signals.put_back()
         self._begin()
+        source.close()
 
     def close(self) -> None:
         """End the run, and close the dataloader's iterator (and so its workers).
@@ -549,9 +551,9 @@ class Loop(Generic[Batch]):
             0
         """
         self._core.close()
-        self._source.close()
         if self._signals is not None:
             self._signals.put_back()
+        self._source.close()
 
     def __enter__(self: Self) -> Self:
         return self
@@ -564,15 +566,19 @@ class Loop(Generic[Batch]):
     ) -> None:
         owed = self._core.owed
         self.close()
-        if owed is not None and exception is None:
+        if owed is None:
+            return
+        if exception is None:
             raise owed
+        errors.chain(exception, owed)
 
 
 class Guard:
     """What `Loop.guard` returns."""
 
-    def __init__(self, fail: Callable[[Exception], object] | None) -> None:
-        self._fail = fail
+    def __init__(self, loop: Loop[Any] | None) -> None:
+        self._loop = loop
+        self._core = None if loop is None else loop._core
 
     def __enter__(self) -> None:
         return None
@@ -583,9 +589,15 @@ class Guard:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if self._fail is None or not isinstance(exception, Exception):
+        loop, core = self._loop, self._core
+        if loop is None or core is None or not isinstance(exception, Exception):
             return False
-        self._fail(exception)
+        if core.closed or loop._core is not core:  # no step would tell of it
+            return False
+        if core.owed is not None:
+            errors.chain(exception, core.owed)
+            return False
+        core.fail(exception)
         return True
 
 

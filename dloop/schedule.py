@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from . import _backend, checks
 from .errors import annotate, warn
@@ -29,19 +30,19 @@ class Names:
         self._first = tuple(names[:12])
         self._places = {name: place for place, name in enumerate(names)}
         self._unknown_asked: set[Hashable] = set()
-        self._make_event_set = _backend.core.make_event_set
 
     def __getitem__(self, bit: int) -> Hashable:
         return self._names[bit.bit_length() - 1]
 
-    def event_set(self, bits: int) -> frozenset[Hashable]:
-        """The set of the names whose bits are given."""
-        names = []
-        while bits:
-            place = bits.bit_length() - 1
-            names.append(self._names[place])
-            bits ^= 1 << place
-        return self._make_event_set(names, self._places, self._first, self._warn_of_unknown)
+    def set_maker(self) -> Callable[[int], frozenset[Hashable]]:
+        """A function that gives the set of the names whose bits it is given."""
+        return partial(
+            _backend.core.make_event_set,
+            self._names,
+            self._places,
+            self._first,
+            self._warn_of_unknown,
+        )
 
     def _warn_of_unknown(self, name: Hashable) -> None:
         if name in self._unknown_asked:
@@ -90,7 +91,7 @@ class Schedule:
             names.append(name)
         self.names = list(self.events)
         self._names = Names(names)
-        self.event_set = self._names.event_set
+        self.event_set = self._names.set_maker()
         self.stop_bit = 0
         self.stop_conditions: list[ConditionRow] = []
         if stop_when is not None:

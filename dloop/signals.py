@@ -17,59 +17,43 @@ if TYPE_CHECKING:
 
 
 class Signals:
-    """The handlers of a run, which are there as long as anybody holds them.
+    """The signals of a run, which are handled as long as anybody holds them.
 
-    The first of each signal calls `ask` with its name and puts back what was there before, so that
-    a second one does what it did without dloop.
+    The first of each asks all runs that wait for it, and puts back the handler that was there
+    before, so that a second one does what it did without dloop.
     """
 
     def __init__(self, numbers: tuple[signal.Signals, ...], ask: Callable[[str], object]) -> None:
-        self._numbers = numbers
-        self._ask = ask
-        self._previous: dict[int, Any] = {}
-        self._holds = 0
+        self.numbers = numbers
+        self.ask = ask
+        self._holds: set[int] = set()
 
     def hold(self) -> Hold | None:
-        """Set the handlers, until what is returned is gone; nothing outside the main thread."""
-        if not self._numbers:
+        """Wait for the signals, until what is returned is gone; not outside the main thread."""
+        if not self.numbers:
             return None
-        if threading.current_thread() is not threading.main_thread():
-            names = ", ".join(each.name for each in self._numbers)
+        if not _in_main_thread():
+            names = ", ".join(each.name for each in self.numbers)
             warn(f"signals={names}: only the main thread can be asked by signals; nothing is set")
             return None
         hold = Hold(self)
         if not self._holds:
-            for number in self._numbers:
-                self._previous[number] = signal.signal(number, self._handle)
-            _active.append(self)
-        self._holds += 1
+            for number in self.numbers:
+                _wait(number, self)
+        self._holds.add(id(hold))
         return hold
 
-    def let_go(self) -> None:
-        """Put back the handlers that were there before, when nobody holds these any more."""
-        self._holds -= 1
+    def let_go(self, hold: Hold) -> None:
+        """Wait no more, when nobody holds these."""
+        self._holds.discard(id(hold))
         if not self._holds:
             self.put_back()
 
     def put_back(self) -> None:
-        """Put back the handlers that were there before."""
-        for number in list(self._previous):
-            self._put_back(number)
-        if self in _active:
-            _active.remove(self)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        previous = self._put_back(number)
-        self._ask(signal.Signals(number).name)
-        if isinstance(getattr(previous, "__self__", None), Signals):  # of a loop around this one
-            previous(number, frame)
-
-    def _put_back(self, number: int) -> Any:
-        previous = self._previous.pop(number, None)
-        ours = signal.getsignal(number) == self._handle
-        if ours and threading.current_thread() is threading.main_thread():
-            signal.signal(number, signal.SIG_DFL if previous is None else previous)
-        return previous
+        """Wait no more, and put back the handlers that were there before."""
+        self._holds.clear()
+        for number in self.numbers:
+            _leave(number, self)
 
 
 class Hold:
@@ -79,17 +63,70 @@ class Hold:
         self._signals = signals
 
     def __del__(self) -> None:
-        self._signals.let_go()
+        self._signals.let_go(self)
 
 
-_active: list[Signals] = []
+# By signal those who wait for it, the innermost loop last; and with each the handler that was there
+# before, which is `_handle` where somebody waited already. Who is None has left in another thread,
+# where no handler can be set.
+_waiting: dict[int, list[tuple[Signals | None, Any]]] = {}
+
+
+def _wait(number: int, signals: Signals) -> None:
+    # noted first: wherever an interrupt strikes, the handler before can be put back
+    _waiting[number] = [*_waiting.get(number, ()), (signals, signal.getsignal(number))]
+    signal.signal(number, _handle)
+
+
+def _leave(number: int, signals: Signals) -> None:
+    in_main_thread = _in_main_thread()
+    waiting: list[tuple[Signals | None, Any]] = []
+    before: Any = _handle
+    for who, replaced in _waiting.get(number, ()):
+        before = before if replaced is _handle else replaced
+        if who is signals or who is None:
+            if in_main_thread:
+                continue  # the next one has replaced what this one has
+            who = None
+        waiting.append((who, before))
+        before = _handle
+    _waiting[number] = waiting
+    _set_back(number, before)
+
+
+def _set_back(number: int, before: Any) -> None:
+    """Set the handler `before`, if it is one, in place of dloop's, if that is there."""
+    if before is not _handle and signal.getsignal(number) is _handle:
+        signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+def _handle(number: int, _frame: FrameType | None) -> None:
+    waiting = _end(number)
+    asked = [who for who in waiting if who is not None]
+    for who in reversed(asked):
+        who.ask(signal.Signals(number).name)
+    if waiting and not asked:
+        signal.raise_signal(number)
+
+
+def _end(number: int) -> list[Signals | None]:
+    """Put back the handler from before all who waited for a signal, and return these."""
+    waiting = _waiting.pop(number, [])
+    for _, before in reversed(waiting):
+        _set_back(number, before)
+    return [who for who, _ in waiting]
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 _masks: list[set[signal.Signals | int]] = []
 
 
 def _before_fork() -> None:
     # Python drops the signals that reach a child before it is set up: they have to wait
-    numbers = {number for each in _active for number in each._numbers}
-    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, _waiting))
 
 
 def _after_fork() -> None:
@@ -97,9 +134,9 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:  # pragma: no cover (nobody measures in the child)
-    asked_by_terminal = any(signal.SIGINT in each._previous for each in _active)
-    for each in reversed(_active):
-        each.put_back()
+    asked_by_terminal = bool(_waiting.get(signal.SIGINT))
+    for number in list(_waiting):
+        _end(number)
     if asked_by_terminal:
         _leave_first_to_parent(signal.SIGINT)
     _after_fork()

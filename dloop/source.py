@@ -66,20 +66,16 @@ class Source:
         self._is_stream = self.once and not self._by_epochs
         self._check(max_epochs)
 
-        self._resumed: dict[str, Any] | None = None  # the state that the open epoch was loaded with
-        self._to_load = False
+        self._resumed: dict[str, Any] | None = None  # the state from which to open an epoch
         self._skips = 0  # of a loader that is gone through once: all batches that were ever taken
         self._told_of_skipping = False
-        self._noted: list[dict[str, Any]] = []  # states of the open epoch: the first, the last two
-        self._epoch_done: dict[str, Any] | None = None
 
         self._is_gone = False
         self._opened = False
-        self._begun = 0  # how many of its epoch's batches came before the open iterator's
-        self._right_after = 1  # how many of the open iterator's batches its state is right
+        self._epoch = -1  # the latest that was opened
         self._batches: Iterator[Any] | None = None
-        self._tracked: Any = None
-        self._owner: Any = None  # of the state: the loader, or the open epoch's iterator
+        self._tracked: _Tracked | None = None  # its batches, where the loader keeps state
+        self._tracked_before: _Tracked | None = None  # those of the epoch before
         self._on_faith: tuple[int, Iterator[Any]] | None = None
         self.promise: int | None = None
         self._warned_of_more = False
@@ -134,16 +130,16 @@ class Source:
         return batches, promise - 1, NEVER
 
     def _iterate(self, epoch: int, taken: int) -> Iterator[Any]:
-        if self._batches is not None:
-            self._epoch_done = self._state_at_end()
-        self._batches = self._tracked = None  # and its workers, before there are new ones
-        self._noted = []
+        if self._tracked is not None:
+            self._tracked.let_go()
+        self._batches = None  # and its workers, before there are new ones
+        before = self._tracked_before if self._epoch == epoch else self._tracked
         loader: Any = self._loader if self._load is None else self._load()
         if not _is_iterable(loader):
             raise TypeError(
                 f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
             )
-        resumed = self._resumed if self._to_load else None
+        resumed = self._resumed
         if resumed is not None and resumed["rest"]:
             _set_epoch(loader, epoch - 1)
             count = resumed["rest"] + (not self.once)  # the last is to see its end
@@ -154,26 +150,29 @@ class Source:
         self._refuse_unknown_end(self.promise)
         if self.promise == 0:
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
-        first, opened = _resumed_at(loader, resumed)
-        batches: Any = opened
+        first, batches = _resumed_at(loader, resumed)
         self._batches = batches
-        self._owner = _owner_of_state(loader, batches)
-        self._begun, self._right_after = 0, 1
-        if self._owner is None:  # it kept state when that was saved
-            resumed = None
-        if resumed is not None:
-            self._begun = resumed["at"]
-            self._right_after = NEVER if _counts_batches(loader) else _MOST_AGAIN
-        if self._owner is not None:
-            batches = self._tracked = _Tracked(batches, first, self._note)
-        skips = self._skips or taken - self._begun
+        owner = _owner_of_state(loader, batches)
+        tracked = None
+        skips = self._skips or taken
+        if owner is not None:  # else it kept state when that was saved
+            tracked = batches = _Tracked(
+                batches,
+                first,
+                owner,
+                self._resumed or (None if before is None else before.state_at_end()),
+                resumed,
+                NEVER if _counts_batches(loader) else _MOST_AGAIN,
+                self.once,
+            )
+            skips = self._skips or taken - tracked.begun
         if skips:
             self._skip(batches, skips, loader, epoch)
-        self._resumed = resumed
+        self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
+        self._resumed = None
         self._opened = True
-        self._to_load = False
         self._skips = 0
-        return batches  # type: ignore[no-any-return]
+        return batches
 
     def _skip(self, batches: Any, count: int, loader: object, epoch: int) -> None:
         """Take `count` of the `batches`."""
@@ -181,7 +180,7 @@ class Source:
         if is_sequence and not self.once:
             batches.__setstate__(count)
             return
-        if not is_sequence and self._owner is None and not self._told_of_skipping:
+        if not (is_sequence or isinstance(batches, _Tracked) or self._told_of_skipping):
             self._told_of_skipping = True
             self._tell_of_skipping(count, loader, epoch)
         next(islice(batches, count, count), None)
@@ -211,7 +210,6 @@ class Source:
         if getattr(self._batches, "gi_frame", self) is not None:
             return False
         self._resumed = self.state(taken, 1, epoch, False)
-        self._to_load = self._resumed is not None
         self._is_gone = self.once
         self._batches = None
         return True
@@ -219,7 +217,6 @@ class Source:
     def resume(self, loader: dict[str, Any] | None, steps: int) -> None:
         """Let the first epoch that is opened go on from what `state` returned."""
         self._resumed = loader
-        self._to_load = loader is not None
         self._skips = steps if self.once and loader is None else 0
 
     def state(self, done: int, ahead: int, epoch: int, ended: bool) -> dict[str, Any] | None:
@@ -229,33 +226,16 @@ class Source:
         those between are skipped when it is loaded. `whole` is whether that is the end of the
         epoch before. `rest` is how many batches end the epoch, where it is that of the one before.
         """
-        if not self._opened or self._to_load:
+        if not self._opened or (self._resumed is not None and self._epoch == epoch):
             return self._resumed
-        if ended and not ahead:
-            return self._epoch_done if self._batches is None else self._state_at_end()
-        if done - self._begun >= self._right_after and not ahead:
-            return self._state_now(done)
-        earlier = [noted for noted in self._noted if noted["at"] <= done]
-        return earlier[-1] if earlier else self._resumed or self._epoch_done
-
-    def _note(self, taken: int) -> None:
-        """Keep the state after `taken` batches of the open iterator, before the next is fetched."""
-        noted = self._state_now(self._begun + taken) if taken >= self._right_after else None
-        if noted is not None:
-            self._noted[1:-1] = []
-            self._noted.append(noted)
-
-    def _state_at_end(self) -> dict[str, Any] | None:
-        if self._resumed is None or self._tracked.taken >= self._right_after:
-            return self._state_now(0)
-        return {**self._resumed, "rest": self._tracked.taken}
-
-    def _state_now(self, at: int) -> dict[str, Any] | None:
-        if self._owner is None:
+        tracked = self._tracked
+        if self._epoch != epoch and tracked is not None:  # the next one was opened already
+            if ended:
+                return tracked.before
+            tracked = self._tracked_before
+        if tracked is None:
             return None
-        get_state = getattr(self._owner, "state_dict", None) or self._owner.get_state
-        state = get_state()
-        return {"state": state, "at": at, "whole": at == 0 and not self.once, "rest": 0}
+        return tracked.state_at_end() if ended else tracked.state(done, ahead)
 
     def goes_on_after(self, epoch: int, taken: int, step: int) -> bool:
         """Judge that `epoch` ended, unforeseen, after `taken` batches, the last of them at `step`.
@@ -298,12 +278,13 @@ class Source:
         """End the run, whose last epoch was `epoch`."""
         if stop_reason == "max_epochs":
             self._drop_surplus(epoch)
-        self._epoch_done = self._state_at_end()
         self.forget()
 
     def forget(self) -> None:
-        """Let go of the open epoch's iterator."""
-        self._batches = self._tracked = self._on_faith = self._owner = None
+        """Let go of the open epoch's iterator, but not of the states that may be asked for."""
+        if self._tracked is not None:
+            self._tracked.let_go()
+        self._batches = self._on_faith = None
 
     def epoch_len(self) -> int | None:
         """The length that is promised of the open epoch, or of the first where none was opened."""
@@ -410,28 +391,91 @@ def _counts_batches(loader: object) -> bool:
 
 
 class _Tracked:
-    """The batches of a loader with state, which is noted after the first, and now and then.
+    """The batches of one epoch, from a loader that keeps state, and what that was on the way.
 
-    After the first is the earliest moment at which a state of an epoch can be relied upon.
+    It is noted after the first batch, which is the earliest moment at which a state of an epoch can
+    be relied upon, and now and then after that.
+
+    Args:
+        batches: the loader's iterator.
+        first: the batch before it, if that was taken.
+        owner: the loader or its iterator, whichever tells the state.
+        before: the state from which the epoch is reached.
+        resumed: the state that `owner` was loaded with, if it was.
+        right_after: of a resumed one, after how many batches its state is right.
+        once: whether the loader can be gone through only once.
     """
 
     def __init__(
-        self, batches: Iterator[Any], first: list[Any], note: Callable[[int], object]
+        self,
+        batches: Iterator[Any],
+        first: list[Any],
+        owner: Any,
+        before: dict[str, Any] | None,
+        resumed: dict[str, Any] | None,
+        right_after: int,
+        once: bool,
     ) -> None:
-        self._batches = batches
+        self._batches: Iterator[Any] = batches
         self._first = first
-        self._note = note
-        self.taken = 0
+        self._owner: Any = owner
+        self.before = before
+        self._resumed = resumed
+        self._right_after = 1 if resumed is None else right_after
+        self._once = once
+        self.begun: int = 0 if resumed is None else resumed["at"]
+        self._taken = 0
+        self._failed = False  # the latest fetch did, so that the state may be any
+        self._noted: list[dict[str, Any]] = []  # the first, and the last two
+        self._at_end: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        if self.taken % _MOST_AGAIN == 1:
-            self._note(self.taken)
-        batch = self._first.pop() if self._first else next(self._batches)
-        self.taken += 1
+        if self._taken % _MOST_AGAIN == 1 and not self._failed:
+            self._note()
+        try:
+            batch = self._first.pop() if self._first else next(self._batches)
+        except BaseException as exception:
+            self._failed = not isinstance(exception, StopIteration)
+            raise
+        self._failed = False
+        self._taken += 1
         return batch
+
+    def state(self, done: int, ahead: int) -> dict[str, Any] | None:
+        """The state after `done` batches of the epoch, where `ahead` more were taken."""
+        is_right = done - self.begun >= self._right_after and not (ahead or self._failed)
+        if is_right and self._owner is not None:
+            return self._state_now(done)
+        earlier = [noted for noted in self._noted if noted["at"] <= done]
+        return earlier[-1] if earlier else self.before
+
+    def state_at_end(self) -> dict[str, Any] | None:
+        """The state once the epoch has ended."""
+        if self._owner is None:
+            return self._at_end
+        if self._resumed is None or self._taken >= self._right_after:
+            return self._state_now(0)
+        return {**self._resumed, "rest": self._taken}
+
+    def let_go(self) -> None:
+        """Let go of the loader and its iterator, and of the workers that it may have."""
+        if self._owner is not None and self._taken and not self._failed:
+            self._at_end = self.state_at_end()
+            self._note()
+        self._owner = None
+        self._batches = iter(())
+
+    def _note(self) -> None:
+        if self._taken >= self._right_after:
+            self._noted[1:-1] = []
+            self._noted.append(self._state_now(self.begun + self._taken))
+
+    def _state_now(self, at: int) -> dict[str, Any]:
+        get_state = getattr(self._owner, "state_dict", None) or self._owner.get_state
+        return {"state": get_state(), "at": at, "whole": at == 0 and not self._once, "rest": 0}
 
 
 def _is_iterable(dataloader: object) -> TypeGuard[Iterable[Any]]:

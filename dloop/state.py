@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager, suppress
 from enum import Enum
 
 from . import checks
 from .errors import StateError, warn
 from .events import Event, LoopEvents
 
+try:
+    import fcntl
+except (
+    ImportError
+):  # pragma: no cover (Windows, which replaces no file that another writer has open)
+    fcntl = None  # type: ignore[assignment]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
     from typing import Any
 
     from .events import BaseEvent
@@ -118,12 +126,17 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
             windows={_named(key, places): _count(last, -1) for key, last in state["windows"]},
             loader=_loader(state["loader"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise StateError(f"this state of a dloop run is damaged ({checks.shown(error)})") from error
     if (
         position.epoch_steps > position.steps
         or (position.steps > 0) < position.epoch_end
         or max(position.windows.values(), default=-1) >= position.steps
+        or (
+            position.loader is not None
+            and position.loader["rest"] == 0
+            and position.loader["at"] > position.epoch_steps
+        )
     ):
         raise StateError(
             "this state of a dloop run is damaged (its counters contradict each other)"
@@ -167,24 +180,69 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Put `state` into the file at once: it is there as a whole, or not at all.
 
+    Where several processes write the same file, each waits for the one before.
+
     Raises:
         StateError: JSON cannot hold it.
         OSError: the file could not be written; what was there before is still there.
     """
     text = json.dumps(_exact(state, "state"), allow_nan=False)
-    folder, name = os.path.split(os.fspath(path))
-    draft = os.path.join(folder, f".{name}.draft")
+    path = os.path.realpath(path)  # where it is a symbolic link, that stays
+    with _draft_of(path) as draft:
+        try:
+            with open(draft, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except BaseException:
+            if os.path.exists(draft):
+                os.unlink(draft)
+            raise
+    _sync_folder(os.path.dirname(path))
+
+
+_written: list[str] = []  # the files that this process is about to write
+
+
+@contextmanager
+def _draft_of(path: str) -> Iterator[str]:
+    """The name of a draft that nobody else writes meanwhile."""
+    folder, name = os.path.split(path)
+    # a signal's handler may write the same file in the midst of a write, and cannot wait for it
+    nested = _written.count(path)
+    draft = os.path.join(folder, f".{name}.{nested}.draft" if nested else f".{name}.draft")
+    _written.append(path)
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        if os.path.exists(draft):
-            os.unlink(draft)
-        raise
-    _sync_folder(folder or ".")
+        with _only_writer(draft):
+            yield draft
+    finally:
+        _written.remove(path)
+
+
+@contextmanager
+def _only_writer(draft: str) -> Iterator[None]:
+    """Let other processes wait that are to write this draft, until it is put in its place."""
+    if fcntl is None:  # pragma: no cover
+        yield
+        return
+    while True:
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with suppress(OSError):  # there are file systems without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_file_of(descriptor, draft):  # and not what another writer has put in its place
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_file_of(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def read(path: str | os.PathLike[str]) -> object:
@@ -199,7 +257,7 @@ def read(path: str | os.PathLike[str]) -> object:
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise StateError(f"{os.fspath(path)}: no state of a dloop run ({error})") from error
+        raise StateError(f"this is no state of a dloop run ({error})") from error
 
 
 def _sync_folder(folder: str) -> None:

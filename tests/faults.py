@@ -207,11 +207,86 @@ FAULTS = [
     ),
     Fault("an error met ahead is swallowed", "raise self.deferred", "self.deferred = None"),
     Fault("an error does not end the run", "            self.error = exception\n", ""),
-    Fault("an interrupted clock loses the batch", "self.held = batch\n", "pass\n"),
+    Fault("an interrupted clock loses the batch", "self.held = batch\n", "pass\n", ("python",)),
+    Fault(
+        "an interrupted clock loses the batch",
+        "self.entered = False\n            self.held = batch\n",
+        "self.entered = False\n",
+        ("cython",),
+    ),
+    Fault(
+        "what comes while the loop is left is kept",
+        "if self.batches is not None:  # else the loop was left",
+        "if True:  # else the loop was left",
+        ("cython",),
+    ),
+    Fault(
+        "a close in a quiet step's clock comes late",
+        "if reading >= self.core.next_reading or self.core.step >= self.turn.quiet_until:",
+        "if reading >= self.core.next_reading:",
+        ("cython",),
+    ),
+    Fault("a condition's error becomes an event", "if exception is self.unowed:", "if False:"),
+    Fault("StopIteration ends the loop", "raise errors.not_stop(exception)", "raise exception"),
+    Fault(
+        "a new iterator forgets the size of the latest list",
+        "if self.step > turn.step_before else turn.size_before",
+        "if True else turn.size_before",
+    ),
+    Fault(
+        "a second error under guard hides the first",
+        "errors.chain(exception, core.owed)",
+        "pass",
+        SHARED,
+        "dloop/loop.py",
+    ),
+    Fault(
+        "a stop hides that the time is up",
+        "(stepped and self._core.is_out_of_time())",
+        'self._core.stop_reason == "max_seconds"',
+        SHARED,
+        "dloop/loop.py",
+    ),
+    Fault(
+        "a restart keeps what it cannot close",
+        "self._begin()\n        source.close()",
+        "source.close()\n        self._begin()",
+        SHARED,
+        "dloop/loop.py",
+    ),
+    Fault(
+        "the loader's state goes with the run",
+        "self._at_end = self.state_at_end()\n            self._note()",
+        "pass",
+        SHARED,
+        "dloop/source.py",
+    ),
+    Fault(
+        "a loader that failed is asked for its state",
+        "self._failed = not isinstance(exception, StopIteration)",
+        "pass",
+        SHARED,
+        "dloop/source.py",
+    ),
+    Fault(
+        "the state of an epoch is taken for that of the one before",
+        "tracked = self._tracked_before\n",
+        "pass\n",
+        SHARED,
+        "dloop/source.py",
+    ),
+    Fault(
+        "a loop that ends takes the signals of the other",
+        "before = before if replaced is _handle else replaced",
+        "before = replaced",
+        SHARED,
+        "dloop/signals.py",
+    ),
+    Fault("writers do not wait", "fcntl.LOCK_EX", "fcntl.LOCK_UN", SHARED, "dloop/state.py"),
     Fault(
         "a closed loop hands over",
-        "            events = self._events(bits)\n        if self.held is MISSING",
-        "            events = self._events(bits)\n        if False and self.held is MISSING",
+        "            events = self._events(bits)\n        if self.batches is None:",
+        "            events = self._events(bits)\n        if False:",
     ),
     Fault("a failed step leaves its time", "if before == UNREAD else", "if True else"),
     Fault("the source outlives an error", "            self.source.forget()\n", ""),
@@ -434,15 +509,15 @@ FAULTS = [
     ),
     Fault(
         "a count of batches is relied upon at its end",
-        "if self._resumed is None or self._tracked.taken >= self._right_after:",
+        "if self._resumed is None or self._taken >= self._right_after:",
         "if True:",
         SHARED,
         "dloop/source.py",
     ),
     Fault(
         "a state is noted once",
-        "self._noted.append(noted)",
-        "self._noted = self._noted or [noted]",
+        "self._noted[1:-1] = []",
+        "if self._noted:\n                return",
         SHARED,
         "dloop/source.py",
     ),
@@ -542,7 +617,7 @@ def chosen(core: str | None, words: list[str]) -> Iterator[tuple[str, Fault]]:
 
 
 def main() -> None:
-    """Try the faults asked for, two at a time."""
+    """Try the faults asked for, as many at a time as there are processors."""
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
     parser.add_argument("--core", choices=FILES)
     parser.add_argument("words", nargs="*")
@@ -551,7 +626,7 @@ def main() -> None:
     began = time.monotonic()
     survivors = []
     no_fault = Fault("no fault", "", "")
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         unharmed = {
             core: pool.submit(caught_by, core, no_fault, Path(folder))
             for core in {core for core, _ in faults}

@@ -505,3 +505,72 @@ def test_an_error_after_an_interrupt_is_told_by_the_same_iterator() -> None:
     assert next(pairs) == (None, {LoopEvents.EXCEPTION, LoopEvents.TRAINING_END})
     with pytest.raises(OSError, match="disk"):
         next(pairs)
+
+
+def causes(error: BaseException) -> list[str]:
+    """What a traceback of `error` shows, the last first."""
+    found = []
+    following: BaseException | None = error
+    while following is not None:
+        found.append(str(following))
+        following = following.__cause__ or following.__context__
+    return found
+
+
+@each_way
+def test_a_guarded_stop_iteration_does_not_end_the_loop_in_silence(enter: Enter) -> None:
+    loop = as_events(range(9))
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
+        for _batch, events in enter(loop):
+            if LoopEvents.EXCEPTION in events:
+                continue
+            with loop.guard():
+                next(iter(()))
+    assert isinstance(caught.value.__cause__, StopIteration)
+
+
+@each_way
+def test_an_error_in_the_last_step_tells_of_the_first(enter: Enter) -> None:
+    loop = as_events(range(9))
+    with pytest.raises(BatchError, match="second") as caught:
+        for batch, _events in enter(loop):
+            with loop.guard():
+                raise BatchError("second" if batch is None else "first")
+    assert causes(caught.value) == ["second", "first"]
+    assert str(loop.exception) == "first"
+
+
+def test_an_error_of_saving_tells_of_what_was_to_be_saved_after() -> None:
+    with pytest.raises(OSError, match="full") as caught, as_events(range(9)) as loop:
+        for _batch, events in loop:
+            if LoopEvents.EXCEPTION in events:
+                try:
+                    raise KeyError("of its own")
+                except KeyError:
+                    raise OSError("the disk is full") from None
+            with loop.guard():
+                raise BatchError("first")
+    assert causes(caught.value) == ["the disk is full", "'of its own'", "first"]
+
+
+@pytest.mark.parametrize("leave", ["close", "restart"])
+def test_a_guard_lets_pass_what_no_step_would_tell_of(leave: str) -> None:
+    loop = as_events(range(9))
+    with pytest.raises(BatchError, match="after that"):
+        for _batch, _events in loop:
+            with loop.guard():
+                getattr(loop, leave)()
+                raise BatchError("after that")
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 5])
+@each_way
+def test_no_error_of_a_condition_becomes_an_event(enter: Enter, at: int) -> None:
+    def check(state: Any) -> bool:
+        if state.global_step == at:
+            raise BatchError("of the condition")
+        return False
+
+    steps, error = collect(as_events(range(9), {"C": Event(check)}), enter)
+    assert all(batch is not None for batch, _ in steps)
+    assert isinstance(error, BatchError)

@@ -6,6 +6,7 @@ gets the state of the one before through JSON, with the other core.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import itertools
@@ -435,6 +436,40 @@ def test_a_list_that_is_not_done_comes_again(sizes: Any) -> None:
     assert next(again.chunks(sizes))[0] == latest
 
 
+@pytest.mark.parametrize("leave", ["with", "iter", "chunks", "step"])
+def test_a_list_that_is_not_done_comes_again_whatever_was_entered_since(leave: str) -> None:
+    loop = Loop(range(20), max_epochs=1)
+    pairs = loop.chunks(4)
+    next(pairs)
+    assert next(pairs)[0] == [4, 5, 6, 7]
+    comes_again = 4
+    if leave == "with":
+        loop.close()
+    elif leave == "chunks":
+        loop.chunks(3)
+    else:
+        pairs = iter(loop)
+        if leave == "step":
+            comes_again, _ = next(pairs)
+    again = resumed(Loop(range(20), max_epochs=1), json_of(loop, step_done=False))
+    assert next(iter(again))[0] == comes_again
+
+
+@pytest.mark.parametrize("stopped_at", range(5))
+def test_a_run_that_was_stopped_when_its_time_was_up_is_over(stopped_at: int) -> None:
+    def make() -> Loop[Any]:
+        return Loop(range(20), max_seconds=3, clock=lambda: next(seconds))
+
+    seconds = itertools.count()  # one more at each reading, which are the start and the steps
+    loop = make()
+    for _ in loop:
+        if loop.global_step == stopped_at:
+            loop.stop()
+    is_over = loop.state.elapsed >= 3
+    again = resumed(make(), json_of(loop))
+    assert (next(iter(again), None) is None) == is_over
+
+
 # ------------------------------------------------------------------------------------ per_launch
 
 
@@ -835,6 +870,91 @@ def test_a_loader_of_unknown_order_redoes_a_step(kind: type[Shuffled]) -> None:
         again.load_state_dict(json_of(loop, step_done=False))
         seen[-1:] = batches(again)
         assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6)), steps
+
+
+def ended_after(steps: int, end: str, loader: Shuffled, lookahead: Any) -> tuple[list[int], Any]:
+    """What a run gave that came to such an `end`, and the state that was taken after that."""
+    limit = {"max_steps": steps} if end == "limit" else {"max_epochs": 3}
+    stop_when = Event(at_step=steps - 1) if end == "stop_when" else None
+    loop: Loop[Any] = Loop(
+        loader, lookahead=lookahead, on_exception="event", stop_when=stop_when, **limit
+    )
+    seen = []
+    with contextlib.ExitStack() as stack:
+        if end == "with":
+            stack.enter_context(loop)
+        for batch, events in loop:
+            if LoopEvents.EXCEPTION in events:
+                return seen, json_of(loop)
+            seen.append(batch)
+            if len(seen) == steps and end == "with":
+                break
+            with loop.guard():
+                assert len(seen) != steps or end != "guard"
+    return seen, json_of(loop)
+
+
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("end", ["with", "guard", "stop_when", "limit"])
+@pytest.mark.parametrize("kind", [*LOADERS, *map(sized, LOADERS)])
+def test_a_run_that_has_ended_keeps_its_loaders_state(
+    kind: type[Shuffled], end: str, lookahead: Any
+) -> None:
+    for steps in range(1, 15):
+        seen, state = ended_after(steps, end, kind(), lookahead)
+        again: Loop[Any] = Loop(kind(), max_epochs=3, lookahead=lookahead)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LoopWarning)  # the plan has changed
+            again.load_state_dict(state)
+        seen += batches(again)
+        epochs = [seen[i : i + 6] for i in range(0, len(seen), 6)]
+        assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 3, steps
+
+
+@pytest.mark.parametrize("step_done", [True, False])
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("kind", [*LOADERS, *map(sized, LOADERS)])
+def test_ctrl_c_in_an_epochs_first_fetch_leaves_the_state_of_the_one_before(
+    kind: type[Shuffled], lookahead: Any, step_done: bool
+) -> None:
+    class Struck(kind):  # type: ignore[misc, valid-type]
+        def begin(self) -> None:
+            if next(begun) == 1:
+                raise KeyboardInterrupt
+            super().begin()
+
+    begun = itertools.count()
+    loop: Loop[Any] = Loop(Struck(), max_epochs=3, lookahead=lookahead)
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(batch for batch, _events in loop)
+    state = json_of(loop, step_done)
+    again: Loop[Any] = Loop(kind(), max_epochs=3, lookahead=lookahead)
+    again.load_state_dict(state)
+    seen[len(seen) - (not step_done) :] = batches(again)
+    epochs = [seen[i : i + 6] for i in range(0, len(seen), 6)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 3
+
+
+@pytest.mark.parametrize("at", range(1, 14))
+def test_an_error_of_the_loader_leaves_the_state_of_before(at: int) -> None:
+    class Fails(StatefulLoader):
+        def take(self) -> int:
+            if next(takes) == at - 1:
+                self.seed = -1  # what it tells after that is of no use
+                raise ConnectionError("the store is gone")
+            return super().take()
+
+    takes = itertools.count()
+    seen: list[int] = []
+    loop: Loop[Any] = Loop(Fails(), max_epochs=3)
+    with pytest.raises(ConnectionError):
+        seen.extend(batch for batch, _events in loop)
+    again: Loop[Any] = Loop(StatefulLoader(), max_epochs=3)
+    again.load_state_dict(json_of(loop))
+    seen += batches(again)
+    epochs = [seen[i : i + 6] for i in range(0, len(seen), 6)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 3
 
 
 def test_few_batches_are_fetched_again_where_the_loop_looks_ahead() -> None:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from cores import CORES, use_core
 from dloop import Event, Loop, LoopError, LoopEvents, StateError
-from programs import needs_posix
+from programs import needs_posix, program
 
 EVENTS = {
     "Log": Event(every_n_steps=3),
@@ -279,6 +279,88 @@ def test_a_state_with_any_change_is_refused_or_runs(
 # ------------------------------------------------------------------------------- when saving fails
 
 
+@needs_posix
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "store" / "state.json")
+    save_after(link, 3)
+    assert link.is_symlink()
+    assert os.listdir(tmp_path / "store") == ["state.json"]
+    assert make(link).global_step == 2
+
+
+def test_a_handler_may_save_in_the_midst_of_saving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.json"
+    steps = iter((2, 1, 0))
+    sync = os.fsync
+
+    def interrupted(descriptor: int) -> None:
+        later = next(steps)
+        if later:
+            save_after(path, 5 * later)
+            assert make(path).global_step == 5 * later - 1
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    monkeypatch.setattr("dloop.state._sync_folder", lambda folder: None)
+    save_after(path, 12)
+    assert make(path).global_step == 11
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+@needs_posix
+def test_processes_that_save_to_one_file_leave_a_whole_one(core: str, tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    code = f"""
+        loop = Loop(range(400), {{"e" * 9 + str(n): Event(at_step=n) for n in range(300)}},
+                    max_epochs=1, state_file=None)
+        loop._state_file = {str(path)!r}
+        for _ in loop:
+            loop.save_state()
+        say(loop.global_step)
+    """
+    writers = [program(core, code) for _ in range(2)]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            seen.add(json.loads(path.read_text())["steps"])
+    for writer in writers:
+        assert writer.communicate() == ("399\n", "")
+    assert len(seen) > 10
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+@pytest.mark.parametrize("name", ["state", "run", "dloop"])
+def test_an_error_names_the_file_whatever_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for content in ("{}", "[]", "no"):
+        Path(name).write_text(content)
+        with pytest.raises(StateError, match=f"^{name}: this"):
+            make(name)
+
+
+def test_a_name_of_many_levels_is_damage(file: Path) -> None:
+    state = json.loads(file.read_text())
+    depth = 5000
+    deep = '["tuple",[' * depth + '["str","x"]' + "]]" * depth
+    state["windows"] = "HERE"
+    file.write_text(json.dumps(state).replace('"HERE"', f"[[{deep}, 1]]"))
+    with pytest.raises(StateError, match=r"state\.json"):
+        make(file)
+
+
+def test_a_loader_cannot_have_given_more_than_was_taken() -> None:
+    state = make().state_dict()
+    state["loader"] = {"state": {}, "at": 1, "whole": False, "rest": 0}
+    with pytest.raises(StateError, match="damaged"):
+        make().load_state_dict(state)
+
+
 def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
     loop = make(tmp_path / "missing" / "state.json")
     next(iter(loop))
@@ -289,7 +371,7 @@ def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
 
 def test_a_file_in_the_folders_place_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises((NotADirectoryError, FileNotFoundError)):  # Windows has the latter
         loop = make(tmp_path / "file" / "state.json")
         next(iter(loop))
         loop.save_state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -655,3 +656,161 @@ def test_a_fork_leaves_the_parents_handlers_alone(handled: list[int]) -> None:
             assert signal.getsignal(signal.SIGTERM) is ours
             raise_term()
     assert loop.stop_reason == "SIGTERM"
+
+
+# ------------------------------------------------------------------------------ several loops
+
+TERM_AND_INT = (signal.SIGTERM, signal.SIGINT)
+
+
+def test_loops_that_do_not_end_in_the_order_of_beginning(handled: list[int]) -> None:
+    before = [signal.getsignal(number) for number in TERM_AND_INT]
+    first = Loop(range(3), max_epochs=1, signals=TERM_AND_INT)
+    second = Loop(range(9), max_epochs=1, signals=TERM_AND_INT)
+    for _pairs in zip(first, second):
+        assert signal.getsignal(signal.SIGTERM) not in before
+    del _pairs
+    assert [signal.getsignal(number) for number in TERM_AND_INT] == before
+    raise_term()
+    assert handled == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("outer_first", [True, False])
+def test_a_loop_that_ends_lets_the_other_one_have_the_signal(
+    handled: list[int], outer_first: bool
+) -> None:
+    loops = [Loop(range(9), max_epochs=1, signals=(signal.SIGTERM,)) for _ in range(2)]
+    iterators = [iter(loop) for loop in loops]
+    for iterator in iterators:
+        next(iterator)
+    del iterator
+    gone = 0 if outer_first else 1
+    del iterators[gone]
+    gc.collect()
+    raise_term()
+    assert [loop.stop_requested for loop in loops] == [gone == 1, gone == 0]
+    assert handled == []
+    raise_term()
+    assert handled == [signal.SIGTERM]
+
+
+def test_a_handler_between_two_loops_stays(handled: list[int]) -> None:
+    mine: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    outer = Loop(range(3), max_epochs=1, signals=(signal.SIGTERM,))
+    for batch, _events in outer:
+        if batch == 1:
+            signal.signal(signal.SIGTERM, lambda number, _frame: mine.append(number))
+            for _ in Loop(range(3), max_epochs=1, signals=(signal.SIGTERM,)):
+                pass
+            raise_term()
+    raise_term()
+    signal.signal(signal.SIGTERM, before)
+    assert mine == [signal.SIGTERM] * 2
+    assert handled == []
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="it collects when it likes")
+def test_an_iterator_that_another_thread_frees_keeps_no_signal(handled: list[int]) -> None:
+    loop = Loop(range(9), max_epochs=1, signals=(signal.SIGTERM,))
+    kept = [iter(loop)]
+    next(kept[0])
+    thread = threading.Thread(target=kept.clear)
+    thread.start()
+    thread.join()
+    raise_term()
+    assert handled == [signal.SIGTERM]
+    assert not loop.stop_requested
+    for _ in loop:  # and from here on it is as ever
+        raise_term()
+        break
+    assert loop.stop_requested
+    raise_term()
+    assert handled == [signal.SIGTERM] * 2
+
+
+def test_an_older_iterator_does_not_keep_a_new_run_from_its_signals(handled: list[int]) -> None:
+    loop = Loop(range(9), max_epochs=1, signals=(signal.SIGTERM,))
+    older = iter(loop)
+    next(older)
+    loop.restart()
+    for _ in loop:
+        raise_term()
+        break
+    assert loop.stop_requested
+    assert handled == []
+    del older
+
+
+class FailsToClose:
+    def __iter__(self) -> Any:
+        return self.Batches()
+
+    class Batches:
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> int:
+            return 7
+
+        def close(self) -> None:
+            raise ConnectionError("the worker is dead")
+
+
+@pytest.mark.parametrize("leave", ["close", "restart"])
+def test_a_loader_that_fails_to_close_leaves_nothing_behind(handled: list[int], leave: str) -> None:
+    loop = Loop(FailsToClose(), max_steps=5, signals=(signal.SIGTERM,))
+    pairs = iter(loop)
+    next(pairs)
+    with pytest.raises(ConnectionError):
+        getattr(loop, leave)()
+    raise_term()
+    assert handled == [signal.SIGTERM]
+    if leave == "restart":
+        assert loop.global_step == -1
+        assert len(list(loop)) == 5
+    else:
+        with pytest.raises(LoopError, match="closed"):
+            iter(loop)
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="it collects when it likes")
+@pytest.mark.parametrize("function", ["hold", "_wait"])
+def test_an_interrupt_while_handlers_are_set_leaves_none(handled: list[int], function: str) -> None:
+    before = [signal.getsignal(number) for number in TERM_AND_INT]
+    struck = 0
+    for line in range(1, 15):
+        loop = Loop(range(9), max_epochs=1, signals=TERM_AND_INT)
+        with struck_at(function, line) as hit:
+            iter(loop)
+        struck += len(hit)
+        assert [signal.getsignal(number) for number in TERM_AND_INT] == before
+        for _ in loop:
+            raise_term()
+            break
+        assert loop.stop_requested
+        del _
+        assert [signal.getsignal(number) for number in TERM_AND_INT] == before
+    assert struck > 1
+
+
+@contextlib.contextmanager
+def struck_at(function: str, line: int) -> Iterator[list[int]]:
+    """Ctrl-C at so many lines below the beginning of a function, if it comes there."""
+    hit: list[int] = []
+
+    def strike(frame: Any, event: str, _argument: object) -> Any:
+        if frame.f_code.co_name != function or hit:
+            return None
+        if event == "line" and frame.f_lineno == frame.f_code.co_firstlineno + line:
+            hit.append(line)
+            raise KeyboardInterrupt
+        return strike
+
+    sys.settrace(strike)
+    try:
+        yield hit
+    except KeyboardInterrupt:
+        assert hit
+    finally:
+        sys.settrace(None)

@@ -329,3 +329,48 @@ def test_each_thread_goes_over_loops_of_its_own(enter: str) -> None:
 def test_the_compiled_core_needs_no_lock_for_all_threads() -> None:
     code = "import sys, dloop._core; sys.exit(sys._is_gil_enabled())"
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
+
+
+@by_entry
+def test_a_restart_that_fails_in_a_step_loses_nothing(enter: str) -> None:
+    def batches() -> Iterator[int]:
+        for number in range(9):
+            if number == 2 and not tried:
+                tried.append(number)
+                with pytest.raises(ValueError, match="already executing"):
+                    loop.restart()  # whose last act is to close this generator
+            yield number
+
+    tried: list[int] = []
+    loop = Loop(batches, max_epochs=1, dataloader_len=9)
+    with pytest.raises(LoopError, match="replaced"):
+        flat(ENTER[enter](loop))
+    assert tried
+    assert loop.global_step == -1
+    assert flat(ENTER[enter](loop)) == list(range(9))
+
+
+@by_entry
+@pytest.mark.parametrize(("part", "at"), [("next", 3), ("clock", 3), ("condition", 3)])
+def test_no_step_comes_after_a_close(part: str, at: int, enter: str) -> None:
+    asking = Asking(part, at)
+    loop = asking.loop()
+
+    def close() -> None:
+        with contextlib.suppress(ValueError):  # of the generator that is to close itself
+            loop.close()
+
+    asking.ask = close
+    steps = []
+    with pytest.raises(LoopError, match="closed"):
+        for batch, _events in ENTER[enter](loop):
+            steps.append(batch)
+            assert asking.asked < at
+
+
+@pytest.mark.parametrize("enter", list(ENTER))
+def test_an_iterator_of_no_loop_is_refused(core: str, enter: str) -> None:
+    kind = type(ENTER[enter](Loop([1], max_epochs=1)))
+    if core == "cython":
+        with pytest.raises(TypeError):
+            kind()
