@@ -36,16 +36,14 @@ def count(name: str, value: object, least: int = 1) -> int:
         TypeError: it is no whole number (nothing with `__index__`, or a bool).
         ValueError: it is below `least` or above 2**62.
     """
-    wanted = f"{name}={shown(value)}: pass a whole number from {least} to 2**62"
-    if isinstance(value, bool):
-        raise TypeError(wanted)
     try:
-        number = index(value)  # type: ignore[arg-type]
+        number = None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(wanted) from None
-    if not least <= number <= MOST:
-        raise ValueError(wanted)
-    return number
+        number = None
+    if number is not None and least <= number <= MOST:
+        return number
+    error = TypeError if number is None else ValueError
+    raise error(f"{name}={shown(value)}: pass a whole number from {least} to 2**62")
 
 
 def seconds(name: str, value: object, *, zero: bool = False) -> float:
@@ -55,14 +53,13 @@ def seconds(name: str, value: object, *, zero: bool = False) -> float:
         TypeError: it is no number (a bool and a str are none).
         ValueError: it is nan or infinite, negative, zero unless `zero`, or above 2**62 ns.
     """
-    sign = "0 or more" if zero else "above 0"
-    wanted = f"{name}={shown(value)}: pass a finite number of seconds, {sign}, at most 2**62 ns"
     number = _real(value)
-    if number is None:
-        raise TypeError(wanted)
-    if not 0 <= number <= MOST or (number == 0 and not zero) or nanoseconds(number) > MOST:
-        raise ValueError(wanted)
-    return number
+    in_range = number is not None and 0 <= number <= MOST and bool(number or zero)
+    if number is not None and in_range and nanoseconds(number) <= MOST:
+        return number
+    sign = "0 or more" if zero else "above 0"
+    error = TypeError if number is None else ValueError
+    raise error(f"{name}={shown(value)}: pass a finite number of seconds, {sign}, at most 2**62 ns")
 
 
 def nanoseconds(seconds: float) -> int:
@@ -130,11 +127,11 @@ def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
         except StopIteration as exception:
             raise not_stop(exception) from exception
         number = _real(value)
-        wanted = f"clock() returned {shown(value)}: it has to return a finite number of seconds"
-        if number is None:
-            raise TypeError(wanted)
-        if not -MOST < number < MOST or not -MOST < nanoseconds(number) < MOST:
-            raise ValueError(wanted)
+        if number is None or not -MOST < number < MOST or not -MOST < nanoseconds(number) < MOST:
+            error = TypeError if number is None else ValueError
+            raise error(
+                f"clock() returned {shown(value)}: it has to return a finite number of seconds"
+            )
         latest = max(latest, nanoseconds(number))
         return latest
 

@@ -197,11 +197,12 @@ def _checked_events(
 
 
 def _check_one_limit(**limits: object) -> None:
-    given = [f"{name}={checks.shown(value)}" for name, value in limits.items() if value is not None]
+    given = [(name, value) for name, value in limits.items() if value is not None]
     if len(given) != 1:
+        got = ", ".join([f"{name}={checks.shown(value)}" for name, value in given])
         raise ValueError(
             "exactly one stopping condition is needed: max_epochs, max_steps or max_seconds; "
-            f"got {', '.join(given) or 'none'}"
+            f"got {got or 'none'}"
         )
 
 

@@ -368,7 +368,7 @@ def _resumed_at(loader: Any, resumed: dict[str, Any] | None) -> tuple[list[Any],
     if resumed is not None and _keeps_state(loader):
         loader.load_state_dict(resumed["state"])
     batches: Any = iter(loader)
-    owner: Any = _owner_of_state(loader, batches)
+    owner: Any = None if resumed is None else _owner_of_state(loader, batches)
     if resumed is None or owner is None:
         return [], batches
     if owner is batches:
