@@ -80,9 +80,13 @@ def a_run(
     stops: Iterable[int] = (),
     *,
     step_done: bool = True,
+    closed: bool = False,
     **arguments: Any,
 ) -> list[Step]:
-    """The steps of a run that is left after each of `stops` and goes on with all built anew."""
+    """The steps of a run that is left after each of `stops` and goes on with all built anew.
+
+    Its state is taken in the body, or once the loop is `closed`.
+    """
     steps: list[Step] = []
     state = None
     for stop in [*stops, None]:
@@ -95,8 +99,11 @@ def a_run(
                 counters = at.epoch, at.global_step, at.epoch_step
                 steps.append(Step(plain(batch), *counters, frozenset(events)))
                 if len(steps) == stop:
-                    state = stored(loop.state_dict(step_done=step_done), loader)
+                    if not closed:
+                        state = stored(loop.state_dict(step_done=step_done), loader)
                     break
+        if closed:
+            state = stored(loop.state_dict(step_done=step_done), loader)
         if stop is not None:
             assert len(steps) == stop, "the run ended before it was to be interrupted"
             if not step_done:
@@ -207,6 +214,18 @@ def test_a_step_that_was_not_done_comes_again(
     whole = a_run(loader, tmp_path, lookahead=lookahead)
     stops = INTERRUPTIONS[where](len(by_epoch(whole)[0]))
     assert a_run(loader, tmp_path, stops, step_done=False, lookahead=lookahead) == whole
+
+
+@pytest.mark.parametrize("step_done", [True, False])
+@pytest.mark.parametrize("where", ["within an epoch", "at the epochs' ends"])
+@pytest.mark.parametrize(("loader", "lookahead"), cases(LIGHT))
+def test_the_state_of_a_loop_that_was_closed(
+    loader: Loader, lookahead: bool | None, where: str, step_done: bool, tmp_path: Path
+) -> None:
+    whole = a_run(loader, tmp_path, lookahead=lookahead)
+    stops = INTERRUPTIONS[where](len(by_epoch(whole)[0]))
+    found = a_run(loader, tmp_path, stops, step_done=step_done, closed=True, lookahead=lookahead)
+    assert found == whole
 
 
 @pytest.mark.parametrize(("loader", "lookahead"), cases(LIGHT))
