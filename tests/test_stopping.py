@@ -670,6 +670,7 @@ def test_loops_that_do_not_end_in_the_order_of_beginning(handled: list[int]) -> 
     for _pairs in zip(first, second):
         assert signal.getsignal(signal.SIGTERM) not in before
     del _pairs
+    collect()
     assert [signal.getsignal(number) for number in TERM_AND_INT] == before
     raise_term()
     assert handled == [signal.SIGTERM]
@@ -686,7 +687,7 @@ def test_a_loop_that_ends_lets_the_other_one_have_the_signal(
     del iterator
     gone = 0 if outer_first else 1
     del iterators[gone]
-    gc.collect()
+    collect()
     raise_term()
     assert [loop.stop_requested for loop in loops] == [gone == 1, gone == 0]
     assert handled == []
@@ -703,7 +704,9 @@ def test_a_handler_between_two_loops_stays(handled: list[int]) -> None:
             signal.signal(signal.SIGTERM, lambda number, _frame: mine.append(number))
             for _ in Loop(range(3), max_epochs=1, signals=(signal.SIGTERM,)):
                 pass
+            collect()
             raise_term()
+    collect()
     raise_term()
     signal.signal(signal.SIGTERM, before)
     assert mine == [signal.SIGTERM] * 2
@@ -807,10 +810,11 @@ def struck_at(function: str, line: int) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         return strike
 
+    before = sys.gettrace()
     sys.settrace(strike)
     try:
         yield hit
     except KeyboardInterrupt:
         assert hit
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
