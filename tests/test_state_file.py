@@ -327,8 +327,10 @@ def test_processes_that_save_to_one_file_leave_a_whole_one(core: str, tmp_path: 
     while any(writer.poll() is None for writer in writers):
         if path.exists():
             seen.add(json.loads(path.read_text())["steps"])
-    for writer in writers:
-        assert writer.communicate() == ("399\n", "")
+    said = [writer.communicate() for writer in writers]
+    assert [(writer.returncode, *each) for writer, each in zip(writers, said)] == [
+        (0, "399\n", errors) for _, errors in said
+    ]
     assert len(seen) > 10
     assert os.listdir(tmp_path) == ["state.json"]
 
