@@ -315,7 +315,7 @@ def test_a_handler_may_save_in_the_midst_of_saving(
 def test_processes_that_save_to_one_file_leave_a_whole_one(core: str, tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     code = f"""
-        loop = Loop(range(400), {{"e" * 9 + str(n): Event(at_step=n) for n in range(300)}},
+        loop = Loop(range(150), {{"e" * 9 + str(n): Event(at_step=n) for n in range(300)}},
                     max_epochs=1, state_file=None)
         loop._state_file = {str(path)!r}
         for _ in loop:
@@ -329,7 +329,7 @@ def test_processes_that_save_to_one_file_leave_a_whole_one(core: str, tmp_path: 
             seen.add(json.loads(path.read_text())["steps"])
     said = [writer.communicate() for writer in writers]
     assert [(writer.returncode, *each) for writer, each in zip(writers, said)] == [
-        (0, "399\n", errors) for _, errors in said
+        (0, "149\n", errors) for _, errors in said
     ]
     assert len(seen) > 10
     assert os.listdir(tmp_path) == ["state.json"]
