@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import subprocess
 import sys
 import sysconfig
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -366,6 +368,31 @@ def test_no_step_comes_after_a_close(part: str, at: int, enter: str) -> None:
         for batch, _events in ENTER[enter](loop):
             steps.append(batch)
             assert asking.asked < at
+
+
+@by_entry
+def test_a_batch_that_comes_when_the_loop_was_closed_is_let_go(enter: str) -> None:
+    class Batch:
+        def __init__(self) -> None:
+            made.append(ref(self))
+
+    class Batches:
+        def __iter__(self) -> Iterator[Batch]:
+            return self
+
+        def __next__(self) -> Batch:
+            if len(made) == 5:
+                loop.close()
+            return Batch()
+
+    made: list[ref[Batch]] = []
+    loop = Loop(Batches(), max_steps=99)
+    with contextlib.suppress(LoopError):
+        for _ in ENTER[enter](loop):
+            del _
+    assert len(made) == 6
+    gc.collect()
+    assert made[-1]() is None
 
 
 @pytest.mark.parametrize("enter", list(ENTER))
