@@ -35,6 +35,12 @@ ROUNDS = [
         "--ignore=tests/test_release.py",
     ],
 ]
+NEAREST = {  # of faults outside the cores: what is tried before that
+    "dloop/loop.py": ["tests/test_exceptions.py", "tests/test_resume.py"],
+    "dloop/signals.py": ["tests/test_stopping.py"],
+    "dloop/source.py": ["tests/test_source.py", "tests/test_resume.py"],
+    "dloop/state.py": ["tests/test_state_file.py"],
+}
 HANGS = 200
 """Seconds, after which a run is taken to hang."""
 
@@ -587,7 +593,8 @@ def caught_by(core: str, fault: Fault, folder: Path) -> str:
     if not where.startswith(str(copy)):
         raise SystemExit(f"{fault.name}: the tests would run {where}, not the copy")
     try:
-        for tests in ROUNDS:
+        nearest = [NEAREST[fault.file]] if fault.file in NEAREST else []
+        for tests in [*nearest, *ROUNDS]:
             done = run(copy, *PYTEST, *tests, DLOOP_TEST_CORES=core, DLOOP_BACKEND=core)
             if done.returncode:
                 return failure(fault, done)
