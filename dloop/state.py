@@ -196,7 +196,7 @@ def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
                 os.fsync(file.fileno())
             os.replace(draft, path)
         except BaseException:
-            if os.path.exists(draft):
+            with suppress(FileNotFoundError):
                 os.unlink(draft)
             raise
     _sync_folder(os.path.dirname(path))

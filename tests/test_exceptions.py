@@ -553,6 +553,17 @@ def test_an_error_of_saving_tells_of_what_was_to_be_saved_after() -> None:
     assert causes(caught.value) == ["the disk is full", "'of its own'", "first"]
 
 
+def test_an_error_that_the_body_raises_itself_is_not_told_twice() -> None:
+    with pytest.raises(BatchError) as caught, as_events(range(9)) as loop:
+        for batch, _events in loop:
+            if batch is None:
+                assert loop.exception is not None
+                raise loop.exception
+            with loop.guard():
+                raise BatchError("first")
+    assert causes(caught.value) == ["first"]
+
+
 @pytest.mark.parametrize("leave", ["close", "restart"])
 def test_a_guard_lets_pass_what_no_step_would_tell_of(leave: str) -> None:
     loop = as_events(range(9))

@@ -312,6 +312,28 @@ def test_a_handler_may_save_in_the_midst_of_saving(
 
 
 @needs_posix
+def test_a_writer_that_has_waited_takes_a_draft_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    path = tmp_path / "state.json"
+    lock = fcntl.flock
+    waits = iter((True, False))
+
+    def wait(descriptor: int, operation: int) -> None:
+        if next(waits):  # the other one puts its draft in its place meanwhile
+            (tmp_path / ".state.json.draft").replace(path)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", wait)
+    save_after(path, 5)
+    assert next(waits, None) is None
+    assert make(path).global_step == 4
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+@needs_posix
 def test_processes_that_save_to_one_file_leave_a_whole_one(core: str, tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     code = f"""

@@ -169,6 +169,28 @@ def test_an_interrupted_step_lets_the_next_one_be_made(part: str, enter: str) ->
     assert batches == [*range(6), *range(6)]
 
 
+@by_entry
+def test_an_iterator_that_was_interrupted_is_refused_in_a_step_too(enter: str) -> None:
+    def strike() -> None:
+        asking.ask, asking.at = ask, 3
+        raise KeyboardInterrupt
+
+    def ask() -> None:
+        with pytest.raises(LoopError, match="this loop is in use"):
+            next(pairs)
+
+    asking = Asking("condition", 2)
+    asking.ask = strike
+    pairs = ENTER[enter](asking.loop())
+    batches = []
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            batches += flat([next(pairs)])
+    batches += flat(pairs)
+    assert batches == [*range(6), *range(6)]
+    assert asking.asked > 3
+
+
 # ---------------------------------------------------------------------------------------- threads
 
 
