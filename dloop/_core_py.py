@@ -751,11 +751,9 @@ class Core:
 
     def _again(self, turn: Turn) -> Pair:
         """What an iterator gives whose `_walk` is over: mostly its end."""
-        self._refuse(turn)
+        self._begin(turn)
         if self.owed is not None:
             return self._tell()
-        if self.entered:
-            raise errors.in_use()
         try:
             self.entered = True
             for pair in self._walk(turn):
@@ -768,11 +766,9 @@ class Core:
 
     def _next_list(self, turn: Turn, sizes: Sizes) -> Pair:
         """A list of batches and the events at its last; MISSING when the run is over."""
-        self._refuse(turn)
+        self._begin(turn)
         if self.owed is not None:
             return self._tell()
-        if self.entered:
-            raise errors.in_use()
         try:
             self.entered = True
             size = self._gather(sizes)
@@ -816,6 +812,12 @@ class Core:
         """
         walk = None if walking is None else walking()
         return self.entered or (walk is not None and walk.gi_running)
+
+    def _begin(self, turn: Turn) -> None:
+        """Raise where `turn` gives no right to make a step, or one is being made."""
+        self._refuse(turn)
+        if self.entered:
+            raise errors.in_use()
 
     def _refuse(self, turn: Turn) -> None:
         """Raise where `turn` gives no right to go on."""

@@ -13,9 +13,7 @@ from .events import Event, LoopEvents
 
 try:
     import fcntl
-except (
-    ImportError
-):  # pragma: no cover (Windows, which replaces no file that another writer has open)
+except ImportError:  # pragma: no cover (Windows, where a file that is open is not replaced)
     fcntl = None  # type: ignore[assignment]
 
 TYPE_CHECKING = False
