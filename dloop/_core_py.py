@@ -751,38 +751,40 @@ class Core:
 
     def _again(self, turn: Turn) -> Pair:
         """What an iterator gives whose `_walk` is over: mostly its end."""
-        self._begin(turn)
-        if self.owed is not None:
-            return self._tell()
+        if self.entered:  # from here to the next line is no call, in which threads could change
+            raise errors.in_use()
         try:
             self.entered = True
-            for pair in self._walk(turn):
-                return pair
+            self._refuse(turn)
+            if self.owed is None:
+                for pair in self._walk(turn):
+                    return pair
+            return self._tell() if self.owed is not None else MISSING
         finally:
             self.entered = False
-        if self.owed is not None:
-            return self._tell()
-        return MISSING  # type: ignore[no-any-return]
 
     def _next_list(self, turn: Turn, sizes: Sizes) -> Pair:
         """A list of batches and the events at its last; MISSING when the run is over."""
-        self._begin(turn)
-        if self.owed is not None:
-            return self._tell()
+        if self.entered:
+            raise errors.in_use()
         try:
             self.entered = True
-            size = self._gather(sizes)
-            if not size:
-                return self._tell() if self.owed is not None else MISSING  # type: ignore[no-any-return]
-            events = self._pass_on(size - 1, size < len(self.gathered))
-            turn.size = size
-            batches: Any
-            batches, self.gathered = self.gathered[:size], self.gathered[size:]
-            # without a name for the list: an error that was met keeps this frame alive
-            return batches, (batches := QUIET) or events
-        except BaseException as exception:
-            self._fail(exception)
-            raise
+            self._refuse(turn)
+            if self.owed is not None:
+                return self._tell()
+            try:
+                size = self._gather(sizes)
+                if not size:
+                    return self._tell() if self.owed is not None else MISSING  # type: ignore[no-any-return]
+                events = self._pass_on(size - 1, size < len(self.gathered))
+                turn.size = size
+                batches: Any
+                batches, self.gathered = self.gathered[:size], self.gathered[size:]
+                # without a name for the list: an error that was met keeps this frame alive
+                return batches, (batches := QUIET) or events
+            except BaseException as exception:
+                self._fail(exception)
+                raise
         finally:
             self.entered = False
 
@@ -812,12 +814,6 @@ class Core:
         """
         walk = None if walking is None else walking()
         return self.entered or (walk is not None and walk.gi_running)
-
-    def _begin(self, turn: Turn) -> None:
-        """Raise where `turn` gives no right to make a step, or one is being made."""
-        self._refuse(turn)
-        if self.entered:
-            raise errors.in_use()
 
     def _refuse(self, turn: Turn) -> None:
         """Raise where `turn` gives no right to go on."""
