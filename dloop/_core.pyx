@@ -881,11 +881,9 @@ cdef class Core:
         return 0
 
     cdef Turn _enter(self):
-        self._refuse(self.turn)
+        self._begin(self.turn)
         if self.training_end or self.finished:
             raise errors.finished()
-        if self.entered:
-            raise errors.in_use()
         return self._change_turns()
 
     cdef Turn _change_turns(self):
@@ -895,9 +893,9 @@ cdef class Core:
 
     cdef inline int _begin(self, Turn turn) except -1:
         """Raise where `turn` gives no right to make a step, or one is being made."""
+        self._refuse(turn)
         if self.entered:
             raise errors.in_use()
-        self._refuse(turn)
         return 0
 
     cdef int _refuse(self, Turn turn) except -1:

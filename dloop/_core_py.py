@@ -392,7 +392,6 @@ class Core:
         "draws_from",
         "ended",
         "ends_at",
-        "entered",
         "entering",
         "epoch",
         "epoch_end",
@@ -412,6 +411,7 @@ class Core:
         "lone",
         "looks_from",
         "lost",
+        "making",
         "max_epochs",
         "max_time",
         "next_reading",
@@ -474,7 +474,7 @@ class Core:
         self.stop_bits = NOTHING
         self.finished = False
         self.closed = False
-        self.entered = False  # a step is being made: what it calls may not ask for another
+        self.making: object = None  # a step that is: what it calls may not ask for another
         self.entering = RLock()
         self.walking: ref[Any] | None = None  # the latest `_walk`
 
@@ -751,25 +751,22 @@ class Core:
 
     def _again(self, turn: Turn) -> Pair:
         """What an iterator gives whose `_walk` is over: mostly its end."""
-        if self.entered:  # from here to the next line is no call, in which threads could change
-            raise errors.in_use()
+        mark = object()
         try:
-            self.entered = True
-            self._refuse(turn)
+            self._begin(turn, mark)
             if self.owed is None:
                 for pair in self._walk(turn):
                     return pair
             return self._tell() if self.owed is not None else MISSING
         finally:
-            self.entered = False
+            if self.making is mark:
+                self.making = None
 
     def _next_list(self, turn: Turn, sizes: Sizes) -> Pair:
         """A list of batches and the events at its last; MISSING when the run is over."""
-        if self.entered:
-            raise errors.in_use()
+        mark = object()
         try:
-            self.entered = True
-            self._refuse(turn)
+            self._begin(turn, mark)
             if self.owed is not None:
                 return self._tell()
             try:
@@ -786,7 +783,8 @@ class Core:
                 self._fail(exception)
                 raise
         finally:
-            self.entered = False
+            if self.making is mark:
+                self.making = None
 
     def _enter(self, turn: Turn, walking: ref[Any] | None) -> None:
         """Let it be the turn of another iterator, unless the one before is making a step."""
@@ -813,7 +811,15 @@ class Core:
         What a generator calls cannot resume it: that raises ValueError.
         """
         walk = None if walking is None else walking()
-        return self.entered or (walk is not None and walk.gi_running)
+        return self.making is not None or (walk is not None and walk.gi_running)
+
+    def _begin(self, turn: Turn, mark: object) -> None:
+        """Let `mark` be the step that is made; raise where another is, or `turn` gives no right."""
+        with self.entering:
+            self._refuse(turn)
+            if self.making is not None:
+                raise errors.in_use()
+            self.making = mark
 
     def _refuse(self, turn: Turn) -> None:
         """Raise where `turn` gives no right to go on."""

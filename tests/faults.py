@@ -301,38 +301,19 @@ FAULTS = [
         "        self.turn.ask_attention()\n        self.turn = ",
         "        self.turn = ",
     ),
+    Fault("a step asks for another", "raise errors.in_use()", "pass", ("cython",)),
+    Fault("a step asks for another", "if self.making is not None:", "if False:", ("python",)),
     Fault(
-        "a step asks for another",
-        "raise errors.in_use()\n        self._refuse(turn)",
-        "pass\n        self._refuse(turn)",
-        ("cython",),
-    ),
-    Fault(
-        "a step asks for another, of a list",
-        "raise errors.in_use()\n        try:\n            self.entered = True\n"
-        "            self._refuse(turn)\n            if self.owed is not None",
-        "pass\n        try:\n            self.entered = True\n"
-        "            self._refuse(turn)\n            if self.owed is not None",
-        ("python",),
-    ),
-    Fault(
-        "threads change before a list is marked as being made",
-        "self.entered = True\n            self._refuse(turn)\n            if self.owed is not None",
-        "self._refuse(turn)\n            self.entered = True\n            if self.owed is not None",
+        "threads change before a step is marked",
+        "with self.entering:\n            self._refuse(turn)\n            if self.making is not"
+        " None:\n                raise errors.in_use()\n",
+        "if True:\n            if self.making is not None:\n                raise errors.in_use()\n"
+        "            self._refuse(turn)\n",
         ("python",),
     ),
     Fault("a step enters the loop", "if self._makes_step(before[1]):", "if False:", ("python",)),
     Fault(
-        "a step enters the loop",
-        "raise errors.in_use()\n        return",
-        "pass\n        return",
-        ("cython",),
-    ),
-    Fault(
-        "a list that is made lets the loop be entered",
-        "self.entered = True\n            self._refuse(turn)\n            if self.owed is not None",
-        "self._refuse(turn)\n            if self.owed is not None",
-        ("python",),
+        "a list that is made lets the loop be entered", "self.making = mark", "pass", ("python",)
     ),
     Fault(
         "a loop goes on while its state is taken",
