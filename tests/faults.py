@@ -435,7 +435,7 @@ FAULTS = [
         "            return 1\n        return fitting",
         "            pass\n        return fitting",
     ),
-    Fault("an error is told twice", "self.told = True", "pass"),
+    Fault("an error comes without its event", "if not self.told:", "if False:"),
     Fault(
         "windows forget what was before",
         "events.before\n            if last",
