@@ -474,7 +474,7 @@ class Core:
         self.stop_bits = NOTHING
         self.finished = False
         self.closed = False
-        self.making: object = None  # a step that is: what it calls may not ask for another
+        self.making: object = None  # the mark of a step in the making; it may not ask for another
         self.entering = RLock()
         self.walking: ref[Any] | None = None  # the latest `_walk`
 

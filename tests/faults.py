@@ -45,7 +45,7 @@ NEAREST = {  # of faults outside the cores: what is tried before that
     "dloop/state.py": tests_of(["state_file"]),
 }
 HANGS = 150
-"""Seconds, after which a round is taken to hang: several times what the longest takes."""
+"""Seconds, after which a round is taken to hang; the longest takes about 50."""
 
 OPEN = """            if self.batches is None:
                 self._open_epoch()
