@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -42,3 +44,15 @@ def core(request: pytest.FixtureRequest) -> Iterator[str | None]:
         return
     with use_core(name):
         yield name
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """On PyPy no machine code is made: it would keep objects from being collected."""
+    if sys.implementation.name != "pypy":
+        yield
+        return
+    compiler = importlib.import_module("pypyjit")
+    compiler.set_param(threshold=-1, function_threshold=-1, trace_eagerness=-1)
+    yield
+    compiler.set_param("default")

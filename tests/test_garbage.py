@@ -19,6 +19,7 @@ import pytest
 from cores import CORES
 from dloop import Event, Loop, LoopEvents, LoopState
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
 CPYTHON = sys.implementation.name == "cpython"
 
 

@@ -199,7 +199,7 @@ def collect() -> None:
 
 
 @pytest.fixture
-def handled() -> Iterator[list[int]]:
+def handled(uncompiled: None) -> Iterator[list[int]]:
     """What a handler that was there before was called with."""
     calls: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _frame: calls.append(number))

@@ -393,6 +393,7 @@ def test_no_step_comes_after_a_close(part: str, at: int, enter: str) -> None:
             assert asking.asked < at
 
 
+@pytest.mark.usefixtures("uncompiled")
 @by_entry
 def test_a_batch_that_comes_when_the_loop_was_closed_is_let_go(enter: str) -> None:
     class Batch:
