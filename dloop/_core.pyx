@@ -755,20 +755,22 @@ cdef class Core:
     def state(self):
         """The LoopState of the latest step, the same object while that step lasts."""
         cdef int64_t now
-        if self.latest is None or self.latest.global_step != self.step:
+        cdef LoopState latest = self.latest
+        cdef int64_t step = self.step
+        if latest is None or latest.global_step != step:
             now = self.clock.saved
             if self.started:
                 now = self._handed_over_at() if self.timed else -1
-            self.latest = make_state(
+            self.latest = latest = make_state(
                 self.epoch,
-                self.step,
-                self.step - self.epoch_start,
+                step,
+                step - self.epoch_start,
                 self.epoch_end,
                 self.training_end,
                 now,
                 self.clock,
             )
-        return self.latest
+        return latest
 
     cdef int64_t _handed_over_at(self) noexcept:
         """The training time of the latest step, also where the next one failed after it read."""

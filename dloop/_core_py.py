@@ -631,20 +631,22 @@ class Core:
     @property
     def state(self) -> LoopState:
         """The LoopState of the latest step, the same object while that step lasts."""
-        if self.latest is None or self.latest.global_step != self.step:
+        latest = self.latest
+        step = self.step  # first: what else tells of a step is set before it, in any thread
+        if latest is None or latest.global_step != step:
             now = self.clock.saved
             if self.started:
                 now = self._handed_over_at() if self.timed else -1
-            self.latest = LoopState(
+            self.latest = latest = LoopState(
                 self.epoch,
-                self.step,
-                self.step - self.epoch_start,
+                step,
+                step - self.epoch_start,
                 self.epoch_end,
                 self.training_end,
                 now,
                 self.clock,
             )
-        return self.latest
+        return latest
 
     def _handed_over_at(self) -> int:
         """The training time of the latest step, also where the next one failed after it read."""

@@ -202,6 +202,18 @@ FAULTS = [
     Fault("steps_done is the step", "self.global_step + 1", "self.global_step", ("cython",)),
     Fault("the conditions' state is not the step's", "self.latest = state", "self.latest = None"),
     Fault(
+        "a look takes the state of another step",
+        "return latest\n",
+        "return self.latest\n",
+        ("python",),
+    ),
+    Fault(
+        "a look mixes two steps",
+        "                step,\n                step - self.epoch_start,",
+        "                self.step,\n                self.step - self.epoch_start,",
+        ("python",),
+    ),
+    Fault(
         "a | TRAINING_END loses its second half", "plan.on_training_end", "plan.on_training_end & 2"
     ),
     Fault(

@@ -9,13 +9,14 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 from weakref import ref
 
 import pytest
 
-from dloop import Event, Loop, LoopError, LoopEvents
+from dloop import Event, Loop, LoopError, LoopEvents, LoopState
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
@@ -313,6 +314,64 @@ def test_a_loop_may_be_looked_at_and_stopped_from_other_threads(enter: str) -> N
 
     together(work)
     assert loop.stop_reason == "stop"
+
+
+def facts(state: LoopState) -> tuple[object, ...]:
+    return state.epoch, state.global_step, state.epoch_step, state.epoch_end, state.training_end
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("events", ["quiet", "events"])
+@by_entry
+def test_a_look_from_another_thread_changes_no_state(
+    core: str, enter: str, events: str, taken: int
+) -> None:
+    if core == "cython":
+        pytest.skip("one lock covers a step and a look")
+
+    def make() -> tuple[Loop[Any], Iterator[Any]]:
+        loop = Loop(range(4), EVENTS[events], max_epochs=3)
+        pairs = ENTER[enter](loop)
+        for _ in range(taken):
+            next(pairs)
+        return loop, pairs
+
+    loop, pairs = make()
+    before = loop.global_step
+    next(pairs)
+    right = facts(loop.state)
+    stepped = 0
+    for line in range(30):
+        loop, pairs = make()
+        with called_at_line_of_state(line, partial(next, pairs)):
+            state = loop.state
+        assert state.global_step in (before, loop.global_step)
+        stepped += loop.global_step > before
+        if loop.global_step == before:
+            next(pairs)
+        assert facts(loop.state) == right
+    assert stepped >= 2
+
+
+@contextlib.contextmanager
+def called_at_line_of_state(line: int, function: Callable[[], object]) -> Iterator[None]:
+    """Call `function` once, so many lines into the look at a core's state, if it comes there."""
+    left = [function]
+
+    def trace(frame: Any, event: str, _argument: object) -> Any:
+        code = frame.f_code
+        if code.co_name != "state" or "_core_py" not in code.co_filename:
+            return None
+        if event == "line" and frame.f_lineno == code.co_firstlineno + line and left:
+            left.pop()()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 @by_entry
