@@ -1,26 +1,26 @@
 # cython: language_level=3, cdivision=True, binding=False, auto_pickle=False
 # cython: freethreading_compatible=True
-"""One step: counters, triggers, bitmask. The compiled core; `_core_py.py` is the same in Python.
+"""The steps between decisions, compiled; `_core_py.py` is the same in Python.
 
-The core knows ints, bits and callables. It keeps the number of the last step at which nothing can
-be due, `quiet_until`, and up to there a step is a batch, an increment and a pair. Every other step
-goes through `_take` (get its batch) and `_hand_over` (find what is due). A list of batches goes
-through `_gather` (get them) and, for its last, `_hand_over`.
+In most steps only step triggers, the clock and conditions can have a say. The stepper makes these
+on its own, up to the step that `Token.until` names; every other step is a decision of `run.py`. Up
+to `Token.quiet_until` nothing is due: such a step is a fetch, an increment and a pair.
+
+The core knows ints, bits and callables. Each event has a place, and its bit is `1 << place`.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from cpython.set cimport PySet_Contains, PySet_GET_SIZE
 from cpython.time cimport PyTime_PerfCounterRaw
 from cython cimport critical_section, freelist
-from libc.stdint cimport INT64_MAX, int64_t
-from libc.string cimport memset
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
 from . import errors
+from .missing import MISSING as _MISSING
 
 cdef extern from "Python.h":
     ctypedef PyObject *(*iternextfunc)(PyObject *)
@@ -64,9 +64,12 @@ cdef extern from *:
 
 cdef int64_t NEVER = INT64_MAX
 cdef int64_t LONGEST = (<int64_t>1 << 62) - 1  # the training time at which it stands still, in ns
-cdef int64_t UNREAD = -INT64_MAX
 # How far the coarse clock may be behind, in ns, with plenty to spare
 cdef int64_t BEHIND = 4 * min(coarse_resolution(), NEVER >> 3)
+cdef object MISSING = _MISSING
+cdef int MOST_SETS = 4096  # how many event sets are kept ready
+cdef int FIRST = 12  # how many names are compared by identity
+cdef int WORD = 64  # how many places have their bits in a word
 
 
 cdef class NoEvents(frozenset):
@@ -83,17 +86,18 @@ cdef class NoEvents(frozenset):
 
 
 cdef class EventSet(frozenset):
-    """The events of a step on which something is due.
+    """The events of a step at which something is due.
 
-    Asked for a name that has none of the `places`, it calls `on_unknown(name)`.
+    Asked for a name that the loop does not know, it calls `on_unknown(name)`.
     """
 
-    cdef dict _places  # None in a set that somebody else made
+    cdef dict _places  # of all names that are known; None in a set that somebody else made
     cdef tuple _first  # the names at the first places
-    cdef bytes _bits
+    cdef uint64_t _bits  # of the places that fit into a word
     cdef object _on_unknown
     cdef int64_t last  # the latest step with these events, -1 if there was none
     cdef int64_t before  # and the one before it
+    cdef bint counted  # whether `EventSets.last_steps` has yet to look at it
 
     def __cinit__(self, names=()):
         self.last = self.before = -1
@@ -106,14 +110,15 @@ cdef class EventSet(frozenset):
         for place in range(PyTuple_GET_SIZE(self._first)):
             # mostly it is the very object that the loop was given: no need to hash it
             if <PyObject *>name is PyTuple_GET_ITEM(self._first, place):
-                break
-        else:
-            known = PyDict_GetItemWithError(self._places, name)
-            if known is NULL:
-                self._on_unknown(name)
-                return False
-            place = <object>known
-        return (PyBytes_AS_STRING(self._bits)[place >> 3] >> (place & 7)) & 1
+                return (self._bits >> place) & 1
+        known = PyDict_GetItemWithError(self._places, name)
+        if known is NULL:
+            self._on_unknown(name)
+            return False
+        place = <object>known
+        if place < WORD:
+            return (self._bits >> place) & 1
+        return PySet_Contains(self, name)
 
     def __repr__(self):
         return f"EventSet({set(self)!r})"
@@ -122,33 +127,103 @@ cdef class EventSet(frozenset):
         return frozenset, (list(self),)
 
 
-def make_event_set(list names, dict places, tuple first, on_unknown, bits):
-    """The EventSet of those `names` whose bits are given.
-
-    All names have `places`; `first` are those at the first of them.
-    """
-    cdef Py_ssize_t size = len(names) // 8 + 1
-    cdef Py_ssize_t place
-    cdef bytes flags = PyBytes_FromStringAndSize(NULL, size)
-    cdef char *octets = PyBytes_AS_STRING(flags)
-    memset(octets, 0, size)
-    due = []
-    while bits:
-        place = bits.bit_length() - 1
-        due.append(names[place])
-        octets[place >> 3] |= 1 << (place & 7)
-        bits ^= <object>1 << place
-    cdef EventSet events = EventSet.__new__(EventSet, due)
-    events._places = places
-    events._first = first
-    events._bits = flags
-    events._on_unknown = on_unknown
-    return events
-
-
 cdef NoEvents QUIET = NoEvents()
-cdef object MISSING = object()
-cdef object NOTHING = 0  # the bits of no event
+
+
+cdef class EventSets:
+    """The event sets of a run, each made when it is first needed, and when names were last due.
+
+    Args:
+        names: the names of all events, by place.
+        places: the place of each name.
+        on_unknown: called with a name that a set is asked for and that is none of these.
+    """
+
+    cdef list _names
+    cdef dict _places
+    cdef tuple _first
+    cdef object _on_unknown
+    cdef dict _sets
+    cdef list _recent  # those that were due since `last_steps` looked
+    cdef dict _last_steps
+
+    def __init__(self, list names, dict places, on_unknown):
+        self._names = names
+        self._places = places
+        self._first = tuple(names[:FIRST])
+        self._on_unknown = on_unknown
+        self._sets = {0: QUIET}
+        self._recent = []
+        self._last_steps = {}
+
+    cpdef object of(self, bits, int64_t step):
+        """The set of the names whose bits are given, for the step after `step`."""
+        events = self._sets.get(bits)
+        if events is None:
+            if len(self._sets) >= MOST_SETS:
+                self.last_steps(step, False)
+                self._sets = {0: QUIET}
+            events = self._sets[bits] = self.make(bits)
+        return events
+
+    cdef EventSet make(self, bits):
+        """A new set of the names whose bits are given."""
+        cdef Py_ssize_t place
+        cdef uint64_t word = <object>bits & <object>0xFFFFFFFFFFFFFFFF
+        due = []
+        while bits:
+            place = bits.bit_length() - 1
+            due.append(self._names[place])
+            bits ^= <object>1 << place
+        cdef EventSet events = EventSet.__new__(EventSet, due)
+        events._places = self._places
+        events._first = self._first
+        events._bits = word
+        events._on_unknown = self._on_unknown
+        return events
+
+    cpdef object mark(self, events, int64_t step):
+        """Note that `step` has these events."""
+        if events is not QUIET:
+            self.mark_set(<EventSet>events, step)
+
+    cdef inline int mark_set(self, EventSet events, int64_t step) except -1:
+        if not events.counted:
+            self._recent.append(events)
+            events.counted = True
+        if events.last != step:
+            events.before = events.last
+            events.last = step
+        return 0
+
+    cpdef dict last_steps(self, int64_t step, bint done):
+        """By name, the latest step before `step` at which it was due; `step` too, if it is `done`.
+
+        `step` is the latest one that was handed over.
+        """
+        cdef EventSet events
+        cdef int64_t last
+        cdef dict steps = self._last_steps
+        cdef list still_recent = []
+        for events in self._recent:
+            last = events.last
+            if last >= step:
+                still_recent.append(events)
+                last = events.before
+            else:
+                events.counted = False
+            if last >= 0:
+                for name in events:
+                    if steps.get(name, -1) < last:
+                        steps[name] = last
+        self._recent = still_recent
+        if not done:
+            return steps
+        latest = dict(steps)
+        for events in still_recent:
+            if events.last == step:
+                latest.update(dict.fromkeys(events, step))
+        return latest
 
 
 cdef class Clock:
@@ -156,28 +231,45 @@ cdef class Clock:
 
     cdef object _tick
     cdef readonly int64_t saved
+    cdef readonly bint ticking  # whether it was started
     cdef readonly int64_t started
-    cdef int64_t last
+    cdef public int64_t last  # the reading of the latest step, where steps need one
 
     def __init__(self, tick, int64_t saved):
         self._tick = tick
         self.saved = saved
+        self.ticking = False
         self.started = 0
         self.last = 0
 
-    cdef inline int64_t tick(self) except? -1:
+    cdef inline int64_t read(self) except? -1:
         if self._tick is None:
             return PyTime_PerfCounterRaw()
         return self._tick()
 
-    cdef int start(self) except -1:
-        self.started = self.last = self.tick()
-        return 0
+    def tick(self):
+        """A reading."""
+        return self.read()
 
-    cdef int64_t elapsed(self, int64_t reading) noexcept:
+    def start(self):
+        """Begin to count, unless that has begun."""
+        if not self.ticking:
+            self.started = self.last = self.read()
+            self.ticking = True
+
+    cpdef int64_t elapsed(self, int64_t reading) noexcept:
         """The training time at `reading`."""
         cdef int64_t since = reading - self.started
         return LONGEST if since > LONGEST - self.saved else self.saved + since
+
+    cpdef int64_t now(self) except? -1:
+        """The training time now."""
+        return self.elapsed(self.read()) if self.ticking else self.saved
+
+    cpdef int64_t reading_at(self, int64_t elapsed) noexcept:
+        """The reading at which that much training time has passed."""
+        cdef int64_t left = elapsed - self.saved
+        return NEVER if left > NEVER - max(self.started, 0) else self.started + left
 
 
 cdef tuple _FIELDS = (
@@ -216,10 +308,28 @@ cdef class LoopState:
     cdef int64_t _elapsed
     cdef Clock _clock
 
+    def __init__(
+        self,
+        int64_t epoch,
+        int64_t global_step,
+        int64_t epoch_step,
+        bint epoch_end,
+        bint training_end,
+        int64_t elapsed,
+        Clock clock,
+    ):
+        self.epoch = epoch
+        self.global_step = global_step
+        self.epoch_step = epoch_step
+        self.epoch_end = epoch_end
+        self.training_end = training_end
+        self._elapsed = elapsed
+        self._clock = clock
+
     @property
     def elapsed(self):
         if self._elapsed < 0:
-            self._elapsed = self._clock.elapsed(self._clock.tick())
+            self._elapsed = self._clock.now()
         return self._elapsed / 1e9
 
     @property
@@ -250,7 +360,9 @@ cdef class LoopState:
         return hash(self._values())
 
     def __reduce__(self):
-        return restored_state, (*self._values()[:-1], round(self.elapsed * 1e9))
+        from .state import loop_state  # not of this core: it is loaded as that of the running one
+
+        return loop_state, (*self._values()[:-1], round(self.elapsed * 1e9))
 
     def __repr__(self):
         values = ", ".join([f"{name}={value!r}" for name, value in zip(_FIELDS, self._values())])
@@ -275,19 +387,6 @@ cdef LoopState make_state(
     state._elapsed = elapsed
     state._clock = clock
     return state
-
-
-def restored_state(
-    int64_t epoch,
-    int64_t global_step,
-    int64_t epoch_step,
-    bint epoch_end,
-    bint training_end,
-    int64_t elapsed,
-):
-    """The LoopState that was copied or pickled; its time is known."""
-    clock = Clock(None, 0)
-    return make_state(epoch, global_step, epoch_step, epoch_end, training_end, elapsed, clock)
 
 
 cdef struct Entry:
@@ -351,16 +450,16 @@ cdef Agenda make_agenda():
 cdef class StepTrigger:
     """Due at every `period`-th step, or at `points` where there is no period."""
 
-    cdef object bit
+    cdef Py_ssize_t place
     cdef int64_t period
     cdef tuple points
     cdef int64_t start
     cdef int64_t stop
     cdef int64_t origin  # the global step that counts as 0
-    cdef object events  # the set of a step at which this alone is due
+    cdef EventSet events  # the set of a step at which this alone is due
 
-    def __init__(self, bit, int64_t period, tuple points, int64_t start, int64_t stop):
-        self.bit = bit
+    def __init__(self, Py_ssize_t place, int64_t period, tuple points, int64_t start, int64_t stop):
+        self.place = place
         self.period = period
         self.points = points
         self.start = start
@@ -389,1083 +488,614 @@ cdef class StepTrigger:
         return NEVER if self.period >= self.stop - step else step + self.period
 
 
-cdef class TimeTrigger:
-    """Due `period` after it was last due, or once at each of `points`, in nanoseconds."""
+cdef class Triggers:
+    """What counts steps: which triggers are due at a step, and the next step at which any is.
 
-    cdef object bit
-    cdef int64_t last  # the training time at which it was last due
-    cdef int64_t period
-    cdef tuple points
-    cdef int64_t origin
-    cdef int64_t start
-    cdef int64_t stop
+    Args:
+        rows: those that count global steps.
+        epoch_rows: those that count anew in each epoch.
+        step: the first step.
+        epoch_start: the first step of its epoch.
+    """
 
-    def __init__(
-        self, bit, int64_t period, tuple points, int64_t origin, int64_t start, int64_t stop
-    ):
-        self.last = -1
-        self.bit = bit
-        self.period = period
-        self.points = points
-        self.origin = origin
-        self.start = start
-        self.stop = stop
+    cdef Py_ssize_t _in_epochs  # the number of the first that counts anew in each epoch
+    cdef list _triggers
+    cdef Agenda _agenda
 
-    cdef int64_t due(self) except -1:
-        """The training time at which this is due next."""
-        if self.last < 0:
-            return self.origin + (self.period or self.points[0])
-        if self.period:
-            return self.last + self.period
-        place = bisect_right(self.points, self.last - self.origin)
-        return NEVER if place == len(self.points) else self.origin + self.points[place]
+    def __init__(self, list rows, list epoch_rows, int64_t step, int64_t epoch_start):
+        self._in_epochs = len(rows)
+        self._triggers = [StepTrigger(*row) for row in (*rows, *epoch_rows)]
+        self.schedule(step, epoch_start)
+
+    cpdef object schedule(self, int64_t step, int64_t epoch_start):
+        """Begin at `step`, in an epoch whose first step is `epoch_start`."""
+        cdef Py_ssize_t number
+        cdef StepTrigger trigger
+        cdef Agenda agenda = make_agenda()
+        for number, trigger in enumerate(self._triggers):
+            if number >= self._in_epochs:
+                trigger.origin = epoch_start
+            agenda.push(trigger.due_from(step), number)
+        self._agenda = agenda
+
+    def next_epoch(self, int64_t step, int64_t epoch_start):
+        """The same, where all that does not count in epochs goes on."""
+        if self._in_epochs < len(self._triggers):
+            self.schedule(step, epoch_start)
+
+    cpdef int64_t next_due(self) noexcept:
+        """The next step at which any is due."""
+        return self._agenda.heap[0].due
+
+    cdef StepTrigger only_due_at(self, int64_t step):
+        """The only one that is due at `step`, before which none is; None if there are more."""
+        cdef Entry *heap = self._agenda.heap
+        cdef Py_ssize_t size = self._agenda.size
+        if (size > 1 and heap[1].due <= step) or (size > 2 and heap[2].due <= step):
+            return None
+        return <StepTrigger>self._triggers[heap[0].number]
+
+    cpdef object bits_at(self, int64_t step):
+        """The bits of those that are due at `step`, before which none is."""
+        cdef Agenda agenda = self._agenda
+        cdef Py_ssize_t entry
+        if agenda.heap[0].due > step:
+            return 0
+        cdef object bits = 0
+        cdef list entries = [0]
+        for entry in entries:
+            if entry < agenda.size and agenda.heap[entry].due <= step:
+                bits |= <object>1 << (<StepTrigger>self._triggers[agenda.heap[entry].number]).place
+                entries.append(2 * entry + 1)
+                entries.append(2 * entry + 2)
+        return bits
+
+    cpdef object advance(self, int64_t step):
+        """Let `step` be done. Where that is interrupted, `schedule` makes up for it."""
+        cdef Py_ssize_t number
+        cdef Agenda agenda = self._agenda
+        while agenda.heap[0].due <= step:
+            number = agenda.heap[0].number
+            agenda.replace((<StepTrigger>self._triggers[number]).due_after(step), number)
 
 
 cdef class Condition:
     """A function that is asked at each step from `start` up to `stop`."""
 
-    cdef object bit
+    cdef Py_ssize_t place
     cdef object function
     cdef int64_t start
     cdef int64_t stop
 
-    def __init__(self, bit, function, int64_t start, int64_t stop):
-        self.bit = bit
+    def __init__(self, Py_ssize_t place, function, int64_t start, int64_t stop):
+        self.place = place
         self.function = function
         self.start = start
         self.stop = stop
 
 
-cdef class Turn:
-    """The right of one iterator to go on: what its quiet steps look at.
-
-    Attributes:
-        quiet_until: the last step that is known to be quiet.
-        plain_until: the last step that can be neither an epoch's last nor, but for the time and
-            triggers, the run's.
-        size: the number of steps that are handed over at once.
-        size_before: the same, of the iterator before.
-        step_before: the latest step of that one.
-    """
-
-    cdef int64_t quiet_until
-    cdef int64_t plain_until
-    cdef int64_t size
-    cdef int64_t size_before
-    cdef int64_t step_before
-
-    def __cinit__(self, int64_t size_before=1, int64_t step_before=-1):
-        self.size = 1
-        self.size_before = size_before
-        self.step_before = step_before
-        self.ask_attention()
-
-    cdef inline void ask_attention(self) noexcept:
-        """Let the next step be neither quiet nor plain."""
-        self.quiet_until = self.plain_until = -1
-
-
-cdef Turn OVER = Turn()  # that of an iterator which has come to its end, where it stays
-
-
-cdef class Core:
-    """One run: from the source's batches to pairs of a batch and its events.
+cdef class Conditions:
+    """The condition functions of a run, those of `stop_when` first.
 
     Args:
-        plan: what is due when, and the limits.
-        source: opens epochs and judges their ends.
-        clock: keeps training time.
-        epoch: the epoch to begin in.
-        epoch_steps: steps of that epoch that are done.
-        steps: steps that are done in all.
-        epoch_end: whether that epoch is complete.
-        lasts: for each timer the training time at which it was last due, or -1.
+        rows: those of events.
+        stop_rows: those of `stop_when`.
+        blame: called with what a function raised and its place, before that is raised on.
     """
 
-    cdef object plan
-    cdef object source
-    cdef Clock clock
-    cdef readonly bint started
-    cdef Turn turn
+    cdef list _events
+    cdef list _stops
+    cdef object _blame
+    cdef readonly int64_t start
+    cdef readonly int64_t stop
+    cdef LoopState asked  # what those of events were given last
 
-    # The latest step, as it was handed over
-    cdef readonly int64_t step
-    cdef readonly int64_t epoch
-    cdef readonly int64_t epoch_start
-    cdef readonly bint epoch_end
-    cdef bint training_end
-    cdef LoopState latest
-    cdef readonly object stop_reason
-    cdef readonly object error
-    cdef readonly object owed  # the error, as long as it is to be told and raised
-    cdef bint told
-    cdef readonly object stop_asked  # why, as a stop_reason
-    cdef object stop_bits
-    cdef bint finished
-    cdef readonly bint closed
-    cdef bint entered  # a step is being made: what it calls may not ask for another
+    def __init__(self, list rows, list stop_rows, blame):
+        self._events = [Condition(*row) for row in rows]
+        self._stops = [Condition(*row) for row in stop_rows]
+        self._blame = blame
+        self.start = min([row[2] for row in (*rows, *stop_rows)], default=NEVER)
+        self.stop = max([row[3] for row in (*rows, *stop_rows)], default=0)
 
-    # The epoch that batches are drawn from, ahead of the latest step while a step is made
-    cdef int64_t drawing
-    cdef int64_t draws_from
-    cdef object batches
-    cdef int64_t looks_from
-    cdef int64_t ends_at
-    cdef bint ended
-    cdef bint lost  # whether an interrupt has ended the epoch's iterator
+    def ask(self, LoopState state, bint stops):
+        """The bits of those that hold, and the state that those of events were given.
 
-    # What was fetched and not handed over, in this order, and what is known of the next step
-    cdef object held
-    cdef list gathered
-    cdef Py_ssize_t settled  # of the gathered, those at whose steps nothing but time is left to ask
-    cdef object found  # the bits of conditions that held at the step after those
-    cdef LoopState asked  # what conditions were given last
-    cdef object ahead
-    cdef object deferred
-    cdef object unowed  # what was deferred and is a condition's: it becomes no event
-    cdef object bits
-    cdef int64_t reading
-    cdef int64_t last_before  # the clock's last reading before that of a step not handed over
-
-    cdef bint timed
-    cdef bint once
-    cdef int64_t last_step
-    cdef int64_t max_epochs
-    cdef int64_t max_time
-    cdef object stop_bit
-    cdef bint has_stop
-    cdef list conditions
-    cdef list stop_conditions
-    cdef int64_t conditions_from
-    cdef int64_t conditions_until
-    cdef dict sets
-    cdef dict forgotten  # when names were last due in sets that are gone
-    cdef list step_triggers
-    cdef Py_ssize_t global_triggers  # how many of them, in front, do not count anew in each epoch
-    cdef list time_triggers
-    cdef Agenda step_agenda
-    cdef Agenda time_agenda
-    cdef Agenda openings  # of timers that wait for their first step
-    cdef StepTrigger lone  # that which put the first of the bits
-    # The timers of the latest step that had any, each with the time at which it was due before
-    cdef list fired
-    cdef int64_t fired_at
-    cdef int64_t next_reading
-    cdef int64_t coarse_until
-
-    def __init__(
-        self,
-        plan,
-        source,
-        Clock clock,
-        int64_t epoch=0,
-        int64_t epoch_steps=0,
-        int64_t steps=0,
-        bint epoch_end=False,
-        lasts=(),
-    ):
-        cdef TimeTrigger timer
-        self.plan = plan
-        self.source = source
-        self.clock = clock
-        self.started = False
-        self.turn = Turn()
-
-        self.step = steps - 1
-        self.epoch = epoch
-        self.epoch_start = steps - epoch_steps
-        self.epoch_end = epoch_end
-        self.training_end = False
-        self.latest = None
-        self.stop_reason = None
-        self.error = None
-        self.owed = None
-        self.told = False
-        self.stop_asked = None
-        self.stop_bits = NOTHING
-        self.finished = False
-        self.closed = False
-        self.entered = False
-
-        self.drawing = epoch
-        self.draws_from = self.epoch_start
-        self.batches = None
-        self.looks_from = NEVER
-        self.ends_at = NEVER
-        self.ended = False
-        self.lost = False
-
-        self.held = MISSING
-        self.gathered = []
-        self.settled = 0
-        self.found = None
-        self.asked = None
-        self.ahead = MISSING
-        self.deferred = None
-        self.unowed = None
-        self.bits = NOTHING
-        self.reading = UNREAD
-        self.last_before = UNREAD
-
-        self.timed = plan.timed
-        self.once = source.once
-        self.last_step = plan.max_steps - 1
-        self.max_epochs = plan.max_epochs
-        self.max_time = plan.max_time
-        self.stop_bit = plan.stop_bit
-        self.has_stop = bool(plan.stop_bit)
-        self.conditions = [Condition(*each) for each in plan.conditions]
-        self.stop_conditions = [Condition(*each) for each in plan.stop_conditions]
-        self.conditions_from = min([start for _, _, start, _ in plan.all_conditions], default=NEVER)
-        self.conditions_until = max([stop for _, _, _, stop in plan.all_conditions], default=0)
-        self.sets = {NOTHING: QUIET}
-        self.forgotten = {}
-        self.step_triggers = [StepTrigger(*each) for each in plan.steps]
-        self.global_triggers = len(self.step_triggers)
-        self.step_triggers += [StepTrigger(*each) for each in plan.epoch_steps]
-        self.time_triggers = [
-            TimeTrigger(bit, period, points, clock.saved if per_launch else 0, start, stop)
-            for bit, period, points, per_launch, start, stop in plan.times
-        ]
-        self.lone = None
-        self.fired = []
-        self.fired_at = -1
-        for timer, last in zip(self.time_triggers, lasts):
-            timer.last = last
-        self._schedule_from(steps, self.draws_from)
-        self._schedule_timers()
-
-    @critical_section
-    def steps(self, rider=None):
-        """A new iterator on the run, in place of any older one; it keeps `rider` till its end."""
-        cdef Steps steps = Steps.__new__(Steps, self)
-        steps.rider = rider
-        steps.turn = self._enter()
-        return steps
-
-    @critical_section
-    def lists(self, sizes, rider=None):
-        """A new iterator over lists of batches, in place of any older one.
-
-        `sizes` is their greatest length, or the tuple of their lengths, from the greatest to 1.
+        `stops` says that `stop_when` ends the run at this step, whatever its functions say.
         """
-        cdef Lists lists = Lists.__new__(Lists, self)
-        lists.rider = rider
-        lists.sizes = sizes
-        lists.turn = self._enter()
-        return lists
+        found = self.holding(state, stops)
+        return found, self.asked
 
-    @critical_section
-    def close(self):
-        """Let go of the source; no iterator goes on from here."""
-        self.closed = True
-        self._change_turns()
-        self._let_go()
-
-    @critical_section
-    def leave(self):
-        """Let go of the source, and let every iterator be one that was replaced."""
-        self._change_turns()
-        self._let_go()
-
-    @critical_section
-    def steps_to_next_event(self, int64_t epoch_len):
-        """The steps up to the next for which anything is scheduled; None if there is none.
-
-        Epochs that were not opened yet are taken to have `epoch_len` batches.
-        """
-        cdef int64_t step = self.step + 1
-        cdef int64_t epoch_end
-        if self.closed or self.stop_reason is not None:
-            return None
-        if self.batches is None or (self.epoch_end and self.drawing == self.epoch):
-            start = step if self.epoch_end else self.draws_from
-            self._schedule_from(step, start)
-            epoch_end = start + min(epoch_len, NEVER - start) - 1
-        else:
-            epoch_end = self._promised_end()
-        cdef int64_t due = self._foreseen(epoch_end)
-        return None if due >= NEVER - 1 else due - self.step
-
-    @critical_section
-    def ask_stop(self, reason, bits):
-        """Let the next step be the last, with the events of `bits` among its own."""
-        if self.stop_asked is None or (bits and not self.stop_bits):
-            self.stop_asked = reason
-            self.stop_bits = bits
-        self.turn.ask_attention()
-
-    @critical_section
-    def fail(self, exception):
-        """End the run with an error that is not the core's own; it is told, and then raised."""
-        self._fail(exception)
-        self.owed = exception
-
-    @critical_section
-    def elapsed(self):
-        """The training time now, in nanoseconds; the clock is read where it was started."""
-        return self.clock.elapsed(self.clock.tick()) if self.started else self.clock.saved
-
-    @property
-    @critical_section
-    def latest_size(self):
-        """How many steps were handed over at once, last."""
-        cdef Turn turn = self.turn
-        return turn.size if self.step > turn.step_before else turn.size_before
-
-    @critical_section
-    def fetched_ahead(self):
-        """How many batches were fetched and not handed over."""
-        return len(self.gathered) + (self.held is not MISSING) + (self.ahead is not MISSING)
-
-    @critical_section
-    def is_out_of_time(self):
-        """Whether the latest step came when the time was up, or later."""
-        return self.timed and self._handed_over_at() >= self.max_time
-
-    @critical_section
-    def timer_lasts(self, step_done):
-        """When each timer was last due, or -1; before the latest step, unless that is done."""
-        cdef TimeTrigger timer
-        lasts = {timer: timer.last for timer in self.time_triggers}
-        if not step_done and self.fired_at == self.step:
-            lasts.update(self.fired)
-        return list(lasts.values())
-
-    @critical_section
-    def last_steps(self, int64_t before):
-        """The latest step before `before` of each name that was due at one."""
-        cdef EventSet events
-        cdef int64_t last
-        steps = dict(self.forgotten)
-        for events in self._made_sets():
-            last = events.last if events.last < before else events.before
-            if last >= 0:
-                for name in events:
-                    steps[name] = max(last, steps.get(name, -1))
-        return steps
-
-    cdef list _made_sets(self):
-        cdef StepTrigger trigger
-        lone = [trigger.events for trigger in self.step_triggers]
-        return [each for each in (*lone, *self.sets.values()) if isinstance(each, EventSet)]
-
-    @property
-    @critical_section
-    def state(self):
-        """The LoopState of the latest step, the same object while that step lasts."""
-        cdef int64_t now
-        cdef LoopState latest = self.latest
-        cdef int64_t step = self.step
-        if latest is None or latest.global_step != step:
-            now = self.clock.saved
-            if self.started:
-                now = self._handed_over_at() if self.timed else -1
-            self.latest = latest = make_state(
-                self.epoch,
-                step,
-                step - self.epoch_start,
-                self.epoch_end,
-                self.training_end,
-                now,
-                self.clock,
-            )
-        return latest
-
-    cdef int64_t _handed_over_at(self) noexcept:
-        """The training time of the latest step, also where the next one failed after it read."""
-        cdef int64_t before = self.last_before
-        return self.clock.elapsed(self.clock.last if before == UNREAD else before)
-
-    cdef object _next_pair(self, Turn turn):
-        """A step that may not be quiet; MISSING when the run is over."""
-        if turn is OVER:
-            return MISSING
-        self._begin(turn)
-        if self.owed is not None:
-            return self._tell()
-        self.entered = True
-        try:
-            if not self._take_or_owe():
-                self.entered = False
-                return self._tell() if self.owed is not None else MISSING
-            events = self._hand_over(0)
-            self._arm(len(self.gathered) > 0)
-            batch, self.held = self.held, MISSING
-            self.entered = False
-            return batch, events
-        except BaseException as exception:
-            self.entered = False
-            self._fail(exception)
-            raise
-
-    cdef object _next_list(self, Turn turn, sizes):
-        """A list of batches and the events at its last; MISSING when the run is over."""
-        cdef int64_t size
-        if turn is OVER:
-            return MISSING
-        self._begin(turn)
-        if self.owed is not None:
-            return self._tell()
-        self.entered = True
-        try:
-            size = self._gather(sizes)
-            if not size:
-                self.entered = False
-                return self._tell() if self.owed is not None else MISSING
-            events = self._hand_over(size - 1)
-            self._arm(size < len(self.gathered))
-            turn.size = size
-            batches, self.gathered = self.gathered, list_with_room(min(size, 4096))
-            if size < len(batches):
-                batches, self.gathered = batches[:size], batches[size:]
-            self.entered = False
-            return batches, events
-        except BaseException as exception:
-            self.entered = False
-            self._fail(exception)
-            raise
-
-    cdef object _stumble(self, Turn turn):
-        """What comes of a quiet step whose batch did not come: the epoch's end, or an error."""
-        try:
-            end_or_error()
-        except BaseException as exception:
-            self.entered = False
-            if self._owes(exception):
-                return self._tell()
-            self._fail(exception)
-            raise
-        self.entered = False
-        self.ended = True
-        return self._next_pair(turn)
-
-    cdef bint _take_or_owe(self) except -1:
-        """`_take`, or owe an error that it met and that becomes an event."""
-        try:
-            return self._take()
-        except Exception as exception:
-            if not self._owes(exception):
-                raise
-            return False
-
-    cdef bint _owes(self, exception) except -1:
-        """Whether an error of the source becomes an event, and then let it end the run."""
-        if not self.plan.on_exception or not isinstance(exception, Exception) or self.closed:
-            return False
-        if exception is self.unowed:
-            return False
-        self.fail(exception)
-        return True
-
-    cdef object _tell(self):
-        """The last step of a run that failed; then the error itself."""
-        if not self.told:
-            self.told = True
-            return None, self._events(self.plan.on_exception | self.stop_bits)
-        exception, self.owed = self.owed, None
-        raise errors.not_stop(exception)
-
-    cdef int64_t _ask_clock(self, batch) except? -1:
-        """The user's clock at the quiet step of `batch`, which is kept where that fails."""
-        try:
-            return self.clock.tick()
-        except BaseException as exception:
-            self.entered = False
-            self.held = batch
-            self._fail(exception)
-            raise
-
-    cdef inline int _keep(self, batch) except -1:
-        """Have the batch in hand, for a step that is not quiet."""
-        if self.batches is not None:  # else the loop was left during the fetch
-            self.held = batch
-        return 0
-
-    cdef Turn _enter(self):
-        self._begin(self.turn)
-        if self.training_end or self.finished:
-            raise errors.finished()
-        return self._change_turns()
-
-    cdef Turn _change_turns(self):
-        self.turn.ask_attention()
-        self.turn = Turn.__new__(Turn, self.latest_size, self.step)
-        return self.turn
-
-    cdef inline int _begin(self, Turn turn) except -1:
-        """Raise where `turn` gives no right to make a step, or one is being made."""
-        self._refuse(turn)
-        if self.entered:
-            raise errors.in_use()
-        return 0
-
-    cdef int _refuse(self, Turn turn) except -1:
-        """Raise where `turn` gives no right to go on."""
-        if self.closed:
-            raise errors.closed()
-        if self.turn is not turn:
-            raise errors.replaced()
-        if self.error is not None and self.owed is None:
-            raise errors.failed(self.error)
-        return 0
-
-    cdef int _fail(self, exception) except -1:
-        """Let `exception` end the run, unless it only interrupts it."""
-        if isinstance(exception, Exception):
-            self.error = exception
-            self.stop_reason = "exception"
-            self._let_go()
-            self.source.forget()
-        else:
-            self._take_back(exception)
-        return 0
-
-    cdef int _take_back(self, exception) except -1:
-        """Let what an interrupted step has taken from the agendas be there again."""
-        cdef TimeTrigger timer
-        self.turn.ask_attention()
-        if self.fired_at > self.step:
-            for timer, last in self.fired:
-                timer.last = last
-            self.fired = []
-        self.bits = NOTHING
-        self._schedule_from(self.step + 1, self.draws_from)
-        self._schedule_timers()
-        if self.batches is not None and not self.ended and self.deferred is None:
-            self.lost |= self.source.is_lost(exception, self.drawing, self._taken())
-            if self.looks_from < NEVER and self.source.promise is None:
-                self.looks_from = -1
-        return 0
-
-    cdef int64_t _taken(self) except -1:
-        """How many batches of the epoch that is drawn from were fetched."""
-        return self.step + 1 - self.draws_from + <int64_t>self.fetched_ahead()
-
-    cdef int _let_go(self) except -1:
-        self.turn.ask_attention()
-        self.batches = None
-        self.held = self.ahead = MISSING
-        self.gathered = []
-        self.settled = 0
-        self.found = None
-        return 0
-
-    cdef bint _take(self) except -1:
-        """Have the next step's batch in hand: kept, looked at before, or fetched.
-
-        Returns False when the run is over.
-        """
-        cdef int64_t taken
-        if self.lost:
-            self._open_epoch()
-        if self.held is not MISSING:
-            return True
-        if self.step < self.turn.plain_until and not self.ended:
-            self.held = next(self.batches, MISSING)
-            if self.held is not MISSING:
-                return True
-            self.ended = True
-        if self.training_end or self.finished:
-            self._finish()
-            return False
-        if self.gathered:
-            self.held = self.gathered.pop(0)
-            return True
-        if self.deferred is not None:
-            raise self.deferred
-        if self.ahead is not MISSING:
-            self.held, self.ahead = self.ahead, MISSING
-            return True
-        if self.epoch_end and self.drawing == self.epoch:
-            self._leave_epoch()
-        while True:
-            if self.batches is None:
-                self._open_epoch()
-            if not self.started:
-                self.clock.start()
-                self.started = True
-            if self.batches is None:
-                raise self._left()
-            if not self.ended:
-                self.held = next(self.batches, MISSING)
-                if self.held is not MISSING:
-                    return True
-            taken = self.step + 1 - self.draws_from
-            if not self.source.goes_on_after(self.drawing, taken, self.step):
-                self.stop_reason = "exhausted"
-                self._finish()
-                return False
-            self._leave_epoch()
-
-    cdef int64_t _gather(self, sizes) except -1:
-        """Gather the batches of a list: nothing but time can be due before the step of its last.
-
-        Returns how many they are; 0 when the run is over.
-        """
-        cdef int64_t most
-        cdef int64_t size
-        cdef int64_t free
-        if self.lost or self.training_end or self.held is not MISSING or not self.gathered:
-            if not self._take_or_owe():
-                return 0
-            self.gathered.insert(0, self.held)
-            self.held = MISSING
-        cdef list gathered = self.gathered
-        most = self._foreseen(self._promised_end()) - self.step
-        size = 1 if self.stop_asked is not None else fitting(sizes, most)
-        free = min(size - 1, self._free_until() - (self.step + 1))
-        while True:
-            if self.batches is None:
-                raise self._left()
-            self.settled = max(self.settled, min(free, len(gathered)))
-            if self.settled >= size - 1 and len(gathered) >= size:
-                break
-            if self.settled < len(gathered):
-                if self._closes():
-                    break
-                self.settled += 1
-            elif not self._fetch(max(free, self.settled + 1)):
-                break
-        self.turn.ask_attention()
-        if self.stop_asked is not None:
-            return 1
-        return fitting(sizes, min(size, len(gathered)))
-
-    cdef bint _closes(self) except -1:
-        """Whether the list has to end with the first batch whose step is not settled."""
-        cdef int64_t step = self.step + 1 + self.settled
-        if self.found is not None:
-            return True
-        self._look_ahead(step)
-        if self.ended:
-            return True
-        if self.conditions_from <= step < self.conditions_until:
-            try:
-                found = self._ask(step, False, False, NOTHING, -1)
-            except Exception as exception:
-                if not self.settled:
-                    raise
-                self.deferred = self.unowed = exception
-                del self.gathered[self.settled:]
-                return True
-            if found is not NOTHING:
-                self.found = found
-                return True
-        return False
-
-    cdef bint _fetch(self, int64_t count) except -1:
-        """Gather up to `count` batches in all; False where the source gives no more."""
-        cdef list gathered = self.gathered
-        cdef PyObject *fetched
-        cdef iternextfunc fetch
-        if self.ahead is not MISSING:
-            gathered.append(self.ahead)
-            self.ahead = MISSING
-            return True
-        if self.deferred is None and not self.ended:
-            batches = self.batches
-            fetch = Py_TYPE(batches).tp_iternext
-            try:
-                while len(gathered) < count:
-                    fetched = fetch(<PyObject *>batches)
-                    if fetched is NULL:
-                        end_or_error()
-                        self.ended = True
-                        break
-                    gathered.append(<object>fetched)
-                    Py_DECREF(<object>fetched)
-                else:
-                    return True
-            except Exception as exception:
-                self.deferred = exception
-        self.settled = len(gathered)
-        return False
-
-    cdef int _open_epoch(self) except -1:
-        batches, self.looks_from, self.ends_at = self.source.open_epoch(self.drawing, self._taken())
-        if self.global_triggers < len(self.step_triggers):
-            self._schedule_from(self.step + 1, self.draws_from)
-        self.batches = batches
-        self.lost = False
-        return 0
-
-    cdef int _schedule_from(self, int64_t step, int64_t epoch_start) except -1:
-        cdef Py_ssize_t number
-        cdef StepTrigger trigger
-        cdef Agenda agenda = make_agenda()
-        for number, trigger in enumerate(self.step_triggers):
-            if number >= self.global_triggers:
-                trigger.origin = epoch_start
-            agenda.push(trigger.due_from(step), number)
-        self.step_agenda = agenda
-        return 0
-
-    cdef int _schedule_timers(self) except -1:
-        cdef Py_ssize_t number
-        cdef TimeTrigger timer
-        self.time_agenda = make_agenda()
-        self.openings = make_agenda()
-        for number, timer in enumerate(self.time_triggers):
-            if timer.start <= self.step + 1:
-                self.time_agenda.push(timer.due(), number)
-            else:
-                self.openings.push(timer.start, number)
-        self.next_reading = UNREAD
-        self.coarse_until = 0
-        return 0
-
-    cdef int _leave_epoch(self) except -1:
-        self.turn.ask_attention()
-        self.batches = None
-        self.ended = False
-        self.drawing += 1
-        self.draws_from = self.step + 1
-        return 0
-
-    cdef int _finish(self) except -1:
-        if not self.finished:
-            self.finished = True
-            self.turn.ask_attention()
-            self.batches = None
-            self.gathered = []
-            self.source.finish(self.epoch, self.stop_reason)
-        return 0
-
-    cdef int _look_ahead(self, int64_t step) except -1:
-        """Fetch the batch after that of `step`, or learn that there is none, where that is due."""
-        if (
-            step - self.draws_from < self.looks_from
-            or self.ended
-            or self.deferred is not None
-            or self.ahead is not MISSING
-        ):
-            return 0
-        try:
-            self.ahead = next(self.batches, MISSING)
-            self.ended = self.ahead is MISSING
-        except Exception as exception:
-            self.deferred = exception
-        return 0
-
-    cdef inline int _trigger(self, int64_t step) except -1:
-        """Add the bits of the triggers that are due at `step`."""
-        cdef Py_ssize_t number
-        cdef StepTrigger trigger
-        cdef Agenda agenda = self.step_agenda
-        while agenda.heap[0].due <= step:
-            number = agenda.heap[0].number
-            trigger = <StepTrigger>self.step_triggers[number]
-            if self.bits is NOTHING:
-                self.lone = trigger
-                self.bits = trigger.bit
-            else:
-                self.bits |= trigger.bit
-            agenda.replace(trigger.due_after(step), number)
-        return 0
-
-    cdef object _hand_over(self, int64_t passed):
-        """Find what is due at the step after `passed` others, and let these steps be done."""
-        cdef int64_t step = self.step + 1 + passed
-        cdef bint settled = self.settled > passed
-        cdef bint plain = step <= self.turn.plain_until
-        if not plain and not settled:
-            self._look_ahead(step)
-        cdef int64_t now = self._read_clock() if self.timed else -1
-        self._trigger(step)
-        if self.timed and (
-            self.clock.last >= self.next_reading or step >= self.openings.heap[0].due
-        ):
-            self._look_at_timers(step, now)
-        bits = self.bits
-        if not plain or now >= self.max_time or (self.has_stop and bits & self.stop_bit):
-            events = self._judge(step, bits, now, settled)
-        elif self.conditions_from <= step < self.conditions_until:
-            bits = bits | self._ask(step, False, False, NOTHING, now)
-            events = self._events(bits)
-            self.latest = self.asked
-        else:
-            events = self._events(bits)
-        if self.batches is None:
-            raise self._left()
-        self.bits = NOTHING
-        self.last_before = UNREAD
-        self.step = step
-        if events is not QUIET and (<EventSet>events).last != step:
-            (<EventSet>events).before = (<EventSet>events).last
-            (<EventSet>events).last = step
-        return events
-
-    cdef object _judge(self, int64_t step, bits, int64_t now, bint settled):
-        """The events of a step that may be the last of its epoch, or of the run."""
-        cdef bint epoch_end = not settled and (
-            self.ended or step - self.draws_from == self.ends_at
-        )
-        cdef LoopState state = None
-        if epoch_end:
-            bits = bits | self.plan.on_epoch_end(self.drawing, step)
-        reason = self._limit_reached(step, epoch_end, now)
-        if self.found is not None and not settled:
-            bits = bits | self.found
-        elif self.conditions_from <= step < self.conditions_until and not settled:
-            stops = bits & self.stop_bit
-            bits = bits | self._ask(step, epoch_end, reason is not None, stops, now)
-            state = self.asked
-        if bits & self.stop_bit:
-            bits = bits ^ self.stop_bit
-            reason = self.stop_asked or "stop_when"
-        if self.stop_asked is not None:
-            bits = bits | self.stop_bits
-        cdef bint training_end = reason is not None
-        if training_end:
-            bits = bits | self.plan.on_training_end
-        if not settled and step - self.draws_from == self.looks_from and self.ahead is not MISSING:
-            self.source.goes_past_promise(self.drawing)
-        if reason == "exhausted":
-            self.source.ran_dry(step)
-        events = self._events(bits)
-        if self.batches is None:
-            raise self._left()
-        self.turn.ask_attention()
-        self.epoch = self.drawing
-        self.epoch_start = self.draws_from
-        self.epoch_end = epoch_end
-        self.training_end = training_end
-        self.stop_reason = reason
-        self.latest = state
-        if settled:
-            self.settled -= step - self.step
-        else:
-            self.settled = 0
-            self.found = None
-        return events
-
-    cdef object _left(self):
-        """The error where the user's code has closed or restarted the loop in a step."""
-        self._let_go()
-        return errors.closed() if self.closed else errors.replaced()
-
-    cdef int64_t _read_clock(self) except -1:
-        """The training time of a step that is not quiet."""
-        cdef Clock clock = self.clock
-        if self.reading == UNREAD:
-            self.reading = clock.tick()
-        if self.last_before == UNREAD:
-            self.last_before = clock.last
-        clock.last = self.reading
-        self.reading = UNREAD
-        return clock.elapsed(clock.last)
-
-    cdef int _look_at_timers(self, int64_t step, int64_t now) except -1:
-        """Add the bits of those that are due, and find out up to what reading none is."""
-        cdef Py_ssize_t number
-        cdef TimeTrigger timer
-        cdef Agenda agenda = self.time_agenda
-        while self.openings.heap[0].due <= step:
-            number = self.openings.heap[0].number
-            timer = <TimeTrigger>self.time_triggers[number]
-            agenda.push(timer.due(), number)
-            self.openings.replace(NEVER, number)
-        while agenda.heap[0].due <= now:
-            number = agenda.heap[0].number
-            timer = <TimeTrigger>self.time_triggers[number]
-            if step < timer.stop:
-                self.bits |= timer.bit
-                if self.fired_at != step:
-                    self.fired_at = step
-                    self.fired = []
-                self.fired.append((timer, timer.last))
-                timer.last = now
-                agenda.replace(timer.due(), number)
-            else:
-                agenda.replace(NEVER, number)
-        cdef Clock clock = self.clock
-        cdef int64_t due = min(agenda.heap[0].due, self.max_time) - clock.saved
-        self.next_reading = NEVER if due > NEVER - max(clock.started, 0) else clock.started + due
-        self.coarse_until = self.next_reading - BEHIND
-        if clock._tick is not None or self.coarse_until <= clock.last:
-            self.coarse_until = 0
-        return 0
-
-    cdef object _limit_reached(self, int64_t step, bint epoch_end, int64_t now):
-        if self.stop_asked is not None:
-            return self.stop_asked
-        if step == self.last_step:
-            return "max_steps"
-        if epoch_end and self.drawing + 1 >= self.max_epochs:
-            return "max_epochs"
-        if now >= self.max_time:
-            return "max_seconds"
-        if epoch_end and self.ended and self.once:
-            return "exhausted"
-        return None
-
-    cdef object _ask(self, int64_t step, bint epoch_end, bint limit_reached, stops, int64_t now):
-        """The bits of those conditions that hold at `step`; leaves the LoopState in `asked`."""
-        cdef LoopState state = make_state(
-            self.drawing, step, step - self.draws_from, epoch_end, limit_reached, now, self.clock
-        )
-        found = NOTHING
-        if self.has_stop:
-            found = self._fulfilled(self.stop_conditions, state)
-            if (stops or found) and not limit_reached:
-                state = state.at_training_end()
+    cdef object holding(self, LoopState state, bint stops):
+        """The bits of those that hold; `asked` is the state that those of events were given."""
+        bits = self._holding(self._stops, state) if self._stops else 0
+        if (bits or stops) and not state.training_end:
+            state = state.at_training_end()
+        others = self._holding(self._events, state)
         self.asked = state
-        others = self._fulfilled(self.conditions, state)
-        return others if found is NOTHING else found | others
+        return bits | others if bits else others
 
-    cdef object _fulfilled(self, list conditions, LoopState state):
-        """The bits of those conditions that hold in `state`."""
+    cdef object _holding(self, list conditions, LoopState state):
         cdef Condition condition
-        cdef bint asked
-        bits = bit = NOTHING
+        cdef Py_ssize_t place = 0
+        cdef int64_t step = state.global_step
+        cdef bint holds
+        bits = 0
         try:
             for condition in conditions:
-                bit = condition.bit
-                asked = condition.start <= state.global_step < condition.stop
-                if asked and condition.function(state):
-                    bits |= bit
+                place = condition.place
+                holds = condition.start <= step < condition.stop
+                if holds and condition.function(state):
+                    bits |= <object>1 << place
         except Exception as exception:
             failure = errors.not_stop(exception)
-            self.plan.blame(failure, bit)
+            self._blame(failure, place)
             raise failure
         return bits
 
-    cdef object _events(self, bits):
-        cdef StepTrigger lone = self.lone
-        if lone is not None and bits is lone.bit:
-            if lone.events is None:
-                lone.events = self.plan.event_set(bits)
-            return lone.events
-        events = self.sets.get(bits)
-        if events is None:
-            if len(self.sets) >= 4096:
-                self.forgotten = self.last_steps(NEVER)
-                self.sets = {NOTHING: QUIET}
-            events = self.sets[bits] = self.plan.event_set(bits)
-        return events
 
-    cdef int64_t _promised_end(self) noexcept:
-        """The epoch's last step as far as a length is promised; else one that is gone, or NEVER."""
-        cdef int64_t last = min(self.looks_from, self.ends_at)
-        return self.draws_from + last if last < NEVER else NEVER
+cdef class Lookahead:
+    """Fetches one batch ahead. It ends before the last batch, or an error, which it then holds.
 
-    cdef int64_t _foreseen(self, int64_t epoch_end) noexcept:
-        """The next step for which anything is scheduled."""
-        cdef int64_t due = min(self.step_agenda.heap[0].due, self.last_step)
-        return min(due, epoch_end) if epoch_end > self.step else due
+    Attributes:
+        held: the batch that was fetched ahead, or MISSING.
+        error: what was raised in its place.
+        fetched: whether a batch was fetched since this was set back. Until then, an error is raised
+            at once, and not held.
+    """
 
-    cdef int64_t _free_until(self) noexcept:
-        """The next step, or a later one, at which conditions or a look ahead decide."""
-        cdef int64_t step = self.step + 1
-        cdef int64_t looks = self._promised_end()
-        if step < self.conditions_until:
-            looks = min(looks, max(step, self.conditions_from))
-        return max(step, looks)
+    cdef object _batches
+    cdef public object held
+    cdef public object error
+    cdef public bint fetched
 
-    cdef int64_t _plain_until(self) noexcept:
-        """The last of the steps from the next one on that are plain, or -1."""
-        cdef int64_t step = self.step + 1
-        cdef int64_t special = self._promised_end()
-        if (
-            self.training_end
-            or self.stop_asked is not None
-            or self.epoch_end
-            or self.ended
-            or self.ahead is not MISSING
-            or self.deferred is not None
-        ):
-            return -1
-        if self.stop_conditions and step < self.conditions_until:
-            special = min(special, max(step, self.conditions_from))
-        return min(special, self.last_step) - 1
-
-    cdef void _arm(self, bint some_left) noexcept:
-        """Find out up to where nothing can be due, but by the time.
-
-        That is nowhere where `some_left` of what was gathered goes before what is to be fetched.
-        """
-        cdef Turn turn = self.turn
-        cdef int64_t step = self.step + 1
-        cdef int64_t last
-        if step > turn.plain_until:
-            turn.plain_until = -1 if some_left else self._plain_until()
-        last = min(turn.plain_until, self.openings.heap[0].due - 1)
-        if step < self.conditions_until:
-            last = min(last, max(step, self.conditions_from) - 1)
-        turn.quiet_until = min(last, self.step_agenda.heap[0].due - 1)
-
-
-cdef class Steps:
-    """An iterator on a run, good until the run is entered again."""
-
-    cdef Core core
-    cdef Turn turn
-    cdef object rider
-
-    def __cinit__(self, Core core not None):
-        self.core = core
-        self.turn = OVER
+    def __init__(self, batches not None):
+        self._batches = batches
+        self.held = MISSING
+        self.error = None
+        self.fetched = False
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        # `core` is not given a local name: that would count references at every step
         cdef PyObject *fetched
-        cdef int64_t reading = NEVER
-        with critical_section(self.core):
-            if self.core.entered or self.core.step >= self.turn.quiet_until:
-                return self._or_end(self.core._next_pair(self.turn))
-            self.core.entered = True
-            batches = self.core.batches  # alive during the fetch, whatever happens in it
+        with critical_section(self):
+            if self.error is not None:
+                raise StopIteration
+            batches = self._batches
+            if self.held is MISSING:
+                fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
+                if fetched is NULL:
+                    end_or_error()
+                    raise StopIteration
+                self.fetched = True
+                self.held = <object>fetched
+                Py_DECREF(self.held)
+            fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
+            batch = self.held
+            if fetched is NULL:
+                try:
+                    end_or_error()
+                except Exception as exception:
+                    if not self.fetched:
+                        raise
+                    self.error = exception
+                    self.held = MISSING
+                    return batch
+                raise StopIteration
+            self.fetched = True
+            self.held = <object>fetched
+            Py_DECREF(self.held)
+            return batch
+
+
+cdef class Token:
+    """Says which iterator is the current one, and how far it goes without a decision.
+
+    Attributes:
+        quiet_until: the last step that is known to be quiet.
+        until: the last step before the next decision.
+        over: whether the iterator has come to its end, where it stays.
+    """
+
+    cdef public int64_t quiet_until
+    cdef public int64_t until
+    cdef bint over
+
+    def __cinit__(self):
+        self.set_back()
+
+    cpdef object set_back(self):
+        """Let the next step be a decision."""
+        self.quiet_until = self.until = -1
+
+
+cdef class Stepper:
+    """Makes the steps between decisions.
+
+    Args:
+        triggers: what counts steps.
+        conditions: what is asked at each step.
+        sets: the event sets.
+        clock: keeps training time.
+        timed: whether each step has to read the clock.
+        stop_bit: the bit of `stop_when`, or 0.
+        state: where the run begins.
+
+    Attributes:
+        step: the latest step that was handed over.
+        size: how many steps were handed over with it.
+        epoch: its epoch.
+        epoch_start: the first step of that epoch.
+        state: the LoopState of that step, or of an earlier one.
+        batches: the iterator to fetch from; an empty one after it has ended.
+        queue: the batches that were fetched and not handed over.
+        reading: what the clock said for the step that is being made, or None.
+        found: the bits of the conditions that hold at that step, or None, and `asked` what they
+            were given.
+        next_reading: the reading at which the time is due to be looked at.
+    """
+
+    cdef readonly Triggers triggers
+    cdef readonly Conditions conditions
+    cdef readonly EventSets sets
+    cdef readonly Clock clock
+    cdef readonly bint timed
+    cdef object stop_bit
+    cdef bint has_stop
+    cdef public LoopState state
+    cdef public int64_t step
+    cdef public int64_t size
+    cdef public int64_t epoch
+    cdef public int64_t epoch_start
+    cdef public Token token
+    cdef public object batches
+    cdef public list queue
+    cdef public object reading
+    cdef public object found
+    cdef public LoopState asked
+    cdef int64_t _next_reading
+    cdef int64_t coarse_until  # up to where the coarse clock will do
+    cdef bint busy  # a step is being made: what it calls may not ask for another
+
+    def __init__(
+        self,
+        Triggers triggers not None,
+        Conditions conditions not None,
+        EventSets sets not None,
+        Clock clock not None,
+        bint timed,
+        stop_bit,
+        LoopState state not None,
+    ):
+        self.triggers = triggers
+        self.conditions = conditions
+        self.sets = sets
+        self.clock = clock
+        self.timed = timed
+        self.stop_bit = stop_bit
+        self.has_stop = bool(stop_bit)
+        self.state = state
+        self.step = state.global_step
+        self.size = 0
+        self.epoch = state.epoch
+        self.epoch_start = state.global_step - state.epoch_step
+        self.token = Token.__new__(Token)
+        self.batches = iter(())
+        self.queue = []
+        self.reading = None
+        self.found = None
+        self.asked = None
+        self.next_reading = NEVER
+        self.busy = False
+
+    @property
+    def next_reading(self):
+        return self._next_reading
+
+    @next_reading.setter
+    def next_reading(self, int64_t reading):
+        self._next_reading = reading
+        self.coarse_until = reading - BEHIND if reading > BEHIND else 0
+        if self.clock._tick is not None or self.coarse_until <= self.clock.last:
+            self.coarse_until = 0
+
+    @critical_section
+    def latest_state(self):
+        """The LoopState of the latest step, the same object while that step lasts."""
+        cdef int64_t step = self.step
+        if self.state.global_step != step:
+            self.state = make_state(
+                self.epoch,
+                step,
+                step - self.epoch_start,
+                False,
+                False,
+                self.clock.elapsed(self.clock.last) if self.timed else -1,
+                self.clock,
+            )
+        return self.state
+
+    @critical_section
+    def steps(self, run, rider):
+        """A new iterator on the run, in place of the current one; it keeps `rider` till its end."""
+        cdef Steps steps = Steps.__new__(Steps, self, run)
+        steps.rider = rider
+        steps.token = self._enter()
+        return steps
+
+    @critical_section
+    def lists(self, run, sizes, rider):
+        """A new iterator over lists of batches."""
+        cdef Lists lists = Lists.__new__(Lists, self, run)
+        lists.rider = rider
+        lists.sizes = sizes
+        lists.most = sizes if isinstance(sizes, int) else sizes[0]
+        lists.token = self._enter()
+        return lists
+
+    cdef Token _enter(self):
+        if self.busy:
+            raise errors.in_use()
+        self.token.set_back()
+        self.token = Token.__new__(Token)
+        return self.token
+
+    cdef inline bint is_quiet(self, Token token, int64_t step, int64_t *reading) except -1:
+        """Whether nothing is due at `step`; what the clock says there, where steps need it."""
+        if self.timed:
+            if self.coarse_until:
+                reading[0] = coarse_clock()
+            if reading[0] >= self.coarse_until:
+                reading[0] = self.clock.read()
+            if reading[0] >= self._next_reading:
+                return False
+        return step <= token.quiet_until
+
+    cdef object fire(self, Token token, int64_t step, int64_t size, int64_t reading):
+        """Make a step at which step triggers and conditions alone have a say; return its events.
+
+        None where it takes a decision, and nothing is done.
+        """
+        cdef Conditions conditions = self.conditions
+        cdef Triggers triggers = self.triggers
+        cdef StepTrigger lone = None
+        cdef LoopState asked = None
+        cdef int64_t quiet_until
+        cdef object found = 0
+        cdef object bits = 0
+        if step > token.until or (self.timed and reading >= self._next_reading):
+            return None
+        if triggers.next_due() <= step:
+            lone = triggers.only_due_at(step)
+            if lone is None or self.has_stop:
+                bits = triggers.bits_at(step)
+                if self.has_stop and bits & self.stop_bit:
+                    return None
+        if conditions.start <= step < conditions.stop:
+            asked = make_state(
+                self.epoch,
+                step,
+                step - self.epoch_start,
+                False,
+                False,
+                self.clock.elapsed(reading) if self.timed else -1,
+                self.clock,
+            )
+            found = conditions.holding(asked, False)
+            asked = conditions.asked
+            if self.has_stop and found & self.stop_bit:
+                self.found = found
+                self.asked = asked
+                return None
+        if found:
+            if lone is not None:
+                bits = <object>1 << lone.place
+            events = self.sets.of(bits | found, self.step)
+        elif lone is not None:
+            if lone.events is None:
+                lone.events = self.sets.make(<object>1 << lone.place)
+            events = lone.events
+        else:
+            events = self.sets.of(bits, self.step)
+        if token is not self.token:  # the loop was closed or restarted in a condition
+            return None
+        triggers.advance(step)
+        quiet_until = min(triggers.next_due() - 1, token.until)
+        if step + 1 < conditions.stop:
+            quiet_until = min(quiet_until, max(step, conditions.start - 1))
+        if events is not QUIET:
+            self.sets.mark_set(<EventSet>events, step)
+        if asked is not None:
+            self.state = asked
+        if self.timed and reading > self.clock.last:  # the coarse clock lags behind
+            self.clock.last = reading
+        self.step = step
+        self.size = size
+        token.quiet_until = quiet_until
+        return events
+
+
+cdef class Steps:
+    """An iterator on a run, good until the run is entered again."""
+
+    cdef Stepper stepper
+    cdef object run
+    cdef Token token
+    cdef object rider
+
+    def __cinit__(self, Stepper stepper not None, run not None):
+        self.stepper = stepper
+        self.run = run
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        # `stepper` is not given a local name: that would count references at every step
+        cdef PyObject *fetched
+        with critical_section(self.stepper):
+            if self.stepper.step >= self.token.until or self.stepper.busy:
+                return self.decide()
+            self.stepper.busy = True
+            batches = self.stepper.batches  # alive during the fetch, whatever happens in it
             fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
             if fetched is NULL:
-                return self._or_end(self.core._stumble(self.turn))
+                return self.decide_after_fetch()
             batch = <object>fetched
             Py_DECREF(batch)
-            if self.core.step >= self.turn.quiet_until:  # a stop was asked for during the fetch
-                self.core._keep(batch)
-                self.core.entered = False
-                return self._or_end(self.core._next_pair(self.turn))
-            if self.core.timed:
-                if self.core.coarse_until:
-                    reading = coarse_clock()
-                if reading >= self.core.coarse_until:
-                    if self.core.clock._tick is None:
-                        reading = PyTime_PerfCounterRaw()
-                    else:
-                        reading = self.core._ask_clock(batch)
-                    if reading >= self.core.next_reading or self.core.step >= self.turn.quiet_until:
-                        self.core._keep(batch)
-                        self.core.reading = reading
-                        self.core.entered = False
-                        return self._or_end(self.core._next_pair(self.turn))
-                if reading > self.core.clock.last:  # the coarse clock lags behind
-                    self.core.clock.last = reading
-            self.core.step += 1
-            self.core.entered = False
-            return batch, QUIET
+            if not self.stepper.timed and self.stepper.step < self.token.quiet_until:
+                self.stepper.step += 1
+                self.stepper.busy = False
+                return batch, QUIET
+            return self.hand_over(batch)
 
-    cdef inline object _or_end(self, pair):
-        if pair is MISSING:
-            self.turn = OVER
-            self.rider = None
+    cdef object hand_over(self, batch):
+        """A step at which the clock, triggers and conditions may have a say."""
+        cdef Stepper stepper = self.stepper
+        cdef Token token = self.token
+        cdef int64_t step = stepper.step + 1
+        cdef int64_t reading = NEVER
+        try:
+            if stepper.is_quiet(token, step, &reading):
+                if stepper.timed and reading > stepper.clock.last:
+                    stepper.clock.last = reading
+                stepper.step = step
+                stepper.busy = False
+                return batch, QUIET
+            events = stepper.fire(token, step, 1, reading)
+        except BaseException as exception:
+            stepper.queue = [batch]
+            stepper.busy = False
+            self.run.goes_on_after(token, exception, False)
+            raise
+        if events is not None:
+            stepper.busy = False
+            return batch, events
+        stepper.queue = [batch]
+        if stepper.timed:
+            stepper.reading = reading
+        return self.decide_now()
+
+    cdef object decide(self):
+        """A step that takes a decision."""
+        if self.token.over:
             raise StopIteration
-        return pair
+        self.run.check(self.token)
+        if self.stepper.busy:
+            raise errors.in_use()
+        self.stepper.busy = True
+        return self.decide_now()
+
+    cdef object decide_now(self):
+        """The same, where this is marked as the step that is being made."""
+        self.token.set_back()  # until it is made, whatever interrupts it
+        try:
+            if self.run.fetch(self.token):
+                return self.run.hand_over(self.token, None, 1)
+            self.token.over = True
+        finally:
+            self.stepper.busy = False
+        self.rider = None
+        raise StopIteration
+
+    cdef object decide_after_fetch(self):
+        """The same, where a fetch gave no batch, but an end or an error."""
+        try:
+            end_or_error()
+            self.stepper.batches = iter(())
+        except BaseException as exception:
+            if not self.run.goes_on_after_fetch(self.token, exception):
+                self.stepper.busy = False
+                raise
+        return self.decide_now()
 
 
 cdef class Lists(Steps):
     """An iterator over lists of a run's batches."""
 
     cdef object sizes
+    cdef int64_t most
 
     def __next__(self):
-        with critical_section(self.core):
-            return self._or_end(self.core._next_list(self.turn, self.sizes))
+        cdef Stepper stepper = self.stepper
+        cdef int64_t last
+        with critical_section(stepper):
+            last = stepper.step + min(self.most, NEVER - stepper.step)
+            last = min(last, stepper.triggers.next_due())
+            if stepper.busy or last > self.token.until or (
+                stepper.conditions.start <= last and stepper.step < stepper.conditions.stop
+            ):
+                return self.decide()
+            return self.gather(fitting(self.sizes, last - stepper.step))
+
+    cdef object gather(self, int64_t size):
+        """A list of so many batches, whose steps take no decision, but for the time."""
+        cdef Stepper stepper = self.stepper
+        cdef Token token = self.token
+        cdef list gathered = list_with_room(min(size, 4096))
+        cdef int64_t step = stepper.step + size
+        cdef int64_t reading = NEVER
+        cdef bint fetching = True
+        cdef PyObject *fetched
+        cdef iternextfunc fetch
+        batches = stepper.batches
+        fetch = Py_TYPE(batches).tp_iternext
+        stepper.busy = True
+        try:
+            while len(gathered) < size:
+                fetched = fetch(<PyObject *>batches)
+                if fetched is NULL:
+                    end_or_error()
+                    stepper.batches = iter(())
+                    break
+                gathered.append(<object>fetched)
+                Py_DECREF(<object>fetched)
+            else:
+                fetching = False
+                if stepper.is_quiet(token, step, &reading):
+                    if stepper.timed and reading > stepper.clock.last:
+                        stepper.clock.last = reading
+                    stepper.step = step
+                    stepper.size = size
+                    stepper.busy = False
+                    return gathered, QUIET
+                events = stepper.fire(token, step, size, reading)
+                if events is not None:
+                    stepper.busy = False
+                    return gathered, events
+        except BaseException as exception:
+            stepper.queue = gathered
+            try:
+                if not fetching:
+                    self.run.goes_on_after(token, exception, False)
+                    raise
+                if not self.run.goes_on_after_fetch(token, exception):
+                    raise
+            except BaseException:
+                stepper.busy = False
+                raise
+            return self.decide_now()
+        stepper.queue = gathered
+        if not fetching and stepper.timed:
+            stepper.reading = reading
+        return self.decide_now()
+
+    cdef object decide_now(self):
+        cdef object size
+        self.token.set_back()
+        try:
+            size = self.run.gather(self.token, self.sizes)
+            if size:
+                return self.run.hand_over(self.token, self.sizes, size)
+            self.token.over = True
+        finally:
+            self.stepper.busy = False
+        self.rider = None
+        raise StopIteration
 
 
-cdef int64_t fitting(sizes, int64_t most) except -1:
+cpdef int64_t fitting(sizes, int64_t most) except -1:
     """The greatest of `sizes`, or of all up to it where it is one number, that is within `most`."""
     if isinstance(sizes, int):
         return min(most, <int64_t>sizes)

@@ -89,6 +89,13 @@ def warn(message: str) -> None:
     warnings.warn(message, LoopWarning, stacklevel=level)
 
 
+def log(message: str, *values: object) -> None:
+    """Tell the logger "dloop" what a person may want to know."""
+    import logging  # slow to import, and seldom needed
+
+    logging.getLogger("dloop").info(message, *values)
+
+
 def is_from_outside(exception: BaseException) -> bool:
     """Whether `exception` was raised in other code than dloop's."""
     trace = exception.__traceback__
@@ -111,11 +118,11 @@ def replaced() -> LoopError:
     return LoopError("this iterator was replaced: the loop was entered again")
 
 
-def struck() -> LoopError:
-    """The error of a generator that is gone, since an interrupt came while it made a batch."""
+def interrupted() -> LoopError:
+    """The error where an interrupt has ended an iterator that cannot be made anew."""
     return LoopError(
-        "the dataloader is a generator that was interrupted while it made a batch, which ends it; "
-        "pass a callable that returns a fresh one, to go on after that"
+        "the dataloader is single-pass and has ended after it was interrupted while it made a "
+        "batch; pass a callable that returns a fresh one, to go on after that"
     )
 
 
@@ -129,13 +136,6 @@ def in_use() -> LoopError:
     return LoopError(
         "this loop is in use: the step that it is making, or another thread, asks it for one more; "
         "one loop is for one thread"
-    )
-
-
-def went_on() -> LoopError:
-    """The error of asking for what belongs together while another thread makes steps."""
-    return LoopError(
-        "this loop went on meanwhile in another thread; ask for this in the thread of its `for`"
     )
 
 

@@ -10,6 +10,7 @@ from types import GenericAlias
 from . import _backend, checks, errors
 from .errors import LoopError, StateError, warn
 from .events import LoopEvents
+from .run import Run
 from .schedule import NEVER, Schedule
 from .source import Source
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Generic, SupportsFloat, SupportsIndex, TypeVar
 
-    from ._core import LoopState
+    from ._core import LoopState, Sizes
     from .events import BaseEvent
     from .signals import Signals
     from .state import Position
@@ -113,10 +114,10 @@ class Loop(Generic[Batch]):
         )
         if on_exception not in ("raise", "event"):
             raise ValueError(f'on_exception={checks.shown(on_exception)}: pass "raise" or "event"')
+        self._on_exception = 0
         if on_exception == "event":
-            self._schedule.on_exception = self._schedule.due_with(
-                LoopEvents.EXCEPTION
-            ) | self._schedule.due_with(LoopEvents.TRAINING_END)
+            for member in (LoopEvents.EXCEPTION, LoopEvents.TRAINING_END):
+                self._on_exception |= self._schedule.due_with(member)
         self._signals = _signals(signals, self._interrupt)
         if state_file is not None and not isinstance(state_file, (str, PathLike)):
             raise TypeError(f"state_file={checks.shown(state_file)}: pass a path")
@@ -128,38 +129,14 @@ class Loop(Generic[Batch]):
     def _begin(self, position: Position | None = None) -> None:
         self._source = self._open_source()
         self._entered = False
-        self._over = ""
+        self._over = "" if position is None else self._limit_of(position)
+        self._windows: dict[Any, int] = {} if position is None else position.windows
+        self._steps_before = 0 if position is None else position.steps
         tick = None if self._clock is None else checks.in_nanoseconds(self._clock)
-        make = partial(_backend.core.Core, self._schedule, self._source)
-        if position is None:
-            self._windows: dict[Any, int] = {}
-            self._steps_before = 0
-            self._core = make(_backend.core.Clock(tick, 0))
-            return
-        self._windows = position.windows
-        self._steps_before = position.steps
-        self._source.resume(position.loader, position.steps)
-        self._core = make(
-            _backend.core.Clock(tick, position.elapsed),
-            position.epoch,
-            position.epoch_steps,
-            position.steps,
-            position.epoch_end,
-            self._timers_from(position),
-        )
-        self._over = self._limit_of(position)
-
-    def _timers_from(self, position: Position) -> list[int]:
-        """When each timer was last due; those of an event that is new count from here."""
-        left = {name: list(timers) for name, timers in position.timers.items()}
-        lasts = []
-        for number, (_, period, _, per_launch, _, _) in enumerate(self._schedule.times):
-            saved = left.get(self._schedule.name_of_timer(number))
-            kind, last = saved.pop(0) if saved else ("", -1)
-            if kind != ("every" if period else "at"):
-                last = position.elapsed
-            lasts.append(-1 if per_launch else last)
-        return lasts
+        clock = _backend.core.Clock(tick, 0 if position is None else position.elapsed)
+        if position is not None:
+            self._source.resume(position.loader, position.steps)
+        self._run = Run(self._schedule, self._source, clock, self._on_exception, position)
 
     def _limit_of(self, position: Position) -> str:
         """The limit that a loaded run has reached, or an empty string."""
@@ -177,13 +154,13 @@ class Loop(Generic[Batch]):
         Raises:
             LoopError: the run is over.
         """
-        return self._enter(self._core.steps)
+        return self._enter(None)
 
-    def _enter(self, iterate: Callable[..., Iterator[Any]]) -> Iterator[Any]:
+    def _enter(self, sizes: Sizes | None) -> Iterator[Any]:
         if self._over:
             return iter(())
         self._entered = True
-        return iterate(rider=None if self._signals is None else self._signals.hold())
+        return self._run.enter(sizes, None if self._signals is None else self._signals.hold())
 
     def chunks(
         self, sizes: SupportsIndex | Iterable[SupportsIndex]
@@ -216,7 +193,7 @@ class Loop(Generic[Batch]):
             [4, 5] True
             [6, 7, 8, 9] False
         """
-        return self._enter(partial(self._core.lists, checks.sizes("sizes", sizes)))
+        return self._enter(checks.sizes("sizes", sizes))
 
     def steps_to_next_event(self) -> int | None:
         """The number of steps up to and including the next for which an event is scheduled.
@@ -232,10 +209,9 @@ class Loop(Generic[Batch]):
             >>> [loop.steps_to_next_event() for batch, events in loop]
             [5, 4, 3, 2, 1, 4, 3, 2, 1, None]
         """
-        epoch_len = self._source.epoch_len()
         if self._over:
             return None
-        return self._core.steps_to_next_event(NEVER if epoch_len is None else epoch_len)
+        return self._run.steps_to_next_event(self._source.ends_at())
 
     def __len__(self) -> int:
         """The number of batches still to come.
@@ -243,16 +219,16 @@ class Loop(Generic[Batch]):
         Raises:
             TypeError: it is not known.
         """
-        core = self._core
-        if core.closed or self.stop_reason is not None:
+        stepper = self._run.stepper
+        if self._run.closed or self.stop_reason is not None:
             return 0
         left: int | None = None
         epoch_len = self._source.epoch_len()
-        in_epoch = core.step - core.epoch_start + 1
+        in_epoch = stepper.step - stepper.epoch_start + 1
         if self._schedule.max_steps < NEVER:
-            left = self._schedule.max_steps - core.step - 1
+            left = self._schedule.max_steps - stepper.step - 1
         elif self._schedule.max_epochs < NEVER and epoch_len is not None and in_epoch <= epoch_len:
-            left = (self._schedule.max_epochs - core.epoch) * epoch_len - in_epoch
+            left = (self._schedule.max_epochs - stepper.epoch) * epoch_len - in_epoch
         if left is None or left > sys.maxsize:
             raise TypeError("the number of batches to come is not known")
         return left
@@ -263,22 +239,23 @@ class Loop(Generic[Batch]):
     @property
     def state(self) -> LoopState:
         """The `LoopState` of the latest step; before the first its counters are 0, -1 and -1."""
-        return self._core.state
+        return self._run.stepper.latest_state()
 
     @property
     def epoch(self) -> int:
         """The epoch of the latest step, from 0."""
-        return self._core.epoch
+        return self._run.stepper.epoch
 
     @property
     def global_step(self) -> int:
         """The latest step, from 0, counted across epochs; -1 before the first."""
-        return self._core.step
+        return self._run.stepper.step
 
     @property
     def epoch_step(self) -> int:
         """The latest step, from 0, counted within its epoch; -1 before the first."""
-        return self._core.step - self._core.epoch_start
+        stepper = self._run.stepper
+        return stepper.step - stepper.epoch_start
 
     @property
     def stop_reason(self) -> str | None:
@@ -294,12 +271,12 @@ class Loop(Generic[Batch]):
             >>> [(batch, loop.stop_reason) for batch, events in loop]
             [(0, None), (1, None), (2, 'stop_when')]
         """
-        return self._over or self._core.stop_reason
+        return self._over or self._run.stop_reason
 
     @property
     def exception(self) -> Exception | None:
         """The exception that ended the run."""
-        return self._core.error
+        return self._run.error
 
     def stop(self) -> None:
         """Let the next step be the last; it carries `LoopEvents.TRAINING_END`.
@@ -320,16 +297,16 @@ class Loop(Generic[Batch]):
             'stop'
         """
         if self.stop_reason is None:
-            self._core.ask_stop("stop", 0)
+            self._run.ask_stop("stop", 0)
 
     def _interrupt(self, name: str) -> None:
         if self.stop_reason is None:
-            self._core.ask_stop(name, self._schedule.due_with(LoopEvents.INTERRUPT))
+            self._run.ask_stop(name, self._schedule.due_with(LoopEvents.INTERRUPT))
 
     @property
     def stop_requested(self) -> bool:
         """Whether `stop()` or a signal has asked for an end; for bodies that take long."""
-        return self._core.stop_asked is not None
+        return self._run.stop_asked is not None
 
     def guard(self) -> Guard:
         """A context for bodies: with `on_exception="event"` what they raise ends the run politely.
@@ -353,7 +330,7 @@ class Loop(Generic[Batch]):
             saving after ZeroDivisionError('division by zero')
             and it comes out
         """
-        return Guard(self if self._schedule.on_exception else None)
+        return Guard(self if self._on_exception else None)
 
     def steps_since(self, name: Hashable) -> int:
         """The steps since `name` was last due, the latest step included.
@@ -374,12 +351,12 @@ class Loop(Generic[Batch]):
         """
         if name not in self._schedule.events and not isinstance(name, LoopEvents):
             raise KeyError(name)
-        step = self._core.step
+        stepper = self._run.stepper
         new = -1 if isinstance(name, LoopEvents) else self._steps_before - 1
         before = self._windows.get(name, new)
-        last = max(before, self._core.last_steps(step).get(name, before))
-        self._check_same(step)
-        return step - last
+        step = stepper.step
+        last = stepper.sets.last_steps(step, False).get(name, before)
+        return step - max(before, last)
 
     def state_dict(self, step_done: bool = True) -> dict[str, Any]:
         """The run's state, to be saved with the model's and given to `load_state_dict`.
@@ -406,50 +383,41 @@ class Loop(Generic[Batch]):
         """
         from . import state
 
-        return state.as_dict(self._position(step_done), self._schedule.names)
+        return state.as_dict(self._position(step_done), list(self._schedule.events))
 
     def _position(self, step_done: bool) -> Position:
         from .state import Position
 
-        core = self._core
-        step = core.step
-        stepped = step >= self._steps_before
-        undone = core.latest_size if stepped and not step_done else 0
-        done = step + 1 - undone
-        epoch_steps = done - core.epoch_start
-        ended = core.epoch_end and not undone
+        run = self._run
+        stepper = run.stepper
+        stepped = stepper.step >= self._steps_before
+        undone = stepper.size if stepped and not step_done else 0
+        done = stepper.step + 1 - undone
+        epoch_steps = done - stepper.epoch_start
+        epoch_end = stepper.latest_state().epoch_end and not undone
         timers: dict[Any, list[list[Any]]] = {}
-        for number, last in enumerate(core.timer_lasts(not undone)):
-            kind = "every" if self._schedule.times[number][1] else "at"
+        for number, last in enumerate(run.timer_lasts(not undone)):
+            kind = "every" if self._schedule.times[number].period else "at"
             timers.setdefault(self._schedule.name_of_timer(number), []).append([kind, last])
-        position = Position(
-            epoch=core.epoch,
+        out_of_time = self._over == "max_seconds" or (stepped and run.is_out_of_time())
+        return Position(
+            epoch=stepper.epoch,
             epoch_steps=epoch_steps,
             steps=done,
-            epoch_end=ended,
-            elapsed=core.elapsed(),
-            out_of_time=not undone and self._is_out_of_time(stepped),
+            epoch_end=epoch_end,
+            elapsed=run.clock.now(),
+            out_of_time=not undone and out_of_time,
             plan=self._plan(),
             timers=timers,
             windows={
-                **dict.fromkeys(self._schedule.names, self._steps_before - 1),
+                **dict.fromkeys(self._schedule.events, self._steps_before - 1),
                 **self._windows,
-                **core.last_steps(done),
+                **stepper.sets.last_steps(stepper.step, not undone),
             },
             loader=self._source.state(
-                epoch_steps, core.fetched_ahead() + undone, core.epoch, ended
+                epoch_steps, run.fetched_ahead() + undone, stepper.epoch, epoch_end
             ),
         )
-        self._check_same(step)
-        return position
-
-    def _is_out_of_time(self, stepped: bool) -> bool:
-        return self._over == "max_seconds" or (stepped and self._core.is_out_of_time())
-
-    def _check_same(self, step: int) -> None:
-        """Raise where another thread has gone on since `step` was the latest."""
-        if self._core.step != step:
-            raise errors.went_on()
 
     def _plan(self) -> dict[str, Any]:
         from .state import described
@@ -479,7 +447,7 @@ class Loop(Generic[Batch]):
             raise LoopError(
                 "load_state_dict comes before the first step; restart() goes back there"
             )
-        position = from_dict(state, self._schedule.names)
+        position = from_dict(state, list(self._schedule.events))
         changed = changes(position.plan, self._plan())
         if changed:
             warn(f"the loop is not what the state was saved of: {'; '.join(changed)}")
@@ -530,7 +498,7 @@ class Loop(Generic[Batch]):
             [1, 2]
         """
         source = self._source
-        self._core.leave()
+        self._run.leave()
         if self._signals is not None:
             self._signals.put_back()
         self._begin()
@@ -550,7 +518,7 @@ class Loop(Generic[Batch]):
             >>> len(loop)
             0
         """
-        self._core.close()
+        self._run.close()
         if self._signals is not None:
             self._signals.put_back()
         self._source.close()
@@ -564,13 +532,13 @@ class Loop(Generic[Batch]):
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        owed = self._core.owed
+        pending = self._run.pending
         self.close()
-        if owed is None:
+        if pending is None:
             return
         if exception is None:
-            raise owed
-        errors.chain(exception, owed)
+            raise pending
+        errors.chain(exception, pending)
 
 
 class Guard:
@@ -578,7 +546,7 @@ class Guard:
 
     def __init__(self, loop: Loop[Any] | None) -> None:
         self._loop = loop
-        self._core = None if loop is None else loop._core
+        self._run = None if loop is None else loop._run
 
     def __enter__(self) -> None:
         return None
@@ -589,15 +557,15 @@ class Guard:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        loop, core = self._loop, self._core
-        if loop is None or core is None or not isinstance(exception, Exception):
+        loop, run = self._loop, self._run
+        if loop is None or run is None or not isinstance(exception, Exception):
             return False
-        if core.closed or loop._core is not core:  # no step would tell of it
+        if run.closed or loop._run is not run:  # no step would deliver it
             return False
-        if core.owed is not None:
-            errors.chain(exception, core.owed)
+        if run.pending is not None:
+            errors.chain(exception, run.pending)
             return False
-        core.fail(exception)
+        run.fail(exception)
         return True
 
 

@@ -1,9 +1,9 @@
-"""Events and the limit, checked and compiled: names to bits, periods to ints, seconds to ns."""
+"""Events and the limit, checked and compiled: names to places, periods to ints, seconds to ns."""
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Mapping
-from functools import partial
 
 from . import _backend, checks
 from .errors import annotate, warn
@@ -12,45 +12,48 @@ from .events import BaseEvent, Event, LoopEvents
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
-    from typing import Any, SupportsFloat, SupportsIndex
+    from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
-    from ._core import ConditionRow, StepRow, TimeRow
+    from ._core import ConditionRow, EventSets, StepRow
+    from .state import Position
+
+    class TimeRow(NamedTuple):
+        """A time criterion: a period or points in nanoseconds, in a window of global steps."""
+
+        place: int
+        period: int
+        points: tuple[int, ...]
+        per_launch: bool
+        start: int
+        stop: int
+else:
+    # typing would take longer to import than all of dloop
+    TimeRow = namedtuple("TimeRow", "place period points per_launch start stop")
 
 NEVER = 2**63 - 1
+MOST_UNKNOWN = 1000
+"""How many unknown names a loop warns of."""
 
 
 class Names:
-    """The names of a loop's events by their bits.
+    """The names of a loop's events, by place.
 
     The event sets of a loop refer to this alone, so that keeping one keeps nothing else alive.
     """
 
     def __init__(self, names: list[Hashable]) -> None:
-        self._names = names
-        self._first = tuple(names[:12])
-        self._places = {name: place for place, name in enumerate(names)}
-        self._unknown_asked: set[Hashable] = set()
+        self.names = names
+        self.places = {name: place for place, name in enumerate(names)}
+        self._unknown: set[Hashable] = set()
 
-    def __getitem__(self, bit: int) -> Hashable:
-        return self._names[bit.bit_length() - 1]
-
-    def set_maker(self) -> Callable[[int], frozenset[Hashable]]:
-        """A function that gives the set of the names whose bits it is given."""
-        return partial(
-            _backend.core.make_event_set,
-            self._names,
-            self._places,
-            self._first,
-            self._warn_of_unknown,
-        )
-
-    def _warn_of_unknown(self, name: Hashable) -> None:
-        if name in self._unknown_asked:
+    def warn_of_unknown(self, name: Hashable) -> None:
+        """Warn, once for each name, that the loop has no such event."""
+        if name in self._unknown or len(self._unknown) == MOST_UNKNOWN:
             return
-        self._unknown_asked.add(name)
+        self._unknown.add(name)
         from difflib import get_close_matches  # seldom needed
 
-        spelled = {str(each): each for each in self._names}
+        spelled = {str(each): each for each in self.names}
         near = get_close_matches(str(name), spelled, n=1)
         hint = f"; did you mean {spelled[near[0]]!r}?" if near else ""
         warn(f"{name!r} is no event of this loop{hint}")
@@ -59,8 +62,9 @@ class Names:
 class Schedule:
     """What is due when: the events mapping, `stop_when` and the limit as the cores take them.
 
-    A name's bit is `1 << place`: the LoopEvents members come first, then the names in the order of
-    the mapping, and last, where there is one, `stop_when`. Rows are as `_core.pyi` tells.
+    Each name has a place: the LoopEvents members come first, then the names in the order of the
+    mapping, and last, where there is one, `stop_when`. Its bit is `1 << place`. Rows of steps and
+    conditions are as `_core.pyi` tells.
     """
 
     def __init__(
@@ -76,76 +80,82 @@ class Schedule:
         self.max_time = _limit("max_seconds", max_seconds, _period)
         _check_one_limit(max_epochs=max_epochs, max_steps=max_steps, max_seconds=max_seconds)
 
-        names: list[Hashable] = list(LoopEvents)
+        self.events = dict(_checked_events(events))
+        self._names = Names([*LoopEvents, *self.events])
         self.steps: list[StepRow] = []
         self.epoch_steps: list[StepRow] = []
         self.times: list[TimeRow] = []
         self.conditions: list[ConditionRow] = []
-        self._epochs: list[tuple[int, Event]] = []
-        self._at_end: dict[LoopEvents, int] = {
-            member: 1 << place for place, member in enumerate(LoopEvents)
-        }
-        self.events = dict(_checked_events(events))
-        for name, event in self.events.items():
-            self._add(1 << len(names), event, self.conditions)
-            names.append(name)
-        self.names = list(self.events)
-        self._names = Names(names)
-        self.event_set = self._names.set_maker()
-        self.stop_bit = 0
         self.stop_conditions: list[ConditionRow] = []
-        if stop_when is not None:
-            self._add_stop(1 << len(names), stop_when)
-        self.all_conditions = self.stop_conditions + self.conditions
+        self._epochs: list[tuple[int, Event]] = []
+        self._joined: dict[LoopEvents, list[int]] = {
+            member: [place] for place, member in enumerate(LoopEvents)
+        }
+        for name, event in self.events.items():
+            self._add(self._names.places[name], event, self.conditions)
+        self.stop_place = len(self._names.names)
         self.stop_when = stop_when
+        if stop_when is not None:
+            if not isinstance(stop_when, BaseEvent):
+                raise TypeError(f"stop_when={checks.shown(stop_when)}: pass an Event")
+            self._add(self.stop_place, stop_when, self.stop_conditions)
+        self.stop_bit = 0 if stop_when is None else 1 << self.stop_place
         self.timed = max_seconds is not None or bool(self.times)
-        self.on_exception = 0
+        self._due_with = {member: _bits(places) for member, places in self._joined.items()}
+        self.on_training_end = self.due_with(LoopEvents.TRAINING_END)
 
-    def _add_stop(self, bit: int, stop_when: BaseEvent) -> None:
-        if not isinstance(stop_when, BaseEvent):
-            raise TypeError(f"stop_when={checks.shown(stop_when)}: pass an Event")
-        self.stop_bit = bit
-        self._add(bit, stop_when, self.stop_conditions)
+    def event_sets(self) -> EventSets:
+        """The event sets of a new run."""
+        names = self._names
+        return _backend.core.EventSets(names.names, names.places, names.warn_of_unknown)
 
-    def _add(self, bit: int, event: BaseEvent, conditions: list[ConditionRow]) -> None:
+    def _add(self, place: int, event: BaseEvent, conditions: list[ConditionRow]) -> None:
         for part in event.parts:
             if isinstance(part, LoopEvents):
-                self._at_end[part] |= bit
+                self._joined[part].append(place)
             else:
-                self._add_criteria(bit, part, conditions)
+                self._add_criteria(place, part, conditions)
 
-    def _add_criteria(self, bit: int, event: Event, conditions: list[ConditionRow]) -> None:
+    def _add_criteria(self, place: int, event: Event, conditions: list[ConditionRow]) -> None:
         start = event.from_step
         stop = NEVER if event.until_step is None else event.until_step
         if event.condition_function is not None:
-            conditions.append((bit, event.condition_function, start, stop))
+            conditions.append((place, event.condition_function, start, stop))
         steps = self.epoch_steps if event.per_epoch else self.steps
         if event.every_n_steps is not None:
-            steps.append((bit, event.every_n_steps, (), start, stop))
+            steps.append((place, event.every_n_steps, (), start, stop))
         if event.at_step is not None:
-            steps.append((bit, 0, _several(event.at_step), start, stop))
+            steps.append((place, 0, _several(event.at_step), start, stop))
         if event.every_n_seconds is not None:
             period = _period("every_n_seconds", event.every_n_seconds)
-            self.times.append((bit, period, (), event.per_launch, start, stop))
+            self.times.append(TimeRow(place, period, (), event.per_launch, start, stop))
         if event.at_time is not None:
             points = tuple(map(checks.nanoseconds, _several(event.at_time)))
-            self.times.append((bit, 0, points, event.per_launch, start, stop))
+            self.times.append(TimeRow(place, 0, points, event.per_launch, start, stop))
         if event.every_n_epochs is not None or event.at_epoch is not None:
-            self._epochs.append((bit, event))
-
-    @property
-    def on_training_end(self) -> int:
-        """The bits of all that is due at the last step."""
-        return self.due_with(LoopEvents.TRAINING_END)
+            self._epochs.append((place, event))
 
     def due_with(self, member: LoopEvents) -> int:
         """The bits of a member of LoopEvents and of all that is joined with it."""
-        return self._at_end[member] & ~self.stop_bit
+        bits = self._due_with[member]
+        return bits if member is LoopEvents.EPOCH_END else bits & ~self.stop_bit
+
+    def timers_from(self, position: Position) -> list[int]:
+        """When each row of `times` was last due; those of an event that is new count from here."""
+        left = {name: list(timers) for name, timers in position.timers.items()}
+        lasts = []
+        for number, row in enumerate(self.times):
+            saved = left.get(self.name_of_timer(number))
+            kind, last = saved.pop(0) if saved else ("", -1)
+            if kind != ("every" if row.period else "at"):
+                last = position.elapsed
+            lasts.append(-1 if row.per_launch else last)
+        return lasts
 
     def name_of_timer(self, number: int) -> Hashable:
         """The name of the event of a row of `times`; None for `stop_when`."""
-        bit = self.times[number][0]
-        return None if bit == self.stop_bit else self._names[bit]
+        place = self.times[number].place
+        return None if place == self.stop_place else self._names.names[place]
 
     @property
     def limit(self) -> tuple[str, int]:
@@ -158,8 +168,8 @@ class Schedule:
 
     def on_epoch_end(self, epoch: int, step: int) -> int:
         """The bits of all that is due because `step` is the last of `epoch`."""
-        bits = self._at_end[LoopEvents.EPOCH_END]
-        for bit, event in self._epochs:
+        bits = self._due_with[LoopEvents.EPOCH_END]
+        for place, event in self._epochs:
             in_window = event.from_step <= step and (
                 event.until_step is None or step < event.until_step
             )
@@ -168,15 +178,15 @@ class Schedule:
                 (every is not None and (epoch + 1) % every == 0)
                 or (at is not None and epoch in _several(at))
             ):
-                bits |= bit
+                bits |= 1 << place
         return bits
 
-    def blame(self, exception: Exception, bit: int) -> None:
+    def blame(self, exception: Exception, place: int) -> None:
         """Note on `exception` whose condition raised it."""
-        if bit == self.stop_bit:
+        if place == self.stop_place:
             annotate(exception, "in the condition of stop_when")
         else:
-            annotate(exception, f"in the condition of event {self._names[bit]!r}")
+            annotate(exception, f"in the condition of event {self._names.names[place]!r}")
 
 
 def _checked_events(
@@ -216,3 +226,10 @@ def _period(name: str, value: object) -> int:
 
 def _several(points: checks.Number | tuple[checks.Number, ...]) -> tuple[checks.Number, ...]:
     return points if isinstance(points, tuple) else (points,)
+
+
+def _bits(places: list[int]) -> int:
+    bits = 0
+    for place in places:
+        bits |= 1 << place
+    return bits

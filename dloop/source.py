@@ -3,37 +3,113 @@
 from __future__ import annotations
 
 from itertools import chain, islice
+from types import WrapperDescriptorType
 
-from . import checks
-from .errors import DataExhaustedError, DataLengthError, is_from_outside, not_stop, struck, warn
+from . import _backend, checks
+from .errors import DataExhaustedError, DataLengthError, log, not_stop, warn
+from .missing import MISSING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, SupportsIndex, TypeGuard
 
+    from ._core import Lookahead
+
 NEVER = 2**63 - 1
-_NOTHING = object()
 _MOST_AGAIN = 100
 """Batches: how often a loader's state is noted, which is how many are fetched again at most.
 
 And how many a loader has given, after it was resumed, when its state is taken to be right: its
 workers may tell of their places only once each has given a batch.
 """
+_PLAIN = frozenset({list, tuple, range, str, bytes})
+"""What has no state, no `set_epoch` and no data set. Looking for them takes longer than a step."""
+_DEEPEST = 5
+"""How many levels of samplers and data sets are followed in search of `set_epoch`."""
+
+
+class Epoch:
+    """One epoch of a source, as far as it was opened.
+
+    Attributes:
+        number: which epoch, from 0.
+        batches: the iterator to fetch from.
+        length: its number of batches, where that is promised.
+        end_finder: what fetches for `batches` and finds the epoch's last batch, where that is not
+            known beforehand; it ends before that batch, which it then holds.
+        ends_itself: whether the iterator has more to do after the last batch: it is asked once
+            more, as a `for` does.
+        over: whether its last batch was handed over.
+        lost: whether the iterator is of no use any more, and the epoch has to be opened anew.
+    """
+
+    __slots__ = ("batches", "end_finder", "ends_itself", "length", "lost", "number", "over")
+
+    def __init__(
+        self,
+        number: int,
+        batches: Iterator[Any],
+        length: int | None,
+        end_finder: Lookahead | LastBatchTold | None,
+        ends_itself: bool,
+    ) -> None:
+        self.number = number
+        self.batches = batches
+        self.length = length
+        self.end_finder = end_finder
+        self.ends_itself = ends_itself
+        self.over = False
+        self.lost = False
+
+    def look_ahead(self, kind: type[Lookahead]) -> None:
+        """Find the end by looking ahead from here on."""
+        self.end_finder = kind(self.batches)
+        self.batches = iter(self.end_finder)
+        self.length = None
+        self.ends_itself = False
+
+
+class LastBatchTold:
+    """The batches of a loader whose `end_of_dataloader` is true at the last.
+
+    It ends before that one, which it then holds.
+    """
+
+    __slots__ = ("_batches", "_loader", "_told", "error", "fetched", "held")
+
+    def __init__(self, loader: Any, batches: Iterator[Any]) -> None:
+        self._loader = loader
+        self._batches = batches
+        self.held: Any = MISSING
+        self._told = False
+        self.error: Exception | None = None  # none is ever met ahead
+        self.fetched = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._told:
+            for batch in self._batches:
+                self.fetched = True
+                if not self._loader.end_of_dataloader:
+                    return batch
+                self._told, self.held = True, batch
+                break
+        raise StopIteration
+
+    def rest(self) -> Iterator[Any]:
+        """What comes after the last batch."""
+        return self._batches
 
 
 class Source:
     """Opens one epoch after the other, and judges where they end.
 
-    An epoch's length may be promised: by `dataloader_len`, which cuts the epoch there, or by
-    `len()`, which a look ahead at the promised last batch verifies (with `lookahead=False` it is
-    taken on faith). Where nothing is promised, every step looks one batch ahead (with
-    `lookahead=False` none does).
-
     Attributes:
         given_len: the argument `dataloader_len`.
-        promise: the length of the open epoch, where one is promised.
-        once: whether the batches can be gone through only once.
+        single_pass: whether the batches can be gone through only once.
     """
 
     def __init__(
@@ -56,99 +132,107 @@ class Source:
                 f"dataloader={checks.shown(dataloader)}: pass an iterable, or a callable that "
                 "returns a fresh one for each epoch"
             )
-        self.once = hasattr(type(self._loader), "__next__")
+        self.single_pass = hasattr(type(self._loader), "__next__")
         self.given_len = (
             None if dataloader_len is None else checks.count("dataloader_len", dataloader_len)
         )
         self._lookahead = lookahead
         self._by_epochs = max_epochs is not None
         # A stream is taken exactly when asked for, since no epoch is at stake
-        self._is_stream = self.once and not self._by_epochs
+        self._is_stream = self.single_pass and not self._by_epochs
         self._check(max_epochs)
 
+        self._lookahead_kind = _backend.core.Lookahead
         self._resumed: dict[str, Any] | None = None  # the state from which to open an epoch
-        self._skips = 0  # of a loader that is gone through once: all batches that were ever taken
+        self._skips = 0  # of a single-pass loader: all batches that were ever taken
         self._told_of_skipping = False
-
-        self._is_gone = False
         self._opened = False
         self._epoch = -1  # the latest that was opened
         self._batches: Iterator[Any] | None = None
         self._tracked: _Tracked | None = None  # its batches, where the loader keeps state
         self._tracked_before: _Tracked | None = None  # those of the epoch before
-        self._on_faith: tuple[int, Iterator[Any]] | None = None
-        self.promise: int | None = None
-        self._warned_of_more = False
+        self._told = False  # whether the latest loader says which batch is its last
+        self._length: int | None = None  # of the latest epoch, as far as it is promised
 
     def _check(self, max_epochs: int | None) -> None:
-        if self.once and (max_epochs or 0) > 1 and (self.given_len is None or self._lookahead):
-            ignored = " (which lookahead=True ignores)" if self._lookahead else ""
+        if self._lookahead and self.given_len is not None:
             raise ValueError(
-                f"max_epochs={max_epochs}: this dataloader can be gone through only once; give "
-                f"its epochs a dataloader_len{ignored}, or pass a callable that returns a fresh "
-                "iterable"
+                f"lookahead=True: dataloader_len={self.given_len} says where an epoch ends; pass "
+                "one of them"
             )
-        if self._lookahead is False and self._loader is not None:
-            self._refuse_unknown_end(self._read_promise(self._loader))
+        if self.single_pass and (max_epochs or 0) > 1 and self.given_len is None:
+            raise ValueError(
+                f"max_epochs={max_epochs}: this dataloader is single-pass; give its epochs a "
+                "dataloader_len, or pass a callable that returns a fresh iterable"
+            )
+        if self._loader is not None:
+            self._check_lookahead(self._loader)
 
-    def _refuse_unknown_end(self, promise: int | None) -> None:
-        if self._lookahead is False and self._by_epochs and promise is None:
+    def _check_lookahead(self, loader: Iterable[Any]) -> None:
+        """Refuse a `lookahead` that does not go with how the loader tells of its end."""
+        if self._lookahead and _tells_its_last(loader):
+            raise ValueError(
+                "lookahead=True: this dataloader looks ahead itself (it has end_of_dataloader); "
+                "leave lookahead out"
+            )
+        needs_length = self._lookahead is False and self._by_epochs and not _tells_its_last(loader)
+        if needs_length and self._promised_length(loader) is None:
             raise ValueError(
                 "lookahead=False: max_epochs needs to know where an epoch ends; pass "
                 "dataloader_len, or let the loop look ahead"
             )
 
-    def open_epoch(self, epoch: int, taken: int) -> tuple[Iterator[Any], int, int]:
-        """Begin `epoch`: its iterator, the epoch step from which to look ahead, and its last one.
-
-        Of its batches `taken` were taken before, and are skipped.
-
-        Either step is NEVER where it does not apply. To look ahead at every step is to do so from
-        -1 on; any other step from which to look is the last one that is promised.
+    def open_epoch(self, number: int, taken: int) -> Epoch:
+        """Begin epoch `number`, and skip those of its batches that were `taken` before.
 
         Raises:
             DataExhaustedError: the loader says that it is empty.
-            LoopError: it was lost, and can be gone through only once.
-            ValueError: `lookahead=False`, and no length is to be had.
+            ValueError: `lookahead` does not go with the loader.
         """
-        if self._is_gone:
-            raise struck()
-        self._drop_surplus(epoch - 1)
         try:
-            batches = self._iterate(epoch, taken)
+            return self._open(number, taken)
         except StopIteration as exception:
             raise not_stop(exception) from exception
-        promise = self.promise
-        if promise is None:
-            looks = self._lookahead or (self._lookahead is None and not self._is_stream)
-            return batches, -1 if looks else NEVER, NEVER
-        if self.given_len is not None:
-            return batches, NEVER, promise - 1
-        if self._lookahead is False:
-            self._on_faith = epoch, batches
-            return batches, NEVER, promise - 1
-        return batches, promise - 1, NEVER
 
-    def _iterate(self, epoch: int, taken: int) -> Iterator[Any]:
+    def _open(self, number: int, taken: int) -> Epoch:
         if self._tracked is not None:
             self._tracked.let_go()
         self._batches = None  # and its workers, before there are new ones
-        before = self._tracked_before if self._epoch == epoch else self._tracked
         loader: Any = self._loader if self._load is None else self._load()
         if not _is_iterable(loader):
             raise TypeError(
                 f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
             )
+        batches = self._iterate(loader, number, taken)
+        if self.given_len is not None:
+            return Epoch(number, batches, self.given_len, None, False)
+        self._told = _tells_its_last(loader)
+        if self._told:
+            told = LastBatchTold(loader, batches)
+            return Epoch(number, told, None, told, not self.single_pass)
+        if self._length is not None:
+            return Epoch(number, batches, self._length, None, not self.single_pass)
+        epoch = Epoch(number, batches, None, None, False)
+        if self._lookahead or (self._lookahead is None and not self._is_stream):
+            epoch.look_ahead(self._lookahead_kind)
+        return epoch
+
+    def may_look_ahead(self, epoch: Epoch) -> bool:
+        """Whether the end of `epoch`, which was promised, may be looked for instead."""
+        return self._lookahead is None and self.given_len is None and epoch.length is not None
+
+    def _iterate(self, loader: Any, epoch: int, taken: int) -> Iterator[Any]:
+        before = self._tracked_before if self._epoch == epoch else self._tracked
         resumed = self._resumed
         if resumed is not None and resumed["rest"]:
             _set_epoch(loader, epoch - 1)
-            count = resumed["rest"] + (not self.once)  # the last is to see its end
+            count = resumed["rest"] + (not self.single_pass)  # the last is to see its end
             next(islice(chain(*_resumed_at(loader, resumed)), count, count), None)
             resumed = None
         _set_epoch(loader, epoch)
-        self.promise = self._read_promise(loader)
-        self._refuse_unknown_end(self.promise)
-        if self.promise == 0:
+        self._length = self._promised_length(loader)
+        self._check_lookahead(loader)
+        if self._length == 0 and not _tells_its_last(loader):
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
         first, batches = _resumed_at(loader, resumed)
         self._batches = batches
@@ -163,11 +247,13 @@ class Source:
                 self._resumed or (None if before is None else before.state_at_end()),
                 resumed,
                 NEVER if _counts_batches(loader) else _MOST_AGAIN,
-                self.once,
+                self.single_pass,
             )
             skips = self._skips or taken - tracked.begun
         if skips:
             self._skip(batches, skips, loader, epoch)
+        if not isinstance(getattr(type(batches), "__iter__", None), WrapperDescriptorType):
+            batches = chain(_Once(batches))
         self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
         self._resumed = None
         self._opened = True
@@ -177,7 +263,7 @@ class Source:
     def _skip(self, batches: Any, count: int, loader: object, epoch: int) -> None:
         """Take `count` of the `batches`."""
         is_sequence = type(batches) in _SEQUENCE_ITERATORS
-        if is_sequence and not self.once:
+        if is_sequence and not self.single_pass:
             batches.__setstate__(count)
             return
         if not (is_sequence or isinstance(batches, _Tracked) or self._told_of_skipping):
@@ -199,25 +285,15 @@ class Source:
             f"to go on in epoch {epoch}{unsure}"
         )
 
-    def is_lost(self, exception: BaseException, epoch: int, taken: int) -> bool:
-        """Whether an interrupt has ended the iterator of `epoch`, after `taken` batches.
-
-        It ends a generator when it strikes there: the epoch is to be opened anew. Any other may
-        have lost the batch that it was fetching, and is not held to the promise of its length.
-        """
-        if self.given_len is None and self._lookahead is None and is_from_outside(exception):
-            self.promise = None
-        if getattr(self._batches, "gi_frame", self) is not None:
-            return False
+    def lose(self, epoch: int, taken: int) -> None:
+        """Let `epoch`, of which so many batches were taken, be opened anew."""
         self._resumed = self.state(taken, 1, epoch, False)
-        self._is_gone = self.once
         self._batches = None
-        return True
 
     def resume(self, loader: dict[str, Any] | None, steps: int) -> None:
         """Let the first epoch that is opened go on from what `state` returned."""
         self._resumed = loader
-        self._skips = steps if self.once and loader is None else 0
+        self._skips = steps if self.single_pass and loader is None else 0
 
     def state(self, done: int, ahead: int, epoch: int, ended: bool) -> dict[str, Any] | None:
         """The loader's own state after `done` batches of `epoch`; None where it keeps none.
@@ -237,7 +313,7 @@ class Source:
             return None
         return tracked.state_at_end() if ended else tracked.state(done, ahead)
 
-    def goes_on_after(self, epoch: int, taken: int, step: int) -> bool:
+    def has_next_epoch(self, epoch: Epoch, taken: int, step: int) -> bool:
         """Judge that `epoch` ended, unforeseen, after `taken` batches, the last of them at `step`.
 
         Returns whether another epoch may begin.
@@ -246,53 +322,77 @@ class Source:
             DataExhaustedError: it had no batch.
             DataLengthError: it had fewer than were promised.
         """
-        self._on_faith = None
-        if taken == 0 and (epoch == 0 or not self.once):
+        number = epoch.number
+        if taken == 0 and (number == 0 or not self.single_pass):
             raise DataExhaustedError(
-                f"epoch {epoch} has no batch: the dataloader is empty or was consumed before"
+                f"epoch {number} has no batch: the dataloader is empty or was consumed before"
             )
-        if self.promise is not None and 0 < taken < self.promise:
+        if epoch.length is not None and 0 < taken < epoch.length:
             promised_by = "len(dataloader)" if self.given_len is None else "dataloader_len"
             raise DataLengthError(
-                f"epoch {epoch} ended after {taken} of the {self.promise} batches that "
+                f"epoch {number} ended after {taken} of the {epoch.length} batches that "
                 f"{promised_by} promised; pass lookahead=True to go by the data itself"
             )
-        if self.once:
-            self.ran_dry(step)
-        return not self.once
-
-    def goes_past_promise(self, epoch: int) -> None:
-        """Take note of a batch after the one from which on the loop has looked ahead."""
-        if self.promise is not None and not self._warned_of_more:
-            warn(
-                f"epoch {epoch} has more than the {self.promise} batches that len(dataloader) "
-                "promised; it goes on to its true end"
+        if taken and isinstance(epoch.end_finder, LastBatchTold):
+            raise DataLengthError(
+                f"epoch {number} ended after {taken} batches, but its loader's end_of_dataloader "
+                "did not say so; pass dataloader_len"
             )
-            self._warned_of_more = True
+        if self.single_pass:
+            self.ran_dry(step)
+        return not self.single_pass
+
+    def ask_once_more(self, epoch: Epoch, left: bool) -> None:
+        """Ask the iterator of an epoch that is over once more, as a `for` does.
+
+        An exception of an iterator that was `left` in between is only logged: an interrupt may have
+        ended its workers, and all batches of the epoch were had.
+        """
+        finder = epoch.end_finder
+        told = isinstance(finder, LastBatchTold)
+        try:
+            for _ in finder.rest() if isinstance(finder, LastBatchTold) else epoch.batches:
+                break
+            else:
+                return
+        except Exception as exception:
+            if not left:
+                raise not_stop(exception)  # noqa: B904 (mostly it is the exception itself)
+            log("epoch %d: its iterator failed after its last batch: %r", epoch.number, exception)
+            return
+        if told:
+            warn(
+                f"epoch {epoch.number} had more batches after the one at which its loader's "
+                "end_of_dataloader was true; the rest is dropped"
+            )
+        else:
+            warn(
+                f"epoch {epoch.number} had more than the {epoch.length} batches that "
+                "len(dataloader) promised; the rest is dropped; pass lookahead=True to use it"
+            )
 
     def ran_dry(self, step: int) -> None:
         """Warn that the source ended at `step`, before the run's limit."""
         warn(f"the dataloader ran dry at global_step {step}, before the run's limit")
 
-    def finish(self, epoch: int, stop_reason: str | None) -> None:
-        """End the run, whose last epoch was `epoch`."""
-        if stop_reason == "max_epochs":
-            self._drop_surplus(epoch)
-        self.forget()
-
     def forget(self) -> None:
         """Let go of the open epoch's iterator, but not of the states that may be asked for."""
         if self._tracked is not None:
             self._tracked.let_go()
-        self._batches = self._on_faith = None
+        self._batches = None
 
     def epoch_len(self) -> int | None:
         """The length that is promised of the open epoch, or of the first where none was opened."""
         if self._opened:
-            return self.promise
+            return self._length
         if self._loader is None:
-            return None if self._lookahead else self.given_len
-        return self._read_promise(self._loader)
+            return self.given_len
+        return self._promised_length(self._loader)
+
+    def ends_at(self) -> int | None:
+        """The same, where the epoch is ended by it."""
+        told = self._told or (self._loader is not None and _tells_its_last(self._loader))
+        return self.given_len if told else self.epoch_len()
 
     def fixed_len(self) -> int | None:
         """The length of every epoch, where that is known beforehand."""
@@ -300,27 +400,17 @@ class Source:
             callable(getattr(part, "set_epoch", None)) for part in _parts(self._loader)
         ):
             return None
-        return self._read_promise(self._loader)
+        return self._promised_length(self._loader)
 
     def close(self) -> None:
         """Close the open epoch's iterator, unless it is the dataloader that the user passed."""
         batches = self._batches
         self.forget()
         close = getattr(batches, "close", None)
-        if callable(close) and not self.once:
+        if callable(close) and not self.single_pass:
             close()
 
-    def _drop_surplus(self, epoch: int) -> None:
-        on_faith, self._on_faith = self._on_faith, None
-        if on_faith is None or on_faith[0] != epoch:  # it was never used: a signal struck
-            return
-        if next(on_faith[1], _NOTHING) is not _NOTHING:
-            warn(
-                f"epoch {epoch} had more than the {self.promise} batches that len(dataloader) "
-                "promised; the rest is dropped; pass lookahead=True to use it"
-            )
-
-    def _read_promise(self, loader: Iterable[Any]) -> int | None:
+    def _promised_length(self, loader: Iterable[Any]) -> int | None:
         if self._lookahead:
             return None
         if self.given_len is not None:
@@ -328,6 +418,19 @@ class Source:
         if self._is_stream or _is_iterable_style(loader):
             return None
         return _length_of(loader)
+
+
+class _Once:
+    """Hands over an iterator, for `chain`, without asking it for itself.
+
+    Each `for` asks an iterator for itself, and one epoch is gone over with many. An `__iter__` that
+    is written in Python would see them, and some begin anew there.
+    """
+
+    __slots__ = ("__iter__",)
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.__iter__ = [batches].pop
 
 
 class _Items:
@@ -354,9 +457,14 @@ def _length_of(loader: Any) -> int | None:
         return None
     except OverflowError:  # range(2**70)
         return checks.MOST
+    except Exception as exception:
+        log("len(dataloader) is not known: %r", exception)
+        return None
 
 
 def _owner_of_state(loader: object, batches: object) -> object | None:
+    if type(loader) in _PLAIN:
+        return None
     for owner in (loader, batches):
         if _keeps_state(owner):
             return owner
@@ -403,7 +511,7 @@ class _Tracked:
         before: the state from which the epoch is reached.
         resumed: the state that `owner` was loaded with, if it was.
         right_after: of a resumed one, after how many batches its state is right.
-        once: whether the loader can be gone through only once.
+        single_pass: whether the loader can be gone through only once.
     """
 
     def __init__(
@@ -414,7 +522,7 @@ class _Tracked:
         before: dict[str, Any] | None,
         resumed: dict[str, Any] | None,
         right_after: int,
-        once: bool,
+        single_pass: bool,
     ) -> None:
         self._batches: Iterator[Any] = batches
         self._first = first
@@ -422,7 +530,7 @@ class _Tracked:
         self.before = before
         self._resumed = resumed
         self._right_after = 1 if resumed is None else right_after
-        self._once = once
+        self._single_pass = single_pass
         self.begun: int = 0 if resumed is None else resumed["at"]
         self._taken = 0
         self._failed = False  # the latest fetch did, so that the state may be any
@@ -475,7 +583,12 @@ class _Tracked:
 
     def _state_now(self, at: int) -> dict[str, Any]:
         get_state = getattr(self._owner, "state_dict", None) or self._owner.get_state
-        return {"state": get_state(), "at": at, "whole": at == 0 and not self._once, "rest": 0}
+        return {
+            "state": get_state(),
+            "at": at,
+            "whole": at == 0 and not self._single_pass,
+            "rest": 0,
+        }
 
 
 def _is_iterable(dataloader: object) -> TypeGuard[Iterable[Any]]:
@@ -488,7 +601,7 @@ def _is_iterable_style(loader: object) -> bool:
 
     PyTorch gives such data sets a `__getitem__` that only raises, hence the look at their class.
     """
-    dataset = getattr(loader, "dataset", None)
+    dataset = None if type(loader) in _PLAIN else getattr(loader, "dataset", None)
     if dataset is None:
         return False
     kind = type(dataset)
@@ -496,20 +609,31 @@ def _is_iterable_style(loader: object) -> bool:
     return named or not hasattr(kind, "__getitem__")
 
 
-def _parts(loader: object) -> Iterator[object]:
-    """`loader` and all that it draws from, once each."""
-    seen: dict[int, object] = {}
-    found = [loader]
+def _tells_its_last(loader: object) -> bool:
+    """Whether the loader says itself which batch is its last, as Accelerate's do."""
+    if type(loader) in _PLAIN:
+        return False
+    return isinstance(getattr(loader, "end_of_dataloader", None), bool)
+
+
+def _parts(loader: object) -> list[object]:
+    """`loader` and what it draws from, a few levels deep, once each."""
+    parts: dict[int, object] = {}
+    found = [(loader, 1)]
     while found:
-        part = found.pop()
-        if part is None or id(part) in seen:
+        part, level = found.pop()
+        if part is None or id(part) in parts:
             continue
-        seen[id(part)] = part
-        yield part
-        found += [getattr(part, name, None) for name in ("dataset", "batch_sampler", "sampler")]
+        parts[id(part)] = part
+        if level < _DEEPEST:
+            names = ("dataset", "batch_sampler", "sampler")
+            found += [(getattr(part, name, None), level + 1) for name in names]
+    return list(parts.values())
 
 
 def _set_epoch(loader: object, epoch: int) -> None:
+    if type(loader) in _PLAIN:
+        return
     for part in _parts(loader):
         set_epoch = getattr(part, "set_epoch", None)
         if callable(set_epoch):

@@ -7,7 +7,7 @@ import os
 from contextlib import contextmanager, suppress
 from enum import Enum
 
-from . import checks
+from . import _backend, checks
 from .errors import StateError, warn
 from .events import Event, LoopEvents
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
     from typing import Any
 
+    from ._core import LoopState
     from .events import BaseEvent
 
 VERSION = 1
@@ -140,6 +141,20 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
             "this state of a dloop run is damaged (its counters contradict each other)"
         )
     return position
+
+
+def loop_state(
+    epoch: int,
+    global_step: int,
+    epoch_step: int,
+    epoch_end: bool,
+    training_end: bool,
+    elapsed: int,
+) -> LoopState:
+    """The LoopState that was copied or pickled; its time is known."""
+    core = _backend.core
+    clock = core.Clock(None, 0)
+    return core.LoopState(epoch, global_step, epoch_step, epoch_end, training_end, elapsed, clock)
 
 
 def described(event: BaseEvent) -> list[Any]:

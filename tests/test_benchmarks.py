@@ -35,7 +35,8 @@ def test_the_example_counts_every_event() -> None:
 @pytest.mark.no_core
 def test_a_row_runs_over_the_core_in_python() -> None:
     loop = rows.loop_in_python([1])
-    assert type(loop._core).__module__ == "dloop._core_py"
+    list(loop)
+    assert type(loop.state).__module__ == "dloop._core_py"
 
 
 def test_costs_are_measured() -> None:

@@ -485,7 +485,7 @@ def test_a_state_after_ctrl_c_in_a_loader_is_that_of_the_steps_that_were_done() 
     assert seen + rest == seen + [batch for batch, _ in loop] == [*range(6)]
 
 
-def test_an_error_after_an_interrupt_is_told_by_the_same_iterator() -> None:
+def test_an_error_after_an_interrupt_is_delivered_by_the_same_iterator() -> None:
     class Struck:
         errors: ClassVar[list[BaseException]] = [KeyboardInterrupt(), OSError("disk")]
 
@@ -503,8 +503,9 @@ def test_an_error_after_an_interrupt_is_told_by_the_same_iterator() -> None:
     with pytest.raises(KeyboardInterrupt):
         next(pairs)
     assert next(pairs) == (None, {LoopEvents.EXCEPTION, LoopEvents.TRAINING_END})
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(LoopError, match="single-pass") as caught:
         next(pairs)
+    assert repr(caught.value.__cause__) == "OSError('disk')"
 
 
 def causes(error: BaseException) -> list[str]:

@@ -8,22 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import dloop._backend as backend
-from dloop import Event, LoopEvents
-from dloop.schedule import NEVER, Schedule
-from dloop.source import Source
+from dloop import Event, Loop, LoopEvents
 
 MOST = 2**62
 STEPS = 40
 
 
+def loop_at(counters: dict[str, int], loop: Loop[Any]) -> Loop[Any]:
+    """`loop`, loaded with the state of a run that has come so far."""
+    loop.load_state_dict({**loop.state_dict(), **counters, "timers": [], "windows": []})
+    return loop
+
+
 def fired(events: dict[str, Event], steps: int, epoch_steps: int, length: int) -> list[set[Any]]:
     """The event sets of a run that begins with so many steps done."""
-    schedule = Schedule(events, None, None, None, 1e9)
-    source = Source(range(length), length, None, None)
-    clock = backend.core.Clock(lambda: 0, 0)
-    core = backend.core.Core(schedule, source, clock, 5, epoch_steps, steps)
-    return [set(due) for _, (_, due) in zip(range(STEPS), core.steps())]
+    loop = Loop(list(range(length)), events, max_seconds=1e9, clock=lambda: 0)
+    loop_at({"epoch": 5, "steps": steps, "epoch_steps": epoch_steps}, loop)
+    return [set(due) for _, (_, due) in zip(range(STEPS), loop)]
 
 
 @given(
@@ -62,7 +63,7 @@ def test_far_steps_follow_the_same_formulas(
         assert names == expected
 
 
-@pytest.mark.parametrize("begin", [MOST - STEPS, MOST - 3, MOST, MOST + 100])
+@pytest.mark.parametrize("begin", [MOST - STEPS, MOST - 3, MOST])
 def test_no_counter_overflows_at_the_end_of_what_can_be_asked_for(begin: int) -> None:
     events = {
         "long": Event(every_n_steps=MOST),
@@ -75,16 +76,19 @@ def test_no_counter_overflows_at_the_end_of_what_can_be_asked_for(begin: int) ->
     assert [names - {LoopEvents.EPOCH_END} for names in found] == expected
 
 
-@given(now=st.integers(MOST - 2000, MOST + 2000), period=st.integers(MOST - 2000, MOST))
-def test_training_time_stands_still_before_it_overflows(now: int, period: int) -> None:
-    readings = iter([-MOST + 1, min(now, MOST - 1), MOST - 1])
-    schedule = Schedule({"timer": Event(every_n_seconds=period / 1e9)}, None, None, 9, None)
-    clock = backend.core.Clock(lambda: next(readings), MOST - 2000)
-    core = backend.core.Core(schedule, Source(range(9), None, None, None), clock)
-    steps = core.steps()
+@given(now=st.floats(0, 4.6e9), period=st.integers(MOST - 2000, MOST))
+def test_training_time_stands_still_before_it_overflows(now: float, period: int) -> None:
+    readings = iter([-4.6e9, now, 4.6e9])
+    loop: Loop[int] = Loop(
+        range(9),
+        {"timer": Event(every_n_seconds=period / 1e9)},
+        max_steps=9,
+        clock=lambda: next(readings),
+    )
+    loop_at({"elapsed": MOST - 2000}, loop)
+    steps = iter(loop)
     next(steps)
-    elapsed = core.state.elapsed
+    elapsed = loop.state.elapsed
     assert elapsed == (MOST - 1) / 1e9
     next(steps)
-    assert core.state.elapsed == elapsed
-    assert NEVER == 2 * MOST - 1
+    assert loop.state.elapsed == elapsed

@@ -87,7 +87,7 @@ class Life(World):
         self.told = epoch
 
     def epoch_to_open(self) -> int:
-        if self.plan.source.kind == "once":
+        if self.plan.source.kind == "single-pass":
             return 0
         return self.first_epoch + self.opened
 
@@ -100,7 +100,7 @@ class Life(World):
         return self.in_epoch(self.plan.source.promised)
 
     def open(self) -> Stream:
-        if self.plan.source.kind == "once":
+        if self.plan.source.kind == "single-pass":
             return self.only_stream
         epoch = self.epoch_to_open()
         assert self.told in (None, epoch)
@@ -122,13 +122,15 @@ class Life(World):
         return epoch, place
 
     def is_surplus(self, place: int) -> bool:
-        """Whether a run on faith asks for this batch to drop it; one that begins there does not."""
+        """Whether a run asks for this batch only to drop it; one that begins there does not."""
         source, length = self.plan.source, self.plan.dataloader_len
         if length is None and isinstance(source.promised, tuple):
             length = self.in_epoch(source.promised)
-        if self.plan.lookahead is not False or length is None:
+        if self.plan.lookahead or length is None:
             return False
-        return place >= length and (source.kind != "once" or self.plan.dataloader_len is None)
+        return place >= length and (
+            source.kind != "single-pass" or self.plan.dataloader_len is None
+        )
 
     def condition(self, condition: Any, state: StateLike) -> object:
         return in_turn(condition.answers, state.global_step)

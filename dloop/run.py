@@ -1,0 +1,653 @@
+"""One run: every step that takes a decision. The steps in between are the cores' own."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from . import _backend, errors
+from .missing import MISSING
+from .timers import Timers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+    from typing import Any
+
+    from ._core import Clock, LoopState, Sizes, Token
+    from .schedule import Schedule
+    from .source import Epoch, Source
+    from .state import Position
+
+    Pair = tuple[Any, frozenset[Hashable]]
+
+NEVER = 2**63 - 1
+
+
+class Run:
+    """One run over a source, from its first batch, or a saved position, to its last.
+
+    An iterator asks in two parts. `fetch` (`gather`, for a list) has the next batch in hand, in the
+    stepper's queue. `hand_over` decides what is due at its step, and lets the step be done. Before
+    that, nothing but the queue has changed: a step that is interrupted is made again.
+
+    Args:
+        schedule: what is due when, and the limits.
+        source: opens epochs.
+        clock: keeps training time.
+        on_exception: the bits of the last step where an error becomes an event; 0 where none does.
+        position: where to begin.
+
+    Attributes:
+        stop_reason: why the run ended; None before its last step.
+        stop_asked: the reason and the bits that `ask_stop` was called with, or None.
+        error: the exception that ended the run.
+        pending: the same, until it was delivered as an event and raised.
+        closed: whether the loop was closed.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        source: Source,
+        clock: Clock,
+        on_exception: int,
+        position: Position | None,
+    ) -> None:
+        self._core = core = _backend.core
+        steps = 0 if position is None else position.steps
+        epoch = 0 if position is None else position.epoch
+        first = 0 if position is None else steps - position.epoch_steps
+        epoch_end = position is not None and position.epoch_end
+        lasts = [-1] * len(schedule.times) if position is None else schedule.timers_from(position)
+        self.schedule = schedule
+        self.source = source
+        self.on_exception = on_exception
+        self.clock = clock
+        self.timers = self._timers_before = Timers(schedule.times, clock.saved, tuple(lasts), steps)
+        self._timers_at = -1  # the step before which `_timers_before` held
+        self.stepper = core.Stepper(
+            core.Triggers(schedule.steps, schedule.epoch_steps, steps, first),
+            core.Conditions(schedule.conditions, schedule.stop_conditions, schedule.blame),
+            schedule.event_sets(),
+            clock,
+            schedule.timed,
+            schedule.stop_bit,
+            core.LoopState(epoch, steps - 1, steps - 1 - first, epoch_end, False, -1, clock),
+        )
+        self._epoch: Epoch | None = None  # the open one
+        self._number = epoch + epoch_end  # of it, or of the one to open
+        self._first_step = steps if epoch_end else first
+        self._epoch_last = NEVER  # its last step, where that is known
+        # Why the next fetch is not to be believed: "left", where the loop was entered again, or
+        # "interrupted", where an interrupt came out of a fetch
+        self._doubt = ""
+        self._settled = 0  # the batches of the queue whose conditions were asked, and do not hold
+        self._deferred: Exception | None = None  # to be raised after the batches of the queue
+        self._deferred_by_source = False
+        self.stop_reason: str | None = None
+        self.stop_asked: tuple[str, int] | None = None
+        self.error: Exception | None = None
+        self.pending: Exception | None = None
+        self._delivered = False  # whether the pending exception was, as an event
+        self.closed = False
+        self._finished = False
+
+    # Entering and leaving
+
+    def enter(self, sizes: Sizes | None, rider: object) -> Iterator[Any]:
+        """A new iterator, in place of the current one: over lists where there are `sizes`."""
+        stepper = self.stepper
+        self.check(stepper.token)
+        if self.stop_reason is not None and self.pending is None:
+            raise errors.finished()
+        iterator = (
+            stepper.steps(self, rider) if sizes is None else stepper.lists(self, sizes, rider)
+        )
+        finder = None if self._epoch is None else self._epoch.end_finder
+        if not self._doubt and (finder is None or finder.error is None):
+            self._set_doubt("left")
+        return iterator
+
+    def leave(self) -> None:
+        """Let go of the source, and let every iterator be one that was replaced."""
+        self.stepper.token.set_back()
+        self.stepper.token = self._core.Token()
+        self._let_go()
+
+    def close(self) -> None:
+        """Let go of the source; no iterator goes on from here."""
+        self.closed = True
+        self.leave()
+
+    def ask_stop(self, reason: str, bits: int) -> None:
+        """Let the next step be the last, with the events of `bits` among its own."""
+        if self.stop_asked is None or (bits and not self.stop_asked[1]):
+            self.stop_asked = reason, bits
+        self.stepper.token.set_back()
+
+    def fail(self, exception: Exception) -> None:
+        """End the run with an error that is delivered as an event, and then raised."""
+        self._end_with(exception)
+        self.pending = exception
+
+    def check(self, token: Token) -> None:
+        """Raise where the iterator of `token` may not go on."""
+        if self.closed:
+            self._let_go()
+            raise errors.closed()
+        if token is not self.stepper.token:
+            raise errors.replaced()
+        if self.error is not None and self.pending is None:
+            raise errors.failed(self.error)
+
+    # The next batch
+
+    def fetch(self, token: Token) -> bool:
+        """Have the next batch in hand. False where the run is over."""
+        self.check(token)
+        if self.pending is not None:
+            return self._deliver(self.pending)
+        if self.stop_reason is not None:
+            self._finish()
+            return False
+        if self.stepper.queue:
+            return True
+        if self._deferred is not None:
+            if not (self._deferred_by_source and self.on_exception):
+                self._end_with(self._deferred)
+                raise self._deferred
+            self.fail(self._deferred)
+            return True
+        try:
+            while not self._fetch(token):
+                if not self._has_next_epoch():
+                    self.stop_reason = "exhausted"
+                    self._finish()
+                    return False
+        except BaseException as exception:
+            if not self.goes_on_after(token, exception, True):
+                raise
+            return self.fetch(token)
+        return True
+
+    def _fetch(self, token: Token) -> bool:
+        """Have one more batch of the epoch in the queue. False where it has no more."""
+        stepper = self.stepper
+        epoch = self._epoch
+        if epoch is None or epoch.over or epoch.lost:
+            epoch = self._open_epoch()
+            self.check(token)
+        if not self.clock.ticking:
+            self.clock.start()
+            self.check(token)
+        finder = epoch.end_finder
+        try:
+            for batch in stepper.batches:
+                if finder is None or finder.fetched:
+                    self._doubt = ""
+                stepper.queue = [*stepper.queue, batch]
+                return True
+        except BaseException as exception:
+            self._note_interrupt(exception)
+            raise
+        last = stepper.step + 1 + len(stepper.queue)
+        if self._doubt == "interrupted" and (finder is None or not finder.fetched):
+            if not self.source.single_pass:
+                epoch.lost = True
+                return self._fetch(token)
+            if not self._queue_held(epoch):
+                self._doubt = ""
+                raise errors.interrupted()
+            return True
+        if self._queue_held(epoch):
+            self._epoch_last = last
+            self._doubt = ""
+            return True
+        self._doubt = ""
+        if finder is not None and finder.error is not None:
+            error, finder.error = finder.error, None
+            raise error
+        stepper.batches = iter(())
+        return False
+
+    def _has_next_epoch(self) -> bool:
+        """Let the epoch be over that ended where nobody foresaw it. False if it was the last."""
+        epoch = self._epoch
+        assert epoch is not None
+        step = self.stepper.step
+        if not self.source.has_next_epoch(epoch, step + 1 - self._first_step, step):
+            return False
+        epoch.over = True
+        epoch.ends_itself = False  # that has been seen
+        return True
+
+    def _open_epoch(self) -> Epoch:
+        """Open the next epoch, or the same one anew."""
+        stepper = self.stepper
+        epoch = self._epoch
+        if epoch is not None and epoch.over:
+            self._leave_epoch(epoch)
+        elif epoch is not None:
+            self.source.lose(self._number, self._taken())
+        stepper.batches = iter(())
+        self._doubt = ""
+        opened = self.source.open_epoch(self._number, self._taken())
+        if self._epoch is not None and self._queue_held(self._epoch) and opened.end_finder:
+            *stepper.queue, opened.end_finder.held = stepper.queue
+        stepper.triggers.next_epoch(stepper.step + 1, self._first_step)
+        stepper.batches = opened.batches
+        length = opened.length
+        self._epoch_last = NEVER if length is None else self._first_step + length - 1
+        self._epoch = opened
+        return opened
+
+    def _taken(self) -> int:
+        """How many batches of the epoch were fetched."""
+        return self.stepper.step + 1 - self._first_step + self.fetched_ahead()
+
+    def _queue_held(self, epoch: Epoch) -> bool:
+        """Put the batch that was fetched ahead, if there is one, into the queue."""
+        finder = epoch.end_finder
+        if finder is None or finder.held is MISSING:
+            return False
+        stepper = self.stepper
+        stepper.queue, finder.held = [*stepper.queue, finder.held], MISSING
+        return True
+
+    def _leave_epoch(self, epoch: Epoch) -> None:
+        """Go on to the next epoch. The old iterator is asked once more, whatever comes of it."""
+        self._number += 1
+        self._first_step = self.stepper.step + 1
+        self._epoch = None
+        if epoch.ends_itself:
+            self.source.ask_once_more(epoch, self._doubt == "left")
+
+    def _finish(self) -> None:
+        """End the run after its last step."""
+        if self._finished:
+            return
+        self._finished = True
+        epoch = self._epoch
+        try:
+            if epoch is not None and epoch.over:
+                self._leave_epoch(epoch)
+        except Exception as exception:
+            self._end_with(exception)
+            raise
+        finally:
+            self._let_go()
+            self.source.forget()
+
+    def goes_on_after_fetch(self, token: Token, exception: BaseException) -> bool:
+        """Whether the run goes on after an exception that came out of a core's fetch."""
+        if token is self.stepper.token:
+            self._note_interrupt(exception)
+        return self.goes_on_after(token, exception, True)
+
+    def goes_on_after(self, token: Token, exception: BaseException, by_source: bool) -> bool:
+        """Whether the run goes on after an exception: it is not believed, or comes later.
+
+        `by_source` says that it came out of the source.
+        """
+        stepper = self.stepper
+        if token is not stepper.token:  # an older iterator that is collected, or a closed loop
+            return False
+        token.set_back()
+        stepper.reading = None
+        stepper.triggers.schedule(stepper.step + 1, self._first_step)
+        epoch = self._epoch
+        if epoch is not None and epoch.end_finder is not None and not epoch.lost:
+            stepper.batches = iter(epoch.end_finder)
+        if not isinstance(exception, Exception):
+            return False
+        if epoch is not None and by_source and self._is_doubted():
+            epoch.lost = True
+            return True
+        error = exception
+        if by_source and self._doubt == "interrupted":  # single-pass, as far as it comes here
+            error = errors.interrupted()
+            error.__cause__ = exception
+        if by_source and epoch is not None:
+            self._queue_held(epoch)
+        if by_source and stepper.queue:  # it comes after these
+            self._deferred, self._deferred_by_source = error, True
+            return True
+        if by_source and self.on_exception:
+            self.fail(error)
+            return True
+        self._end_with(error)
+        if error is not exception:
+            raise error
+        return False
+
+    def _is_doubted(self) -> bool:
+        """Whether an error of the next fetch is not believed, and the epoch opened anew."""
+        in_epoch = self._epoch is not None and not self._epoch.over
+        return bool(self._doubt) and in_epoch and not self.source.single_pass
+
+    def _note_interrupt(self, exception: BaseException) -> None:
+        """Take note of an interrupt of a fetch. It may have cost a batch, or the iterator."""
+        epoch = self._epoch
+        if isinstance(exception, Exception) or not errors.is_from_outside(exception):
+            return
+        if epoch is None or epoch.over:
+            return
+        self._set_doubt("interrupted")
+        if self.source.may_look_ahead(epoch):  # only the true end counts from here on
+            epoch.look_ahead(self._core.Lookahead)
+            self.stepper.batches = epoch.batches
+            self._epoch_last = NEVER
+
+    def _set_doubt(self, doubt: str) -> None:
+        self._doubt = doubt
+        if self._epoch is not None and self._epoch.end_finder is not None:
+            self._epoch.end_finder.fetched = False
+
+    def _end_with(self, exception: Exception) -> None:
+        self.error = exception
+        self.stop_reason = "exception"
+        self._let_go()
+        self.source.forget()
+
+    def _let_go(self) -> None:
+        stepper = self.stepper
+        stepper.token.set_back()
+        stepper.batches = iter(())
+        stepper.queue = []
+        stepper.found = None
+        self._epoch = None
+        self._settled = 0
+
+    def _deliver(self, exception: Exception) -> bool:
+        """Let an exception be delivered as an event; or, where it was, raise it."""
+        if not self._delivered:
+            return True
+        self.pending = None
+        raise errors.not_stop(exception)
+
+    # Lists
+
+    def gather(self, token: Token, sizes: Sizes) -> int:
+        """Have the batches of the next list in hand. Returns how many; 0 where the run is over."""
+        if not self.fetch(token):
+            return 0
+        if self.pending is not None:
+            return 1
+        stepper = self.stepper
+        foreseen = min(stepper.triggers.next_due(), self.schedule.max_steps - 1, self._epoch_last)
+        size = self._core.fitting(sizes, foreseen - stepper.step)
+        while len(stepper.queue) < size and self.stop_asked is None:
+            try:
+                if not self._settle():
+                    size = self._settled + 1
+                    break
+            except BaseException as exception:
+                if not self._defers(token, exception):
+                    self.goes_on_after(token, exception, False)
+                    raise
+                break
+            if self._deferred is not None:
+                break
+            try:
+                self.check(token)
+                if not self._fetch_several(token, size):
+                    break
+                self.check(token)
+            except BaseException as exception:
+                if not self.goes_on_after(token, exception, True):
+                    raise
+        if self.stop_asked is not None:
+            return 1
+        return self._core.fitting(sizes, min(size, len(stepper.queue)))
+
+    def _settle(self) -> bool:
+        """Ask the conditions of the steps in the queue, as long as none holds.
+
+        False where the list has to end with the first whose step is not settled.
+        """
+        stepper = self.stepper
+        conditions = stepper.conditions
+        while self._settled < len(stepper.queue):
+            step = stepper.step + 1 + self._settled
+            if step == self._epoch_last or stepper.found is not None:
+                return False
+            if conditions.start <= step < conditions.stop:
+                state = self._core.LoopState(
+                    self._number, step, step - self._first_step, False, False, -1, self.clock
+                )
+                found, _ = conditions.ask(state, False)
+                if found:
+                    stepper.found, stepper.asked = found, None
+                    return False
+            self._settled += 1
+        return True
+
+    def _fetch_several(self, token: Token, size: int) -> bool:
+        """Have more batches in the queue, up to `size`, or up to the next that has a condition."""
+        if not self._fetch(token):
+            return False
+        stepper = self.stepper
+        latest = stepper.step + len(stepper.queue)
+        more = min(size - len(stepper.queue), self._epoch_last - latest)
+        if latest < stepper.conditions.stop:
+            more = min(more, stepper.conditions.start - latest)
+        if more > 0:
+            try:
+                stepper.queue.extend(islice(stepper.batches, more))
+            except BaseException as exception:
+                self._note_interrupt(exception)
+                raise
+            if stepper.step + len(stepper.queue) < latest + more:
+                stepper.batches = iter(())
+        return True
+
+    def _defers(self, token: Token, exception: BaseException) -> bool:
+        """Whether what a condition raised comes after the batches that were gathered before it."""
+        stepper = self.stepper
+        if token is not stepper.token or not isinstance(exception, Exception):
+            return False
+        if not self._settled:
+            return False
+        self._deferred, self._deferred_by_source = exception, False
+        stepper.queue = stepper.queue[: self._settled]
+        return True
+
+    # The decision
+
+    def hand_over(self, token: Token, sizes: Sizes | None, count: int) -> Pair:
+        """Decide what is due at the next step, or the last of `count`, and hand over its batch.
+
+        A list of batches where there are `sizes`.
+        """
+        if self.pending is not None:
+            self._delivered = True
+            bits = self.on_exception | (self.stop_asked[1] if self.stop_asked else 0)
+            return None, self.stepper.sets.of(bits, self.stepper.step)
+        try:
+            return self._decide(token, sizes, count)
+        except BaseException as exception:
+            self.goes_on_after(token, exception, False)
+            raise
+
+    def _decide(self, token: Token, sizes: Sizes | None, count: int) -> Pair:
+        stepper = self.stepper
+        schedule = self.schedule
+        step = stepper.step + count
+        epoch_end = step == self._epoch_last
+        now = self._training_time() if stepper.timed else -1
+
+        # What is due, but for conditions
+        triggers = stepper.triggers
+        bits = triggers.bits_at(step) if triggers.next_due() <= step else 0
+        if epoch_end:
+            bits |= schedule.on_epoch_end(self._number, step)
+        timers = self.timers
+        if now >= timers.next_time or step >= timers.next_start:
+            due, timers = timers.at(step, now)
+            bits |= due
+
+        # Why the run ends here, and conditions, which are told of it
+        asked_stop = self.stop_asked
+        reason = self._limit_reached(step, epoch_end, now) if asked_stop is None else asked_stop[0]
+        conditions = stepper.conditions
+        state: LoopState | None = None
+        if self._settled == count - 1 and stepper.found is not None:
+            bits |= stepper.found
+            state = stepper.asked
+        elif self._settled < count and conditions.start <= step < conditions.stop:
+            state = self._state(step, epoch_end, reason is not None, now)
+            try:
+                found, state = conditions.ask(state, bool(bits & schedule.stop_bit))
+            except Exception as exception:
+                if count == 1 or sizes is None:
+                    raise
+                self._deferred, self._deferred_by_source = exception, False
+                stepper.queue = stepper.queue[: count - 1]
+                return self._decide(token, sizes, self._core.fitting(sizes, count - 1))
+            bits |= found
+        if bits & schedule.stop_bit:
+            bits ^= schedule.stop_bit
+            reason = "stop_when" if asked_stop is None else reason
+        training_end = reason is not None
+        if training_end:
+            bits |= schedule.on_training_end
+            if asked_stop is not None:
+                bits |= asked_stop[1]
+            if reason == "exhausted":
+                self.source.ran_dry(step)
+        if (epoch_end or training_end) and (state is None or state.training_end != training_end):
+            state = self._state(step, epoch_end, training_end, now)
+        events = stepper.sets.of(bits, stepper.step)
+        if token is not stepper.token:
+            self.check(token)
+
+        # What comes next
+        if bits:
+            triggers.advance(step)
+            stepper.sets.mark(events, step)
+        queue = stepper.queue
+        rest = queue[count:]
+        reading = stepper.reading
+        assert self._epoch is not None
+        quiet_until = until = -1
+        if not (training_end or epoch_end or rest or self._doubt or self._deferred):
+            quiet_until, until = self._next_decision(step, timers)
+        next_reading = NEVER
+        if stepper.timed:
+            next_reading = self.clock.reading_at(min(timers.next_time, schedule.max_time))
+        settled = max(0, self._settled - count)
+        found_later = stepper.found if self._settled >= count else None
+
+        # From here on nothing is called: the step is done as a whole
+        pair = (queue[0] if sizes is None else queue[:count]), events
+        if timers is not self.timers:
+            self._timers_before, self.timers, self._timers_at = self.timers, timers, step
+        if reading is not None:
+            self.clock.last = reading
+            stepper.reading = None
+            stepper.next_reading = next_reading
+        stepper.step = step
+        stepper.size = count
+        stepper.epoch = self._number
+        stepper.epoch_start = self._first_step
+        if state is not None:
+            stepper.state = state
+        stepper.queue = rest
+        stepper.found = found_later
+        self._settled = settled
+        self.stop_reason = reason
+        self._epoch.over = epoch_end  # no local name for it: an error would keep its iterator
+        token.until = until
+        token.quiet_until = quiet_until
+        if self.stop_asked is not asked_stop:  # asked meanwhile
+            token.until = token.quiet_until = -1
+        return pair
+
+    def _next_decision(self, step: int, timers: Timers) -> tuple[int, int]:
+        """After `step`, the last step that is quiet, and the last before the next decision."""
+        stepper = self.stepper
+        conditions = stepper.conditions
+        until = min(self._epoch_last, self.schedule.max_steps - 1, timers.next_start) - 1
+        quiet_until = min(until, stepper.triggers.next_due() - 1)
+        if step + 1 < conditions.stop:
+            quiet_until = min(quiet_until, max(step, conditions.start - 1))
+        return quiet_until, until
+
+    def _training_time(self) -> int:
+        """The training time of the step that is being made."""
+        stepper = self.stepper
+        if stepper.reading is None:
+            stepper.reading = self.clock.tick()
+        return self.clock.elapsed(stepper.reading)
+
+    def _limit_reached(self, step: int, epoch_end: bool, now: int) -> str | None:
+        """The reason why the run ends at this step, if a limit is reached."""
+        schedule = self.schedule
+        if step == schedule.max_steps - 1:
+            return "max_steps"
+        by_time = "max_seconds" if now >= schedule.max_time else None
+        if not epoch_end:
+            return by_time
+        if self._number + 1 >= schedule.max_epochs:
+            return "max_epochs"
+        if self.source.single_pass and self._has_looked():
+            return by_time or "exhausted"
+        return by_time
+
+    def _has_looked(self) -> bool:
+        """Whether the end of the epoch was seen, by looking ahead."""
+        epoch = self._epoch
+        return epoch is not None and isinstance(epoch.end_finder, self._core.Lookahead)
+
+    def _state(self, step: int, epoch_end: bool, training_end: bool, now: int) -> LoopState:
+        return self._core.LoopState(
+            self._number,
+            step,
+            step - self._first_step,
+            epoch_end,
+            training_end,
+            now,
+            self.clock,
+        )
+
+    # What a saved state holds
+
+    def fetched_ahead(self) -> int:
+        """How many batches were fetched and not handed over."""
+        finder = None if self._epoch is None else self._epoch.end_finder
+        return len(self.stepper.queue) + (finder is not None and finder.held is not MISSING)
+
+    def is_out_of_time(self) -> bool:
+        """Whether the latest step came when the time was up, or later."""
+        clock = self.clock
+        return clock.elapsed(clock.last) >= self.schedule.max_time
+
+    def timer_lasts(self, step_done: bool) -> tuple[int, ...]:
+        """When each timer was last due, or -1; before the latest step, unless that is done."""
+        undone = not step_done and self._timers_at == self.stepper.step
+        return (self._timers_before if undone else self.timers).lasts
+
+    def steps_to_next_event(self, epoch_len: int | None) -> int | None:
+        """The steps up to the next for which anything is scheduled; None if there is none.
+
+        Epochs that were not opened yet are taken to have `epoch_len` batches.
+        """
+        if self.closed or self.stop_reason is not None:
+            return None
+        stepper = self.stepper
+        schedule = self.schedule
+        triggers = stepper.triggers
+        epoch = self._epoch
+        first = self._first_step
+        if epoch is not None:
+            epoch_len = epoch.length
+        if epoch is None or epoch.over:
+            first = first if epoch is None else stepper.step + 1
+            triggers = self._core.Triggers(
+                schedule.steps, schedule.epoch_steps, stepper.step + 1, first
+            )
+        epoch_last = NEVER if epoch_len is None else first + epoch_len - 1
+        if epoch_last <= stepper.step:
+            epoch_last = NEVER
+        due = min(triggers.next_due(), schedule.max_steps - 1, epoch_last)
+        return None if due >= NEVER - 1 else due - stepper.step
