@@ -221,8 +221,7 @@ cdef class EventSets:
             return steps
         latest = dict(steps)
         for events in still_recent:
-            if events.last == step:
-                latest.update(dict.fromkeys(events, step))
+            latest.update(dict.fromkeys(events, step))
         return latest
 
 
@@ -252,10 +251,9 @@ cdef class Clock:
         return self.read()
 
     def start(self):
-        """Begin to count, unless that has begun."""
-        if not self.ticking:
-            self.started = self.last = self.read()
-            self.ticking = True
+        """Begin to count."""
+        self.started = self.last = self.read()
+        self.ticking = True
 
     cpdef int64_t elapsed(self, int64_t reading) noexcept:
         """The training time at `reading`."""

@@ -155,8 +155,7 @@ class EventSets:
             return steps
         latest = dict(steps)
         for events in still_recent:
-            if events.last == step:
-                latest.update(dict.fromkeys(events, step))
+            latest.update(dict.fromkeys(events, step))
         return latest
 
 
@@ -173,10 +172,9 @@ class Clock:
         self.last = 0  # the reading of the latest step, where steps need one
 
     def start(self) -> None:
-        """Begin to count, unless that has begun."""
-        if not self.ticking:
-            self.started = self.last = self.tick()
-            self.ticking = True
+        """Begin to count."""
+        self.started = self.last = self.tick()
+        self.ticking = True
 
     def elapsed(self, reading: int) -> int:
         """The training time at `reading`."""
@@ -821,9 +819,8 @@ class Stepper:
             self.clock.last = reading
         self.step = step
         self.size = size
-        token.quiet_until = quiet_until
-        if token.until < quiet_until:  # set back meanwhile
-            token.quiet_until = token.until
+        # it may have been set back just now
+        token.quiet_until = quiet_until if quiet_until < token.until else token.until
         return events
 
     def _keep_reading(self, reading: int) -> None:

@@ -183,8 +183,7 @@ class Run:
         finder = epoch.end_finder
         try:
             for batch in stepper.batches:
-                if finder is None or finder.fetched:
-                    self._doubt = ""
+                self._doubt = ""
                 stepper.queue = [*stepper.queue, batch]
                 return True
         except BaseException as exception:
@@ -330,8 +329,7 @@ class Run:
         epoch = self._epoch
         if isinstance(exception, Exception) or not errors.is_from_outside(exception):
             return
-        if epoch is None or epoch.over:
-            return
+        assert epoch is not None
         self._set_doubt("interrupted")
         if self.source.may_look_ahead(epoch):  # only the true end counts from here on
             epoch.look_ahead(self._core.Lookahead)

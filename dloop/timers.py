@@ -54,12 +54,10 @@ class Timers:
         return NEVER if place == len(row.points) else origin + row.points[place]
 
     def at(self, step: int, now: int) -> tuple[int, Timers]:
-        """The bits of those that are due at `step`, whose training time is `now`, and what is then.
+        """The bits of those that are due at `step`, at the training time `now`; and what is then.
 
-        It costs little where `now` is below `next_time` and `step` below `next_start`.
+        Nothing is, where `now` is below `next_time` and `step` below `next_start`.
         """
-        if now < self.next_time and step < self.next_start:
-            return 0, self
         bits = 0
         lasts = list(self.lasts)
         for number, row in enumerate(self._rows):

@@ -122,8 +122,8 @@ FAULTS = [
     Fault("a condition's error has no note", "self._blame(failure, place)", "pass"),
     Fault(
         "a condition gets the step as epoch_step",
-        "state = LoopState(\n                self.epoch, step, step - self.epoch_start",
-        "state = LoopState(\n                self.epoch, step, step",
+        "            state = LoopState(\n                self.epoch, step, step - self.epoch_start",
+        "            state = LoopState(\n                self.epoch, step, step",
         ("python",),
     ),
     Fault(
@@ -157,11 +157,6 @@ FAULTS = [
         "windows are counted once",
         "                events.counted = False\n",
         "                pass\n",
-    ),
-    Fault(
-        "the latest step is no window's begin",
-        "            if events.last == step:\n",
-        "            if False:\n",
     ),
     Fault(
         "quiet steps have every event",
@@ -410,13 +405,6 @@ FAULTS = [
         SHARED,
         TIMERS,
     ),
-    Fault(
-        "timers wait for no first step",
-        "and step < self.next_start:",
-        ":",
-        SHARED,
-        TIMERS,
-    ),
     # Decisions
     Fault(
         "timers are short-circuited",
@@ -642,8 +630,8 @@ FAULTS = [
     ),
     Fault(
         "a doubt never ends",
-        '                    self._doubt = ""\n                stepper.queue',
-        "                    pass\n                stepper.queue",
+        '                self._doubt = ""\n                stepper.queue',
+        "                stepper.queue",
         SHARED,
         RUN,
     ),

@@ -1064,3 +1064,7 @@ def test_the_next_event_comes_when_it_was_told_to(run: Run) -> None:
             assert distance == following - step
         elif distance is not None:  # the ends of epochs are not foreseen
             assert distance >= following - step
+
+
+def test_an_empty_loader_has_no_next_event() -> None:
+    assert Loop([], max_epochs=1).steps_to_next_event() is None

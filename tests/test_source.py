@@ -641,6 +641,77 @@ def test_an_exception_of_the_source_comes_out_unchanged_and_ends_the_run(
         next(iterator)
 
 
+def test_an_exception_after_the_last_batch_of_the_run_comes_out() -> None:
+    wrong = OSError("disk")
+    loop = Loop(Sized([0, 1, wrong], promise=2), max_epochs=1, on_exception="event")
+    notes: list[str] = []
+    with pytest.raises(OSError) as caught:
+        run(loop, notes)
+    assert caught.value is wrong
+    assert notes == ["body 0", "body 1 ET"]
+    assert loop.stop_reason == "exception"
+    with pytest.raises(LoopError, match="ended with an exception"):
+        iter(loop)
+
+
+def test_an_error_met_ahead_comes_though_its_step_was_interrupted() -> None:
+    struck: list[int] = []
+
+    def condition(state: LoopState) -> bool:
+        if state.global_step == 1 and not struck:
+            struck.append(1)
+            raise KeyboardInterrupt
+        return False
+
+    loop = Loop(Loader([0, 1, OSError("disk")]), {"C": Event(condition)}, max_epochs=1)
+    seen: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(batch for batch, _ in loop)
+    with pytest.raises(OSError, match="disk"):
+        seen.extend(batch for batch, _ in loop)
+    assert seen == [0, 1]
+
+
+class Tells(Loader):
+    """A loader that says which batch is its last, as Accelerate's do; rightly or not."""
+
+    end_of_dataloader = False
+
+    def __init__(self, *batches: Any, last: Any) -> None:
+        super().__init__(batches)
+        self.last = last
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.end_of_dataloader = False
+        for batch in super().__iter__():
+            self.end_of_dataloader = batch == self.last
+            yield batch
+
+
+def test_a_loader_that_says_which_batch_is_its_last_is_asked() -> None:
+    loader = Tells(0, 1, 2, last=2)
+    assert run(Loop(loader, max_epochs=1), loader.notes) == [
+        *["iter", "next 0", "body 0", "next 1", "body 1", "next 2", "body 2 ET", "end"],
+    ]
+
+
+def test_a_loader_that_does_not_say_its_last_batch_is_an_error() -> None:
+    notes: list[str] = []
+    with pytest.raises(DataLengthError, match="ended after 2 batches, but its loader's end_of"):
+        run(Loop(Tells(0, 1, last=5), max_epochs=1), notes)
+    assert notes == ["body 0", "body 1"]
+
+
+def test_batches_after_the_one_that_was_said_to_be_the_last_are_dropped_with_a_warning() -> None:
+    with pytest.warns(LoopWarning, match="epoch 0 had more batches after the one"):
+        assert batches_of(Loop(Tells(0, 1, 2, last=1), max_epochs=1)) == [0, 1]
+
+
+def test_a_loader_that_looks_ahead_itself_refuses_lookahead() -> None:
+    with pytest.raises(ValueError, match="lookahead=True: this dataloader looks ahead itself"):
+        Loop(Tells(0, last=0), max_epochs=1, lookahead=True)
+
+
 @pytest.mark.parametrize("lookahead", [None, True, False])
 def test_after_an_exception_asking_for_more_raises_from_the_first(lookahead: bool | None) -> None:
     wrong = OSError("disk")
