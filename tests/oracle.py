@@ -96,16 +96,21 @@ class Node(Plain):
 
 @dataclass(frozen=True, repr=False)
 class Source(Plain):
-    """The dataloader: "iterable", "once" (it has __next__), "callable" (it returns an iterable) or
-    "generator" (a callable that returns a generator)."""
+    """The dataloader: "iterable", "single-pass" (it has __next__), "callable" (it returns an
+    iterable) or "generator" (a callable that returns a generator)."""
 
     kind: str = "iterable"
     # how long each iteration really is; the last one repeats
     lengths: tuple[int, ...] = (3,)
     # what len() says before each, or the exception that it raises; None: there is no __len__
     promised: tuple[int, ...] | str | None = None
-    # which fetch of the whole program raises what
+    # which fetch of the whole program raises what; of a "late" KeyboardInterrupt the batch is lost
     raises: tuple[tuple[int, str], ...] = ()
+    # each iterator is a map over a generator: an exception ends it for good, which nobody can see
+    mapped: bool = False
+    # whether end_of_dataloader is a bool, and becomes True: "truly" with the last batch, "never",
+    # or "early" with the last but one
+    says_end: str | None = None
     # where set_epoch is looked for; the first is the loader itself
     nodes: tuple[Node, ...] = (Node("loader", has_set_epoch=False),)
 
@@ -194,8 +199,8 @@ class Stream:
     """One iteration of the source: how many batches it still has."""
 
     left: int
+    begun: bool = False
     dead: bool = False  # its code does not run again
-    struck: bool = False  # since it was interrupted
 
 
 def in_turn(values: tuple[int, ...], index: int) -> int:
@@ -211,8 +216,9 @@ class World:
         self.now = plan.clock.start
         self.reads = self.opened = self.fetches = self.batches = self.bodies = self.entries = 0
         self.calls: dict[str, int] = {}
-        # of a source that can be consumed only once
-        self.only_stream = Stream(sum(plan.source.lengths))
+        self.end_of_dataloader = False
+        self.only_stream = Stream(sum(plan.source.lengths))  # of a single-pass source
+        self.rare: set[str] = set()  # what the oracle met, to see that random plans have it all
 
     def clock(self) -> float:
         self.reads += 1
@@ -240,7 +246,7 @@ class World:
             self.journal.append(("iter",))
             self.now += self.plan.clock.iter_cost
         opened, self.opened = self.opened, self.opened + 1
-        if source.kind == "once":
+        if source.kind == "single-pass":
             return self.only_stream
         return Stream(source.lengths[min(opened, len(source.lengths) - 1)])
 
@@ -248,20 +254,26 @@ class World:
         """`__next__` of the source's iterator. Batches are numbered as they leave the source."""
         if stream.dead:
             raise StopIteration
+        source = self.plan.source
         self.journal.append(("next",))
         fetch, self.fetches = self.fetches, self.fetches + 1
         self.now += in_turn(self.plan.clock.fetch_costs, fetch)
-        error = dict(self.plan.source.raises).get(fetch)
-        if error is not None:
-            stream.dead = self.plan.source.kind == "generator"
-            stream.struck = error == "KeyboardInterrupt"
-            if stream.struck:
-                raise KeyboardInterrupt(f"in fetch {fetch}")
+        if not stream.begun:
+            stream.begun, self.end_of_dataloader = True, False
+        error = dict(source.raises).get(fetch)
+        if error is not None or stream.left == 0:
+            stream.dead = source.mapped or source.kind == "generator"
+        if error == "OSError":
             raise OSError(f"fetch {fetch} failed")
+        if error == "late KeyboardInterrupt" and stream.left > 0:
+            stream.left -= 1
+        if error is not None:
+            raise KeyboardInterrupt(f"in fetch {fetch}")
         if stream.left == 0:
-            stream.dead = self.plan.source.kind == "generator"
             raise StopIteration
         stream.left -= 1
+        if source.says_end in ("truly", "early"):
+            self.end_of_dataloader = stream.left <= (source.says_end == "early")
         self.batches += 1
         return self.batches - 1
 
@@ -295,8 +307,15 @@ class DataExhaustedError(LoopError):
     pass
 
 
+class ConditionRaisedError(Exception):
+    """What a condition raised at the last step of a list."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 class RanDryError(Exception):
-    """A source that can be consumed only once has ended, and with it the run."""
+    """A single-pass source has ended, and with it the run."""
 
 
 def to_ns(seconds: float) -> int:
@@ -333,7 +352,7 @@ class Now:
     epoch_step: int
     epoch_end: bool
     dry: bool
-    looked: list[int]  # training time in ns, if the clock was read in this step
+    read: list[int]  # training time in ns, if the clock was read in this step
 
 
 @dataclass
@@ -342,8 +361,9 @@ class Held:
 
     batch: int
     epoch_step: int
-    # whether the epoch ends with it, once that was found out
-    ends: bool | None = None
+    # once it is known: "" if the epoch goes on after it, else what tells that it ends: "cut" by
+    # dataloader_len, "len", "said" by the loader or "seen" by a look
+    ends: str | None = None
     # once the conditions were called: whether one of stop_when held, and whose of the events
     called: tuple[bool, frozenset[Hashable]] | None = None
 
@@ -398,7 +418,8 @@ class OracleLoop:
     def __init__(self, plan: Plan, world: World) -> None:
         self.plan = plan
         self.world = world
-        self.once = plan.source.kind == "once"
+        self.single_pass = plan.source.kind == "single-pass"
+        self.is_callable = plan.source.kind in ("callable", "generator")
         self.refuse()
         self.entry = 0
         self.restart()
@@ -406,22 +427,28 @@ class OracleLoop:
     def refuse(self) -> None:
         """What is refused at construction, of the things that a plan can contain."""
         plan = self.plan
-        if plan.limit != "max_epochs":
-            return
-        ignored = plan.lookahead is True
-        if self.once and plan.limit_value > 1 and (plan.dataloader_len is None or ignored):
+        if plan.lookahead is True and plan.dataloader_len is not None:
+            raise ValueError("dataloader_len, lookahead")  # 3.5
+        if not self.is_callable:
+            self.refuse_lookahead()
+        several = plan.limit == "max_epochs" and plan.limit_value > 1
+        if self.single_pass and several and plan.dataloader_len is None:
             raise ValueError("dataloader_len")  # 3.7
-        is_callable = plan.source.kind in ("callable", "generator")
-        if plan.lookahead is False and not is_callable and self.read_promise() is None:
-            raise ValueError("dataloader_len")  # 3.5
+
+    def refuse_lookahead(self) -> None:
+        """3.5: what does not go with this loader; a callable's is known when an epoch is opened."""
+        lookahead = self.plan.lookahead
+        if lookahead is True and self.loader_says_end():
+            raise ValueError("lookahead")
+        known = self.loader_says_end() or self.read_promise() is not None
+        if lookahead is False and self.plan.limit == "max_epochs" and not known:
+            raise ValueError("lookahead")
 
     def restart(self) -> None:
-        self.told_longer = False  # the warnings come once per run
-        self.told_of_skipping = False
+        self.told_of_skipping = False  # that warning comes once per run
         self.entry += 1  # older iterators are replaced
         self.failure: Exception | None = None
         self.over = False
-        self.final_request_done = False
         self.stop_reason: str | None = None
         # the counters
         self.epoch = 0
@@ -431,6 +458,10 @@ class OracleLoop:
         self.stream: Stream | None = None
         self.promise: int | None = None
         self.epoch_over = False
+        self.last_request_due = False
+        self.interrupted = False  # these three are about the epoch's iterator
+        self.reentered = False
+        self.distrusted = False
         self.held: list[Held] = []  # fetched and not yet handed over, all of this epoch
         self.ahead: list[int] = []  # what a look has found: a batch
         self.pending: Exception | None = None  # what comes after all that is held
@@ -452,6 +483,7 @@ class OracleLoop:
         if self.over:
             raise LoopError("this run is finished; restart() begins a new one")
         self.entry += 1
+        self.reentered = self.stream is not None
         return OracleIterator(self, sizes)
 
     def failed(self) -> LoopError:
@@ -462,62 +494,82 @@ class OracleLoop:
             raise LoopError("this iterator was replaced: the loop was entered again")
         if self.failure is not None:
             raise self.failed() from self.failure
-        if self.over:
-            self.final_request()
-            raise StopIteration
         try:
-            return self.step(sizes)
+            if self.last_request_due:
+                self.make_last_request()
+            if not self.over:
+                return self.step(sizes)
         except RanDryError as dry:  # 3.7, without lookahead: no TRAINING_END
             self.over, self.stop_reason = True, "exhausted"
             self.warn(str(dry))
-            raise StopIteration from None
         except Exception as error:
             self.failure, self.stop_reason = error, "exception"
             raise
+        raise StopIteration
 
-    def final_request(self) -> None:
-        """The request that ends the `for` looks for a surplus too, after max_epochs."""
-        if self.final_request_done:
+    def make_last_request(self) -> None:
+        """3.5: after an epoch's last batch its iterator is asked once more, as by a plain `for`."""
+        assert self.stream is not None
+        self.last_request_due = False  # also if it is interrupted
+        try:
+            self.world.fetch(self.stream)
+        except StopIteration:
             return
-        self.final_request_done = True
-        if self.stop_reason == "max_epochs" and self.on_faith():
-            try:
-                self.drop_surplus()
-            except (Exception, KeyboardInterrupt):
-                raise Undecided("the run is over, and the look for a surplus raises") from None
+        except KeyboardInterrupt:
+            self.world.rare.add("last request: interrupt")
+            raise
+        except Exception:
+            if not self.reentered:
+                self.world.rare.add("last request: error")
+                raise
+            self.world.rare.add("last request: error after entering again")
+            return  # all batches of the epoch were had
+        if self.loader_says_end():
+            self.warn(
+                f"epoch {self.epoch} had more batches after the one at which its loader's "
+                "end_of_dataloader was true; the rest is dropped"
+            )
+        else:
+            self.warn(
+                f"epoch {self.epoch} had more than the {self.promise} batches that "
+                "len(dataloader) promised; the rest is dropped; pass lookahead=True to use it"
+            )
 
     def warn(self, text: str) -> None:
         self.world.journal.append(("warning", text))
 
     # Section 3: the source
 
-    def on_faith(self) -> bool:
-        """Whether EPOCH_END falls on what len() promised, without a look."""
-        return (
-            self.plan.lookahead is False
-            and self.plan.dataloader_len is None
-            and self.promise is not None
-        )
+    def loader_says_end(self) -> bool:
+        """3.5: whether end_of_dataloader tells which batch is an epoch's last."""
+        return self.plan.source.says_end is not None and self.plan.dataloader_len is None
 
     def read_promise(self) -> int | None:
-        """How many batches this epoch is said to have; the first rule that applies."""
+        """3.5: how many batches this epoch is said to have; the first rule that applies."""
         plan = self.plan
         if plan.lookahead is True:
             return None
         if plan.dataloader_len is not None:
             return plan.dataloader_len
-        if self.once and plan.limit != "max_epochs":
+        if self.loader_says_end():
+            return None
+        if self.is_stream():
             return None
         nodes = {node.name: node for node in plan.source.nodes}
         dataset = nodes["loader"].dataset if nodes else None
         if dataset is not None and nodes[dataset].style != "map":
             return None  # lengths over iterable-style data sets are guesses
+        # a len() that raises is no length
         return self.world.length() if isinstance(plan.source.promised, tuple) else None
+
+    def is_stream(self) -> bool:
+        """3.5: whether batches are taken exactly when asked for, since no epoch is at stake."""
+        return self.single_pass and self.plan.limit != "max_epochs"
 
     def open_epoch(self) -> None:
         """3.4: set_epoch wherever it is found, then len(), then iter()."""
         plan, world = self.plan, self.world
-        if plan.source.kind in ("callable", "generator"):
+        if self.is_callable:
             world.call_loader()
         nodes = {node.name: node for node in plan.source.nodes}
         seen: set[str] = set()
@@ -533,29 +585,49 @@ class OracleLoop:
             walk(nodes[name].dataset)
 
         walk("loader" if nodes else None)
+        self.refuse_lookahead()
         self.promise = self.read_promise()
-        if self.promise is None and plan.lookahead is False and plan.limit == "max_epochs":
-            raise ValueError("dataloader_len")  # a callable's epochs are only known now
         if self.promise == 0:
+            if self.taken > 0:
+                raise Undecided("an epoch that is opened anew promises less than was fetched of it")
             raise DataExhaustedError(f"epoch {self.epoch} has no batch: len(dataloader) is 0")
         self.stream = world.open()
-        self.taken = 0
+        self.interrupted = self.reentered = False
 
-    def make_up_for_interrupt(self) -> None:
-        """One that strikes in a fetch ends a generator: another takes its place.
-
-        Anything else may have lost that batch, so that only its true end is believed.
-        """
+    def ask_iterator(self) -> int:
+        """Decision 5: the epoch's iterator gives a batch, or what it raises is believed or not."""
+        if self.distrusted:
+            return self.ask_new_iterator()
         assert self.stream is not None
-        if not self.stream.dead:
-            self.stream.struck = False
-            if self.plan.lookahead is None and self.plan.dataloader_len is None:
-                self.promise = None
-            return
-        taken = self.taken
+        try:
+            batch = self.world.fetch(self.stream)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            plan = self.plan
+            if plan.lookahead is None and plan.dataloader_len is None:
+                self.promise = None  # its batch may be lost
+            raise
+        except Exception as error:
+            is_end = isinstance(error, StopIteration)
+            if not self.interrupted and (is_end or not self.reentered):
+                raise
+            if self.single_pass and not self.interrupted:
+                raise
+            what = "an end" if is_end else "an error"
+            when = "an interrupt" if self.interrupted else "entering again"
+            single_pass = ", single-pass" if self.single_pass else ""
+            self.world.rare.add(f"not believed: {what} after {when}{single_pass}")
+            if self.single_pass:
+                raise LoopError("single-pass") from error
+            self.distrusted = True
+            return self.ask_new_iterator()
+        self.interrupted = self.reentered = False
+        return batch
+
+    def ask_new_iterator(self) -> int:
+        """The epoch is opened anew and set forward over what was fetched of it."""
+        count = self.taken + len(self.ahead)
         self.open_epoch()
-        self.taken = taken
-        count = taken + len(self.ahead)
         if count and not self.told_of_skipping:
             self.told_of_skipping = True
             self.warn(
@@ -567,7 +639,12 @@ class OracleLoop:
             try:
                 self.world.fetch(self.stream)
             except StopIteration:
-                return
+                break
+        self.distrusted = False  # what comes now counts; if interrupted before, it begins again
+        batch = self.ask_iterator()
+        if self.promise is not None and count >= self.promise:
+            raise Undecided("an epoch that was opened anew has more than it promises")
+        return batch
 
     def fetch(self) -> int:
         """The next batch of the run: of this epoch, or the first one of the next."""
@@ -575,11 +652,6 @@ class OracleLoop:
             self.open_epoch()
             self.last_reading = to_ns(self.world.clock())  # 2.5: training time starts here
         elif self.epoch_over:
-            if self.on_faith():
-                try:
-                    self.drop_surplus()
-                except KeyboardInterrupt:
-                    raise Undecided("interrupted while it looks for a surplus") from None
             self.next_epoch()
         while True:
             try:
@@ -590,23 +662,23 @@ class OracleLoop:
 
     def fetch_here(self) -> int:
         """The next batch of this epoch, or StopIteration at its end."""
-        assert self.stream is not None
         if self.pending is not None:
             pending, self.pending = self.pending, None
             raise pending
         if not self.ahead:
-            self.ahead.append(self.world.fetch(self.stream))
+            self.ahead.append(self.ask_iterator())
         self.taken += 1
         return self.ahead.pop()
 
     def next_epoch(self) -> None:
         self.epoch_over = False
         self.epoch += 1
+        self.taken = 0
         self.open_epoch()
 
     def found_end(self) -> None:
         """A fetch, not a look, has found the end of this epoch's iterator."""
-        if self.taken == 0 and (not self.once or self.epoch == 0):
+        if self.taken == 0 and (not self.single_pass or self.epoch == 0):
             raise DataExhaustedError(
                 f"epoch {self.epoch} has no batch: the dataloader is empty or was consumed before"
             )
@@ -616,39 +688,38 @@ class OracleLoop:
                 f"epoch {self.epoch} ended after {self.taken} of the {self.promise} batches "
                 f"that {what} promised; pass lookahead=True to go by the data itself"
             )
-        if self.once:
+        if self.loader_says_end() and self.taken > 0:
+            raise DataLengthError(
+                f"epoch {self.epoch} ended after {self.taken} batches, but its loader's "
+                "end_of_dataloader did not say so; pass dataloader_len"
+            )
+        if self.single_pass:
             raise RanDryError(self.dry_text(self.global_step))
 
     def dry_text(self, global_step: int) -> str:
         return f"the dataloader ran dry at global_step {global_step}, before the run's limit"
 
-    def drop_surplus(self) -> None:
-        """3.5, lookahead=False: what comes after the promised length is dropped with a warning."""
-        assert self.stream is not None
-        try:
-            self.world.fetch(self.stream)
-        except StopIteration:
-            return
-        self.warn(
-            f"epoch {self.epoch} had more than the {self.promise} batches that "
-            "len(dataloader) promised; the rest is dropped; pass lookahead=True to use it"
-        )
-
     def must_look(self) -> bool:
         """3.5: whether the loop looks one batch ahead at this step."""
         if self.plan.lookahead is not None:
             return self.plan.lookahead
-        if self.plan.dataloader_len is not None:
-            return False
-        if self.once and self.plan.limit != "max_epochs":
-            return False
-        return self.promise is None or self.taken >= self.promise
+        return self.promise is None and not self.loader_says_end() and not self.is_stream()
 
-    def look_ahead(self) -> bool:
-        """Whether the epoch ends here. An exception is kept for the next request."""
-        assert self.stream is not None
+    def find_end(self) -> str:
+        """3.5: what tells that the epoch ends with the batch that was fetched last; "" if nothing
+        does."""
+        if self.must_look():
+            return "seen" if self.sees_end() else ""
+        if self.loader_says_end():
+            return "said" if self.world.end_of_dataloader else ""
+        if self.taken == self.promise:
+            return "len" if self.plan.dataloader_len is None else "cut"
+        return ""
+
+    def sees_end(self) -> bool:
+        """Whether a look ahead finds the epoch's end. An exception waits for the next request."""
         try:
-            self.ahead.append(self.world.fetch(self.stream))
+            self.ahead.append(self.ask_iterator())
         except StopIteration:
             return True
         except Exception as error:
@@ -692,8 +763,7 @@ class OracleLoop:
         if self.over or self.failure is not None:
             return None
         promise = self.promise
-        is_callable = self.plan.source.kind in ("callable", "generator")
-        if self.stream is None and (not is_callable or self.plan.dataloader_len is not None):
+        if self.stream is None and (not self.is_callable or self.plan.dataloader_len is not None):
             promise = self.read_promise()
         in_epoch = self.state.epoch == self.epoch and not self.epoch_over
         epoch_step = self.state.epoch_step if in_epoch else -1
@@ -708,12 +778,12 @@ class OracleLoop:
         while len(self.held) < size and self.pending is None:
             last = self.held[-1]
             if last.ends is None:
-                last.ends = self.find_epoch_end()
+                last.ends = self.find_end()
             if last.ends:
                 return
             if last.called is None:
                 try:
-                    last.called = self.call_conditions(self.now(len(self.held)), False, False)
+                    last.called = self.call_conditions(self.now(len(self.held), []), False, False)
                 except Exception as error:
                     self.held.pop()
                     self.pending = error
@@ -728,34 +798,46 @@ class OracleLoop:
             assert self.pending is not None
             raise self.pending
 
-    def now(self, count: int) -> Now:
+    def now(self, count: int, read: list[int]) -> Now:
         """The step of the batch that is held as the count-th."""
         batch = self.held[count - 1]
-        ends = batch.ends is True
-        return Now(
-            self.global_step + count, self.epoch, batch.epoch_step, ends, ends and self.dries(), []
-        )
+        ends = bool(batch.ends)
+        dry = batch.ends == "seen" and self.single_pass  # 3.7: not only an epoch has ended
+        return Now(self.global_step + count, self.epoch, batch.epoch_step, ends, dry, read)
 
     # Section 2: one step
 
     def step(self, sizes: Sizes) -> tuple[list[int], frozenset[Hashable]]:
-        plan = self.plan
-        # 1. to 3. the batches, which are kept if a look is interrupted, and the look
-        if self.stream is not None and self.stream.struck:
-            self.make_up_for_interrupt()
+        # 1. and 2. the batches, which are kept if a later fetch is interrupted
         if not self.held:
             self.held.append(Held(self.fetch(), self.taken - 1))
         self.gather(sizes)
-        count = fits(sizes, len(self.held))
+        read: list[int] = []
+        while True:
+            count = fits(sizes, len(self.held))
+            timers = dict(self.last_due), set(self.times_fired)
+            try:
+                return self.hand_over(count, read)
+            except ConditionRaisedError as carrier:
+                error = carrier.error
+            if count == 1:
+                raise error from error.__cause__
+            # decision 6: it comes after the batches before; the clock is not read again for them
+            self.world.rare.add("a condition raises at a list's last step")
+            self.last_due, self.times_fired = timers
+            self.pending = error
+            del self.held[count - 1 :]
+
+    def hand_over(self, count: int, read: list[int]) -> tuple[list[int], frozenset[Hashable]]:
+        plan = self.plan
+        # 3. whether the epoch ends here, which may take a look
         last = self.held[count - 1]
-        warnings: list[str] = []
         if last.ends is None:
-            last.ends = self.find_epoch_end()
-            self.compare_with_promise(warnings)
+            last.ends = self.find_end()
         # 4. the clock: one reading for everything in this step
-        now = self.now(count)
-        if self.timed():
-            now.looked.append(self.read_clock())
+        now = self.now(count, read)
+        if self.timed() and not read:
+            read.append(self.read_clock())
 
         # 5. all criteria but the conditions
         names: set[Hashable] = set()
@@ -770,43 +852,29 @@ class OracleLoop:
         # 6. and 7. the limit, and the conditions, if they were not called while it was gathered
         reasons = self.reasons(now)
         if last.called is None:
-            last.called = self.call_conditions(now, bool(reasons), any(stops))
+            try:
+                last.called = self.call_conditions(now, bool(reasons), any(stops))
+            except Exception as error:
+                raise ConditionRaisedError(error) from None
         stopped, held_true = last.called
         names |= held_true
         if stopped or any(stops):
             reasons.insert(0, "stop_when")  # the first of the reasons is the stop_reason
         if reasons == ["exhausted"]:
-            warnings.append(self.dry_text(now.global_step))
+            self.warn(self.dry_text(now.global_step))
 
-        # 8. what is joined with the loop's own events; warnings; and the list is handed over
+        # 8. what is joined with the loop's own events; and the list is handed over
         own = ([EPOCH_END] if now.epoch_end else []) + ([TRAINING_END] if reasons else [])
         names.update(name for name, joined in plan.events if set(joined) & set(own))
-        for text in warnings:
-            self.warn(text)
         batches = [held.batch for held in self.held[:count]]
         del self.held[:count]
         self.global_step = now.global_step
         self.epoch_over = now.epoch_end
+        self.last_request_due = last.ends in ("len", "said") and not self.single_pass
         self.state = self.make_state(now, bool(reasons))
         if reasons:
             self.over, self.stop_reason = True, reasons[0]
         return batches, frozenset(names | {f"LoopEvents.{name}" for name in own})
-
-    def find_epoch_end(self) -> bool:
-        """Whether the batch that was fetched last is the epoch's last."""
-        return self.look_ahead() if self.must_look() else self.taken == self.promise
-
-    def dries(self) -> bool:
-        """Whether a source that is found to end, and not only to end an epoch, has run dry."""
-        return self.once and self.must_look()
-
-    def compare_with_promise(self, warnings: list[str]) -> None:
-        if self.ahead and self.taken == self.promise and not self.told_longer:
-            self.told_longer = True
-            warnings.append(
-                f"epoch {self.epoch} has more than the {self.promise} batches that "
-                "len(dataloader) promised; it goes on to its true end"
-            )
 
     def reasons(self, now: Now) -> list[str]:
         """What ends training at this step, but for stop_when."""
@@ -816,7 +884,7 @@ class OracleLoop:
             reasons.append("max_steps")
         if limit == "max_epochs" and now.epoch_end and now.epoch + 1 >= value:
             reasons.append("max_epochs")
-        if limit == "max_seconds" and now.looked[0] >= period_ns(value):
+        if limit == "max_seconds" and now.read[0] >= period_ns(value):
             reasons.append("max_seconds")
         if now.dry:
             reasons.append("exhausted")
@@ -835,12 +903,12 @@ class OracleLoop:
         if part.at_epoch:
             dues.append(now.epoch_end and now.epoch in part.at_epoch)
         if part.every_n_seconds is not None:
-            since = now.looked[0] - self.last_due.get((event, number), 0)
+            since = now.read[0] - self.last_due.get((event, number), 0)
             dues.append(since >= period_ns(part.every_n_seconds))
             if dues[-1]:  # it counts from this step's reading
-                self.last_due[event, number] = now.looked[0]
+                self.last_due[event, number] = now.read[0]
         for time in part.at_time:
-            reached = now.looked[0] >= to_ns(time)
+            reached = now.read[0] >= to_ns(time)
             dues.append(reached and (event, number, time) not in self.times_fired)
             if reached:
                 self.times_fired.add((event, number, time))
@@ -882,9 +950,9 @@ class OracleLoop:
     def make_state(self, now: Now, training_end: bool) -> OracleState:
         def look() -> float:
             """Read the clock for the first who looks at elapsed in this step."""
-            if not now.looked:
-                now.looked.append(self.read_clock())
-            return now.looked[0] / 1e9
+            if not now.read:
+                now.read.append(self.read_clock())
+            return now.read[0] / 1e9
 
         return OracleState(
             now.epoch, now.global_step, now.epoch_step, now.epoch_end, training_end, look
@@ -910,10 +978,13 @@ class LoopLike(Protocol):
 def raised(error: BaseException) -> tuple[object, ...]:
     text = str(error)
     cause = error.__cause__
-    if isinstance(cause, StopIteration):
+    if type(error) is RuntimeError and isinstance(cause, StopIteration):
         text = ""  # "as in generators"; its wording is left to the library
-    if isinstance(error, ValueError) and "dataloader_len" in text:
-        text = "dataloader_len"  # of a refusal only the parameter's name is agreed
+    for word in ("dataloader_len", "lookahead") if isinstance(error, ValueError) else ():
+        if word in text:
+            text = "refused"  # its wording is left to the library
+    if type(error).__name__ == "LoopError" and "single-pass" in text:
+        text, cause = "single-pass", None if isinstance(cause, StopIteration) else cause
     notes = tuple(getattr(error, "__notes__", ()))
     return ("raised", type(error).__name__, text, notes, cause and type(cause).__name__)
 
@@ -954,7 +1025,11 @@ def one_run(
             break
         except KeyboardInterrupt as interrupt:  # a user in a notebook, who runs the cell again
             journal.append(raised(interrupt))
-            iterator = enter(loop, world)
+            try:
+                iterator = enter(loop, world)
+            except Exception as error:  # nothing but the last request was missing
+                journal.append(raised(error))
+                break
             continue
         except Exception as error:
             journal.append(raised(error))
@@ -1008,8 +1083,8 @@ def refused(error: Exception) -> tuple[object, ...]:
     return ("refused", *raised(error)[1:3])
 
 
-def oracle_trace(plan: Plan) -> Journal:
-    """What should happen in a run of this plan, in order."""
+def oracle_world(plan: Plan) -> World:
+    """The world after a run of this plan as it should be."""
     world = World(plan)
     try:
         loop = OracleLoop(plan, world)
@@ -1017,4 +1092,9 @@ def oracle_trace(plan: Plan) -> Journal:
         world.journal.append(refused(error))
     else:
         drive(loop, world, frozenset)
-    return world.journal
+    return world
+
+
+def oracle_trace(plan: Plan) -> Journal:
+    """What should happen in a run of this plan, in order."""
+    return oracle_world(plan).journal

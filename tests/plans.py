@@ -40,8 +40,8 @@ SOURCES = (
     "generator",
     *(
         f"{kind}, {length}"
-        for kind in ("iterable", "once", "callable")
-        for length in ("sized", "unsized", "len() raises", "iterable-style")
+        for kind in ("iterable", "single-pass", "callable")
+        for length in ("sized", "unsized", "len() raises", "iterable-style", "says its end")
     ),
 )
 LIMITS = ("max_epochs", "max_steps", "max_seconds")
@@ -56,6 +56,12 @@ CRITERIA = (
     "at_epoch",
 )
 
+LEN_ERRORS: dict[str, type[Exception]] = {
+    "TypeError": TypeError,
+    "NotImplementedError": NotImplementedError,
+    "OSError": OSError,
+}
+
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
@@ -69,17 +75,15 @@ def collections_of(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[An
 
 @st.composite
 def conditions(draw: Draw, name: str) -> Condition:
-    raises = draw(one_in(8))
+    raises = draw(one_in(6))
+    # the truth of the answer counts, whatever the answer is
+    answers = draw(
+        st.lists(st.sampled_from((False, True, 0, 2, "", "yes", None)), min_size=1, max_size=4)
+    )
     return Condition(
         name,
-        # the truth of the answer counts, whatever the answer is
-        answers=tuple(
-            draw(
-                st.lists(
-                    st.sampled_from((False, True, 0, 2, "", "yes", None)), min_size=1, max_size=4
-                )
-            )
-        ),
+        # one that has held ends the list in which it was to raise
+        answers=(False,) if raises and draw(st.booleans()) else tuple(answers),
         looks=draw(one_in(3)),
         raises_at=draw(st.integers(0, 8)) if raises else None,
         error=draw(st.sampled_from(("ValueError", "StopIteration", "truth")))
@@ -190,16 +194,32 @@ def sources(draw: Draw, label: str) -> Source:
             st.sampled_from(ITERABLE_STYLE_GRAPHS if length == "iterable-style" else GRAPHS)
         )
         if length == "len() raises":
-            promised = draw(st.sampled_from(("TypeError", "NotImplementedError")))
-        elif length != "unsized":
-            true = [sum(lengths)] if kind == "once" else lengths
+            promised = draw(st.sampled_from(tuple(LEN_ERRORS)))
+        elif length == "sized" or (length != "unsized" and draw(st.booleans())):
+            true = [sum(lengths)] if kind == "single-pass" else lengths
             shifts = draw(st.sampled_from(((0,), (-1,), (0, -1), (-2, 1), (0,), (1,), (0, 2))))
             promised = tuple(max(0, n + shifts[i % len(shifts)]) for i, n in enumerate(true))
     raises: dict[int, str] = {}
-    if draw(one_in(5)):
-        errors = st.sampled_from(("OSError", "KeyboardInterrupt"))
-        raises = draw(st.dictionaries(st.integers(0, 14), errors, min_size=1, max_size=2))
-    return Source(kind, tuple(lengths), promised, tuple(sorted(raises.items())), graph)
+    if draw(one_in(3)):
+        # one after the other, too: what follows an interrupt may not be believed
+        errors = st.sampled_from(("KeyboardInterrupt", "OSError", "late KeyboardInterrupt"))
+        # mostly anywhere, else where the first epoch's iterator is asked once more
+        places = st.sampled_from((*range(15), *[lengths[0]] * 8))
+        for first in draw(st.lists(places, min_size=1, max_size=2)):
+            run = draw(st.lists(errors, min_size=1, max_size=draw(st.sampled_from((1, 2, 3)))))
+            raises |= {first + i: error for i, error in enumerate(run)}
+    says_end = None
+    if length == "says its end":
+        says_end = draw(st.sampled_from(("truly", "truly", "truly", "early", "never")))
+    return Source(
+        kind,
+        tuple(lengths),
+        promised,
+        tuple(sorted(raises.items())),
+        mapped=draw(one_in(3)),
+        says_end=says_end,
+        nodes=graph,
+    )
 
 
 @st.composite
@@ -272,15 +292,21 @@ def plans(draw: Draw, label: str) -> Plan:
     if draw(one_in(5)):
         dataloader_len = draw(lengths_near(source))
     if limit == "max_epochs" and not draw(one_in(10)):  # refusals are dull: few of them
-        if source.kind == "once" and value > 1:
-            dataloader_len, lookahead = (
-                draw(lengths_near(source)),
-                draw(st.sampled_from((None, False))),
-            )
-        if lookahead is False and not isinstance(source.promised, tuple):
+        if source.kind == "single-pass" and value > 1:
             dataloader_len = draw(lengths_near(source))
+        known = isinstance(source.promised, tuple) or source.says_end is not None
+        if lookahead is False and not known:
+            dataloader_len = draw(lengths_near(source))
+    refused = dataloader_len is not None or source.says_end is not None
+    if lookahead is True and refused and not draw(one_in(10)):
+        lookahead = draw(st.sampled_from((None, False)))
     entered = draw(entries())
-    leaves = len(entered) > 1 or draw(one_in(3))
+    leaves: set[int] = set()
+    if len(entered) > 1 or draw(one_in(3)):
+        leaves = draw(st.sets(st.sampled_from((1, 0, 2, 3, 5, 8, 12)), max_size=3))
+    for fetch, error in source.raises:  # the loop is left and entered again just before
+        if error == "OSError" and draw(st.booleans()):
+            leaves.add(max(0, fetch - draw(st.sampled_from((1, 2, 3)))))
     return Plan(
         source=source,
         limit=limit,
@@ -291,9 +317,7 @@ def plans(draw: Draw, label: str) -> Plan:
         lookahead=lookahead,
         clock=clock,
         looks=tuple(draw(st.lists(one_in(3), min_size=1, max_size=3))),
-        leaves=frozenset(draw(st.sets(st.sampled_from((1, 0, 2, 3, 5, 8, 12)), max_size=3)))
-        if leaves
-        else frozenset(),
+        leaves=frozenset(leaves),
         entries=entered,
         asks=tuple(draw(st.lists(st.booleans(), min_size=1, max_size=3)))
         if draw(one_in(3))
@@ -308,6 +332,8 @@ def plans(draw: Draw, label: str) -> Plan:
 def source_label(source: Source) -> str:
     """The kind of a source, as a reader of the table would call it."""
     styles = {node.style for node in source.nodes if node.name == "dataset"}
+    if source.says_end is not None:
+        return f"{source.kind}, says its end"
     if styles & {"iterable", "IterableDataset"}:
         return f"{source.kind}, iterable-style"
     if isinstance(source.promised, tuple):
@@ -324,6 +350,11 @@ SOURCE_TRAITS = (
     "an empty epoch",
     "raises OSError",
     "raises KeyboardInterrupt",
+    "raises late KeyboardInterrupt",
+    "mapped",
+    "says its end truly",
+    "says its end early",
+    "says its end never",
     "set_epoch",
 )
 WINDOWS = ("from_step", "until_step", "per_epoch", "per_launch")
@@ -376,7 +407,7 @@ def features(plan: Plan) -> set[tuple[str, str]]:
     joined = [parts for _, parts in plan.events] + ([plan.stop_when] if plan.stop_when else [])
     everything = [part for parts in joined for part in parts]
     single = [part for part in everything if isinstance(part, Part)]
-    true = (sum(source.lengths),) if source.kind == "once" else source.lengths
+    true = (sum(source.lengths),) if source.kind == "single-pass" else source.lengths
     promised = source.promised if isinstance(source.promised, tuple) else ()
     under = [set(parts) & set(single) for _, parts in plan.events]
     has = {
@@ -385,6 +416,8 @@ def features(plan: Plan) -> set[tuple[str, str]]:
         ("trait", "promises too little"): any(map(operator.lt, promised, true)),
         ("trait", "lengths differ"): len(set(source.lengths)) > 1,
         ("trait", "an empty epoch"): 0 in source.lengths,
+        ("trait", "mapped"): source.mapped,
+        ("trait", f"says its end {source.says_end}"): source.says_end is not None,
         ("trait", "set_epoch"): any(node.has_set_epoch for node in source.nodes),
         ("limit", plan.limit): True,
         ("other", "a | b"): any(len(parts) > 1 for parts in joined),
@@ -417,7 +450,7 @@ def features(plan: Plan) -> set[tuple[str, str]]:
             ("entry", "chunks of several sizes"): len(set(chunks)) > 1,
             ("entry", "plain after chunks, or chunks after plain"): None in plan.entries
             and bool(plan.leaves),
-            ("entry", "chunks, after an interrupt"): "KeyboardInterrupt" in errors,
+            ("entry", "chunks, after an interrupt"): bool(set(errors) - {"OSError"}),
             ("entry", "chunks, and a condition"): bool(called),
             ("entry", "chunks, and a condition that raises"): any(
                 condition.raises_at is not None for condition in called
@@ -463,14 +496,20 @@ class Batches:
         return self.world.fetch(self.stream)
 
 
-def generate(world: World) -> Iterator[int]:
-    stream = world.open()
+def generate(world: World, stream: Stream | None = None) -> Iterator[int]:
+    if stream is None:
+        stream = world.open()
     while True:
         try:
             batch = world.fetch(stream)
         except StopIteration:
             return
         yield batch
+
+
+def mapped(world: World, stream: Stream | None = None) -> Iterator[int]:
+    """What looks sound after an interrupt that has ended the generator inside."""
+    return map(int, generate(world, stream))
 
 
 def make_object(world: World, node: Node, methods: dict[str, Any]) -> Any:
@@ -489,22 +528,27 @@ def make_object(world: World, node: Node, methods: dict[str, Any]) -> Any:
 def loader_methods(world: World) -> dict[str, Any]:
     source = world.plan.source
     methods: dict[str, Any] = {}
-    if source.kind == "once":  # it is its own iterator
+    if source.kind == "single-pass":  # it is its own iterator
 
         def iterate(self: object) -> object:
             world.open()
             return self
 
+        batches = mapped(world, world.only_stream)
         methods["__iter__"] = iterate
-        methods["__next__"] = lambda self: world.fetch(world.only_stream)
+        methods["__next__"] = lambda self: (
+            next(batches) if source.mapped else world.fetch(world.only_stream)
+        )
+    elif source.mapped:
+        methods["__iter__"] = lambda self: mapped(world, world.open())
     else:
         methods["__iter__"] = lambda self: Batches(world, world.open())
+    if source.says_end is not None:
+        methods["end_of_dataloader"] = property(lambda self: world.end_of_dataloader)
     if isinstance(source.promised, tuple):
         methods["__len__"] = lambda self: world.length()
     elif source.promised is not None:
-        error = {"TypeError": TypeError, "NotImplementedError": NotImplementedError}[
-            source.promised
-        ]
+        error = LEN_ERRORS[source.promised]
 
         def length(self: object) -> int:
             raise error("this loader has no length")
@@ -519,7 +563,7 @@ def build_dataloader(world: World) -> Any:
 
         def call_generator() -> Iterator[int]:
             world.call_loader()
-            return generate(world)
+            return mapped(world) if source.mapped else generate(world)
 
         return call_generator
 

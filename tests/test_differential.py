@@ -5,13 +5,25 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
 
 from cores import CORES, use_core
-from oracle import Journal, Plan, Source, Undecided, oracle_trace
+from oracle import (
+    Condition,
+    Journal,
+    Part,
+    Plan,
+    Source,
+    Undecided,
+    World,
+    oracle_trace,
+    oracle_world,
+)
 from plans import FEATURES, SOURCES, dloop_trace, features, plans
 
 EXAMPLES = int(os.environ.get("DLOOP_EXAMPLES", "300"))  # of all sources together
@@ -40,9 +52,10 @@ def side_by_side(expected: Journal, found: Journal, title: str, around: int = 6)
     )
 
 
-def count(plan: Plan, journal: Journal) -> None:
+def count(plan: Plan, world: World) -> None:
     seen.update(features(plan))
-    for entry in journal:
+    outcomes.update(world.rare)
+    for entry in world.journal:
         if entry[0] == "end":
             outcomes[f"ends: {entry[1]}"] += 1
         elif entry[0] in ("raised", "refused"):
@@ -70,12 +83,12 @@ def test_every_core_does_what_the_oracle_does(label: str) -> None:
     @given(plans(label))
     def compare(plan: Plan) -> None:
         try:
-            expected = oracle_trace(plan)
+            world = oracle_world(plan)
         except Undecided:
             outcomes["undecided"] += 1
             reject()
-        count(plan, expected)
-        check(plan, expected)
+        count(plan, world)
+        check(plan, world.journal)
 
     compare()
 
@@ -85,13 +98,65 @@ def test_every_core_does_what_the_oracle_does(label: str) -> None:
     "plan",
     [
         # asked again after it ran dry, the compiled core once took the process down
-        Plan(Source("once", lengths=(1,)), "max_steps", 5),
+        Plan(Source("single-pass", lengths=(1,)), "max_steps", 5),
         # the look of the last step meets an error: the run has all that it asked for
         Plan(Source(lengths=(6,), raises=((1, "OSError"),)), "max_steps", 1),
     ],
 )
 def test_plans_that_once_went_wrong(plan: Plan) -> None:
     check(plan, oracle_trace(plan))
+
+
+SIZED = Source(lengths=(3, 2), promised=(3, 2))
+ONE_PASS = Source("single-pass", lengths=(5,))
+
+
+def fails(source: Source, *raises: tuple[int, str], **traits: Any) -> Source:
+    return replace(source, raises=raises, **traits)
+
+
+RARE = {
+    "last request: interrupt": Plan(fails(SIZED, (3, "KeyboardInterrupt")), "max_epochs", 2),
+    "last request: error": Plan(fails(SIZED, (3, "OSError")), "max_epochs", 2),
+    "last request: error after entering again": Plan(
+        fails(SIZED, (3, "OSError")), "max_epochs", 2, leaves=frozenset({2})
+    ),
+    "not believed: an end after an interrupt": Plan(
+        fails(SIZED, (1, "KeyboardInterrupt"), mapped=True), "max_epochs", 2
+    ),
+    "not believed: an error after an interrupt": Plan(
+        fails(SIZED, (1, "KeyboardInterrupt"), (2, "OSError")), "max_epochs", 2
+    ),
+    "not believed: an error after entering again": Plan(
+        fails(SIZED, (1, "OSError")), "max_epochs", 2, leaves=frozenset({0})
+    ),
+    "not believed: an end after an interrupt, single-pass": Plan(
+        fails(ONE_PASS, (2, "KeyboardInterrupt"), mapped=True), "max_epochs", 1
+    ),
+    "not believed: an error after an interrupt, single-pass": Plan(
+        fails(ONE_PASS, (2, "KeyboardInterrupt"), (3, "OSError")), "max_steps", 9
+    ),
+    "a condition raises at a list's last step": Plan(
+        SIZED,
+        "max_epochs",
+        2,
+        events=(("Log", (Part(Condition("c", raises_at=2)),)),),
+        entries=((3, 2, 1),),
+    ),
+}
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("what", RARE)
+@pytest.mark.parametrize("sizes", [None, 3], ids=["steps", "lists"])
+def test_what_is_rare_in_random_plans(what: str, sizes: int | None) -> None:
+    plan = RARE[what]
+    if plan.entries == (None,):
+        # a list of three would be entered again at other batches
+        plan = replace(plan, entries=(sizes if not plan.leaves else None,))
+    world = oracle_world(plan)
+    assert what in world.rare
+    check(plan, world.journal)
 
 
 @pytest.mark.no_core

@@ -164,45 +164,105 @@ def test_epochs_end_on_their_last_batch(promised: tuple[int, ...] | None) -> Non
     assert fired(EPOCH, journal) == [2, 5]
     assert fired(LAST, journal) == [5]
     assert of("end", journal) == [("max_epochs",)]
-    # three batches and the look at the end, in both epochs; what differs is when
+    # three batches and the end, in both epochs; what differs is when
     assert len(of("next", journal)) == 8
 
 
-def test_a_length_is_trusted_until_its_last_batch() -> None:
-    def fetches_per_step(promised: tuple[int, ...] | None) -> list[int]:
-        counts, count = [], 0
-        for entry in trace(Source(lengths=(3,), promised=promised), max_epochs=1):
-            count += entry[0] == "next"
-            if entry[0] == "step":
-                counts.append(count)
-        return counts
+def fetches_per_step(source: Source, **arguments: Any) -> list[int]:
+    """How many fetches there were when each step was handed over, and at the end of the `for`."""
+    counts, count = [], 0
+    for entry in trace(source, **arguments):
+        count += entry[0] == "next"
+        if entry[0] in ("step", "end"):
+            counts.append(count)
+    return counts
 
-    assert fetches_per_step((3,)) == [1, 2, 4]
-    assert fetches_per_step(None) == [2, 3, 4]
+
+def test_a_length_is_trusted_and_nothing_is_looked_ahead() -> None:
+    assert fetches_per_step(Source(lengths=(3,), promised=(3,)), max_epochs=1) == [1, 2, 3, 4]
+    assert fetches_per_step(Source(lengths=(3,)), max_epochs=1) == [2, 3, 4, 4]
+    assert fetches_per_step(Source(lengths=(3,)), max_epochs=1, dataloader_len=3) == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("error", ["TypeError", "OSError"])
+def test_a_len_that_raises_is_no_length(error: str) -> None:
+    assert fetches_per_step(Source(lengths=(2,), promised=error), max_epochs=1) == [2, 3, 3]
+
+
+def test_after_an_epochs_last_batch_its_iterator_is_asked_once_more() -> None:
+    source = Source("callable", lengths=(2, 1), promised=(2, 1), nodes=(Node("loader"),))
+    journal = trace(source, max_epochs=2)
+    assert [entry[:3] for entry in journal if entry[0] != "clock"] == [
+        *(("call",), ("set_epoch", "loader", 0), ("iter",)),
+        ("next",),
+        ("step", 0, frozenset()),
+        ("next",),
+        ("step", 1, {EPOCH}),
+        ("next",),  # the last request, before the callable is called again
+        *(("call",), ("set_epoch", "loader", 1), ("iter",)),
+        ("next",),
+        ("step", 2, {EPOCH, LAST}),
+        ("stop_reason", "max_epochs"),
+        ("next",),  # and before the `for` ends
+        ("end", "max_epochs"),
+        ("next after the end", "raised", "StopIteration"),
+        ("iter after the end", "raised", "LoopError"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fetches"),
+    [
+        # whatever ends the run at the last batch of an epoch
+        ({"max_steps": 3}, 4),
+        ({"max_seconds": 2}, 4),
+        ({"max_steps": 9, "stop_when": (Part(at_step=(2,)),)}, 4),
+        # in the middle of an epoch, or where it is cut
+        ({"max_steps": 2}, 2),
+        ({"max_epochs": 1, "dataloader_len": 3}, 3),
+        # a look has found the end
+        ({"max_epochs": 1, "lookahead": True}, 4),
+    ],
+)
+def test_the_last_request_comes_at_the_end_of_a_whole_epoch(
+    arguments: dict[str, Any], fetches: int
+) -> None:
+    assert fetches_per_step(Source(lengths=(3,), promised=(3,)), **arguments)[-1] == fetches
+
+
+def test_a_single_pass_source_is_never_asked_once_more() -> None:
+    source = Source("single-pass", lengths=(3,), promised=(3,))
+    assert fetches_per_step(source, max_epochs=1) == [1, 2, 3, 3]
 
 
 def test_max_steps_cuts_an_epoch_without_an_epoch_end() -> None:
     journal = trace(Source(lengths=(3,), promised=(3,)), max_steps=5, lookahead=False)
     assert (fired(EPOCH, journal), fired(LAST, journal)) == ([2], [4])
-    # one more after the promised last batch of epoch 0: nothing is dropped
-    assert len(of("next", journal)) == 6
+    assert len(of("next", journal)) == 6  # with the last request of epoch 0
     assert of("warning", journal) == []
 
 
-def test_longer_than_promised_goes_on_with_one_warning() -> None:
-    journal = trace(Source(lengths=(4,), promised=(2,)), max_epochs=2)
-    assert fired(EPOCH, journal) == [3, 7]
+@pytest.mark.parametrize("lookahead", [None, False])
+def test_longer_than_promised_is_dropped_with_a_warning_in_each_epoch(
+    lookahead: bool | None,
+) -> None:
+    source = Source(lengths=(3,), promised=(2,))
+    journal = trace(source, max_epochs=2, lookahead=lookahead)
+    assert [entry[0] for entry in of("step", journal)] == [0, 1, 3, 4]
+    assert fired(EPOCH, journal) == [1, 3]
     assert text("warning", journal) == [
-        "epoch 0 has more than the 2 batches that len(dataloader) promised; "
-        "it goes on to its true end"
+        f"epoch {epoch} had more than the 2 batches that len(dataloader) promised; "
+        "the rest is dropped; pass lookahead=True to use it"
+        for epoch in (0, 1)
     ]
 
 
-def test_on_faith_a_surplus_is_dropped_with_a_warning_at_every_request() -> None:
-    journal = trace(Source(lengths=(3,), promised=(2,)), max_epochs=2, lookahead=False)
-    assert [entry[0] for entry in of("step", journal)] == [0, 1, 3, 4]
-    assert fired(EPOCH, journal) == [1, 3]
-    assert len(of("warning", journal)) == 2
+def test_lookahead_true_goes_by_the_data_whatever_len_says() -> None:
+    for promised in (2, 3, 4):
+        source = Source(lengths=(3,), promised=(promised,))
+        journal = trace(source, max_epochs=2, lookahead=True)
+        assert fired(EPOCH, journal) == [2, 5]
+        assert of("warning", journal) == []
 
 
 def test_shorter_than_promised_is_an_error() -> None:
@@ -211,6 +271,97 @@ def test_shorter_than_promised_is_an_error() -> None:
     assert text("raised", journal) == [
         "epoch 0 ended after 2 of the 3 batches that len(dataloader) promised; "
         "pass lookahead=True to go by the data itself"
+    ]
+
+
+@pytest.mark.parametrize("promised", [None, (3,), (5,)])
+@pytest.mark.parametrize("lookahead", [None, False])
+def test_a_loader_that_says_its_end_is_asked(
+    lookahead: bool | None, promised: tuple[int, ...] | None
+) -> None:
+    source = Source(lengths=(3,), promised=promised, says_end="truly")
+    journal = trace(source, max_epochs=2, lookahead=lookahead)
+    assert (fired(EPOCH, journal), fired(LAST, journal)) == ([2, 5], [5])
+    counts = fetches_per_step(source, max_epochs=2, lookahead=lookahead)
+    assert counts == [1, 2, 3, 5, 6, 7, 8]  # with the last request of each epoch
+
+
+def test_what_a_loader_gives_after_its_end_is_dropped_with_a_warning() -> None:
+    journal = trace(Source(lengths=(3,), says_end="early"), max_epochs=2)
+    assert [entry[0] for entry in of("step", journal)] == [0, 1, 3, 4]
+    assert fired(EPOCH, journal) == [1, 3]
+    assert text("warning", journal) == [
+        f"epoch {epoch} had more batches after the one at which its loader's end_of_dataloader "
+        "was true; the rest is dropped"
+        for epoch in (0, 1)
+    ]
+
+
+def test_a_loader_that_never_says_its_end_is_an_error() -> None:
+    journal = trace(Source(lengths=(3,), says_end="never"), max_epochs=2)
+    assert fired(EPOCH, journal) == []
+    assert of("raised", journal) == [
+        (
+            "DataLengthError",
+            "epoch 0 ended after 3 batches, but its loader's end_of_dataloader did not say so; "
+            "pass dataloader_len",
+            (),
+            None,
+        )
+    ]
+
+
+def test_dataloader_len_goes_before_what_the_loader_says() -> None:
+    source = Source(lengths=(3,), says_end="never")
+    assert fired(EPOCH, trace(source, max_epochs=2, dataloader_len=2)) == [1, 3]
+
+
+def test_an_error_in_the_last_request_comes_out() -> None:
+    source = Source(lengths=(2,), promised=(2,), raises=((2, "OSError"),))
+    journal = trace(source, max_epochs=2)
+    assert text("raised", journal) == ["fetch 2 failed"]
+    assert of("end", journal) == [("exception",)]
+    # the run had its last step already, and has failed all the same
+    journal = trace(source, max_epochs=1)
+    assert [entry for entry in journal if entry[0] in ("step", "stop_reason", "raised")] == [
+        ("step", 0, frozenset(), (0, 0, 0, False, False), None),
+        ("step", 1, {EPOCH, LAST}, (0, 1, 1, True, True), None),
+        ("stop_reason", "max_epochs"),
+        ("raised", "OSError", "fetch 2 failed", (), None),
+    ]
+    assert of("end", journal) == [("exception",)]
+    assert [entry[2] for entry in journal[-2:]] == ["LoopError", "LoopError"]
+
+
+def test_an_error_in_the_last_request_is_ignored_after_entering_again() -> None:
+    source = Source(lengths=(2,), promised=(2,), raises=((2, "OSError"),))
+    journal = trace(source, max_epochs=2, leaves=frozenset({1}))
+    assert [entry[0] for entry in of("step", journal)] == [0, 1, 2, 3]
+    assert len(of("iter", journal)) == 2
+    assert text("raised", journal) == []
+    # entered again before the epoch's last fetch: that has given its batch since
+    journal = trace(source, max_epochs=2, leaves=frozenset({0}))
+    assert text("raised", journal) == ["fetch 2 failed"]
+
+
+def test_an_interrupt_in_the_last_request_comes_out_and_it_is_not_repeated() -> None:
+    source = Source(lengths=(2,), promised=(2,), raises=((2, "KeyboardInterrupt"),))
+    journal = trace(source, max_epochs=2)
+    assert [entry[:2] for entry in journal if entry[0] in ("step", "raised", "next", "iter")] == [
+        ("iter",),
+        *(("next",), ("step", 0), ("next",), ("step", 1)),
+        *(("next",), ("raised", "KeyboardInterrupt")),
+        ("iter",),
+        *(("next",), ("step", 2), ("next",), ("step", 3)),
+        ("next",),
+    ]
+    journal = trace(source, max_epochs=1)
+    assert [entry[:2] for entry in journal[-5:]] == [
+        ("raised", "KeyboardInterrupt"),
+        ("raised", "LoopError"),  # entered again: this run is finished
+        ("end", "max_epochs"),
+        ("next after the end", "raised"),
+        ("iter after the end", "raised"),
     ]
 
 
@@ -223,14 +374,14 @@ def test_an_empty_epoch_is_an_error() -> None:
 
 
 def test_an_explicit_length_gives_a_stream_epochs() -> None:
-    journal = trace(Source("once", lengths=(100,)), max_epochs=3, dataloader_len=2)
+    journal = trace(Source("single-pass", lengths=(100,)), max_epochs=3, dataloader_len=2)
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 2, 3, 4, 5]
     assert fired(EPOCH, journal) == [1, 3, 5]
     assert len(of("next", journal)) == 6
 
 
 def test_a_stream_that_runs_dry_without_a_look_ends_with_a_warning() -> None:
-    journal = trace(Source("once", lengths=(3,)), max_steps=10)
+    journal = trace(Source("single-pass", lengths=(3,)), max_steps=10)
     assert (fired(EPOCH, journal), fired(LAST, journal)) == ([], [])
     assert journal[-4:-2] == [
         ("warning", "the dataloader ran dry at global_step 2, before the run's limit"),
@@ -239,7 +390,7 @@ def test_a_stream_that_runs_dry_without_a_look_ends_with_a_warning() -> None:
 
 
 def test_a_stream_that_runs_dry_under_lookahead_has_a_last_batch() -> None:
-    journal = trace(Source("once", lengths=(3,)), max_steps=10, lookahead=True)
+    journal = trace(Source("single-pass", lengths=(3,)), max_steps=10, lookahead=True)
     assert (fired(EPOCH, journal), fired(LAST, journal)) == ([2], [2])
     assert of("end", journal) == [("exhausted",)]
 
@@ -265,11 +416,104 @@ def test_an_error_met_while_looking_ahead_comes_after_the_batch_in_hand() -> Non
     assert fired(EPOCH, journal) == []
 
 
-def test_an_interrupt_in_a_fetch_loses_nothing() -> None:
-    source = Source(lengths=(4,), raises=((2, "KeyboardInterrupt"),))
+@pytest.mark.parametrize("promised", [None, (4,)])
+def test_an_interrupt_in_a_fetch_loses_nothing(promised: tuple[int, ...] | None) -> None:
+    source = Source(lengths=(4,), promised=promised, raises=((2, "KeyboardInterrupt"),))
     journal = trace(source, max_epochs=1)
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 2, 3]
     assert of("end", journal) == [("max_epochs",)]
+    assert len(of("iter", journal)) == 1
+
+
+def test_after_an_interrupt_only_the_true_end_counts() -> None:
+    source = Source(lengths=(4,), promised=(4,), raises=((1, "late KeyboardInterrupt"),))
+    # fetches 0; 1 is interrupted, and its batch is lost; 2 and the look 3; 4, which finds the end
+    assert fetches_per_step(source, max_epochs=1) == [1, 4, 5, 5]
+    assert fired(EPOCH, trace(source, max_epochs=1)) == [2]
+    # unless nothing is to be looked ahead
+    journal = trace(source, max_epochs=1, lookahead=False)
+    assert [entry[0] for entry in of("raised", journal)] == ["KeyboardInterrupt", "DataLengthError"]
+    # the same of a single-pass source whose length is trusted
+    single_pass = dataclasses.replace(source, kind="single-pass")
+    assert fetches_per_step(single_pass, max_epochs=1) == [1, 4, 5, 5]
+
+
+@pytest.mark.parametrize("kind", ["iterable", "callable", "generator"])
+def test_an_end_after_an_interrupt_is_not_believed(kind: str) -> None:
+    source = Source(kind, lengths=(4,), raises=((1, "KeyboardInterrupt"),), mapped=True)
+    journal = trace(source, max_epochs=1, lookahead=True)
+    # the first look was interrupted: batch 0 is in hand; anew, 1 is dropped as it was fetched
+    assert [entry[0] for entry in of("step", journal)] == [0, 2, 3, 4]
+    assert fired(EPOCH, journal) == [3]
+    assert text("warning", journal) == [
+        "the dataloader keeps no state, so its first 1 batches are fetched and dropped "
+        "to go on in epoch 0"
+    ]
+    assert len(of("call", journal)) == (0 if kind == "iterable" else 2)
+    assert len(of("iter", journal)) == (0 if kind == "generator" else 2)
+
+
+def test_an_iterator_that_is_made_anew_is_trusted_again() -> None:
+    source = Source(lengths=(3,), promised=(3,), raises=((1, "KeyboardInterrupt"),), mapped=True)
+    # fetch 0; 1 is interrupted; 2 is skipped; 3, 4; the last request
+    assert fetches_per_step(source, max_epochs=1) == [1, 4, 5, 6]
+    assert fired(EPOCH, trace(source, max_epochs=1)) == [2]
+
+
+def test_an_error_after_an_interrupt_is_not_believed() -> None:
+    raises = ((2, "KeyboardInterrupt"), (3, "OSError"))
+    source = Source(lengths=(4,), promised=(4,), raises=raises)
+    journal = trace(source, max_epochs=1)
+    # 0 and 1, which are dropped as 2 and 3, and then 4 and 5
+    assert [entry[0] for entry in of("step", journal)] == [0, 1, 4, 5]
+    assert text("raised", journal) == ["in fetch 2"]
+    # a second failure counts; the first one anew would be fetch 6
+    source = dataclasses.replace(source, raises=(*raises, (6, "OSError")))
+    journal = trace(source, max_epochs=1)
+    assert text("raised", journal) == ["in fetch 2", "fetch 6 failed"]
+    # so does one that comes while it is set forward
+    source = dataclasses.replace(source, raises=(*raises, (5, "OSError")))
+    assert text("raised", trace(source, max_epochs=1)) == ["in fetch 2", "fetch 5 failed"]
+    # after another interrupt there it begins anew: 0, 1, then 2, then 4 and 5 are skipped
+    source = dataclasses.replace(source, raises=(*raises, (5, "KeyboardInterrupt")))
+    journal = trace(source, max_epochs=1)
+    assert [entry[0] for entry in of("step", journal)] == [0, 1, 5, 6]
+    assert len(of("iter", journal)) == 3
+    assert len(of("warning", journal)) == 1
+
+
+def test_an_error_after_entering_again_is_not_believed_but_an_end_is() -> None:
+    source = Source(lengths=(4,), promised=(4,), raises=((2, "OSError"),))
+    journal = trace(source, max_epochs=1, leaves=frozenset({1}))
+    assert [entry[0] for entry in of("step", journal)] == [0, 1, 4, 5]
+    assert text("raised", journal) == []
+    journal = trace(source, max_epochs=1, leaves=frozenset({0}))
+    assert text("raised", journal) == ["fetch 2 failed"]
+    source = Source(lengths=(2,), promised=(3,))
+    journal = trace(source, max_epochs=1, leaves=frozenset({1}))
+    assert [entry[0] for entry in of("raised", journal)] == ["DataLengthError"]
+    assert len(of("iter", journal)) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"max_epochs": 1}, {"max_steps": 9}])
+def test_a_single_pass_source_cannot_be_opened_anew(arguments: dict[str, Any]) -> None:
+    raises: tuple[tuple[int, str], ...] = ((3, "KeyboardInterrupt"), (4, "OSError"))
+    source = Source("single-pass", lengths=(5,), raises=raises)
+    errors = [("KeyboardInterrupt", "in fetch 3"), ("LoopError", "single-pass")]
+    journal = trace(source, **arguments)
+    assert [entry[:2] for entry in of("raised", journal)] == errors
+    assert of("raised", journal)[1][-1] == "OSError"  # its cause
+    assert of("end", journal) == [("exception",)]
+    # an end is not believed either
+    source = Source("single-pass", lengths=(5,), raises=raises[:1], mapped=True)
+    assert [entry[:2] for entry in of("raised", trace(source, **arguments))] == errors
+    # what gives its next batch goes on
+    source = Source("single-pass", lengths=(5,), raises=raises[:1])
+    assert len(of("step", trace(source, **arguments))) == 5
+    # after it was entered again an error comes out as it is; the look of step 1 is fetch 2
+    source = Source("single-pass", lengths=(5,), raises=((2, "OSError"),))
+    leaves = frozenset({0 if "max_epochs" in arguments else 1})
+    assert text("raised", trace(source, leaves=leaves, **arguments)) == ["fetch 2 failed"]
 
 
 def test_leaving_goes_on_with_the_next_batch_and_a_finished_run_is_not_entered() -> None:
@@ -282,13 +526,23 @@ def test_leaving_goes_on_with_the_next_batch_and_a_finished_run_is_not_entered()
 @pytest.mark.parametrize(
     ("source", "arguments"),
     [
-        (Source("once"), {"max_epochs": 2}),
-        (Source("once"), {"max_epochs": 2, "dataloader_len": 3, "lookahead": True}),
+        (Source("single-pass"), {"max_epochs": 2}),
+        (Source("single-pass"), {"max_epochs": 2, "dataloader_len": 3, "lookahead": True}),
         (Source(), {"max_epochs": 1, "lookahead": False}),
+        (Source(), {"max_steps": 1, "lookahead": True, "dataloader_len": 3}),
+        (Source(says_end="truly"), {"max_epochs": 1, "lookahead": True}),
     ],
 )
 def test_what_cannot_have_epochs_is_refused(source: Source, arguments: dict[str, Any]) -> None:
-    assert trace(source, **arguments) == [("refused", "ValueError", "dataloader_len")]
+    assert trace(source, **arguments) == [("refused", "ValueError", "refused")]
+
+
+def test_what_a_callable_returns_is_refused_at_the_request_that_opens_the_epoch() -> None:
+    source = Source("callable", says_end="truly")
+    assert trace(source, max_epochs=1, lookahead=True)[:2] == [
+        ("call",),
+        ("raised", "ValueError", "refused", (), None),
+    ]
 
 
 # Lists
@@ -331,15 +585,16 @@ def test_lists_have_the_largest_size_that_fits() -> None:
     [
         (None, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
         ((5,), [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
-        # a promise that is passed ends a list, too
-        ((3,), [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]),
+        # what is dropped is fetched, and counts
+        ((3,), [[0, 1, 2], [4, 5, 6]]),
     ],
 )
 def test_no_list_spans_two_epochs(promised: tuple[int, ...] | None, expected: Any) -> None:
     source = Source(lengths=(5,), promised=promised)
     journal = trace(source, max_epochs=2, entries=(64,))
     assert [entry[0] for entry in of("step", journal)] == expected
-    assert (fired(EPOCH, journal), fired(LAST, journal)) == ([4, 9], [9])
+    last = [len(expected[0]) - 1, 2 * len(expected[0]) - 1]
+    assert (fired(EPOCH, journal), fired(LAST, journal)) == (last, last[1:])
 
 
 def test_an_end_that_a_look_finds_closes_a_list_and_leaves_the_rest_to_the_next() -> None:
@@ -363,12 +618,17 @@ def test_a_list_looks_after_each_batch_as_single_steps_do() -> None:
     ]
 
 
-def test_a_promised_end_is_looked_at_when_its_list_is_complete() -> None:
+def test_the_last_request_comes_before_the_next_list() -> None:
     journal = trace(Source(lengths=(3,), promised=(3,)), max_epochs=1, entries=(2,))
-    assert [entry[0] for entry in journal[:9]] == [
+    assert [entry[0] for entry in journal[:10]] == [
         *("iter", "clock", "next", "next", "step"),
-        *("next", "next", "step", "stop_reason"),
+        *("next", "step", "stop_reason", "next", "end"),
     ]
+
+
+def test_a_loader_that_says_its_end_closes_a_list() -> None:
+    source = Source(lengths=(5,), says_end="truly")
+    assert lists(3, source=source, max_epochs=2) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
 
 
 def test_an_end_that_nobody_foresaw_ends_the_list_without_an_event() -> None:
@@ -391,7 +651,7 @@ def test_a_length_that_is_too_long_is_an_error_after_what_was_gathered() -> None
 
 
 def test_a_stream_that_runs_dry_says_so_after_its_last_list() -> None:
-    journal = trace(Source("once", lengths=(3,)), max_steps=9, entries=(2,))
+    journal = trace(Source("single-pass", lengths=(3,)), max_steps=9, entries=(2,))
     assert [entry[0] for entry in of("step", journal)] == [[0, 1], [2]]
     assert of("warning", journal) == [
         ("the dataloader ran dry at global_step 2, before the run's limit",)
@@ -451,18 +711,50 @@ def test_a_condition_of_stop_when_closes_the_list_and_the_others_see_the_end() -
     assert of("end", journal) == [("stop_when",)]
 
 
-def test_what_a_condition_raises_comes_after_what_was_gathered_before_its_batch() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (None, [0, 1, 2]),
+        (1, [[0], [1], [2]]),
+        (2, [[0, 1], [2]]),
+        (3, [[0, 1, 2]]),
+        (4, [[0, 1, 2]]),  # raised at the list's last step
+        ((4, 2, 1), [[0, 1], [2]]),
+        ((4, 3, 1), [[0, 1, 2]]),
+        ((8, 2, 1), [[0, 1], [2]]),
+    ],
+)
+def test_what_a_condition_raises_comes_after_the_batches_before(sizes: Any, expected: Any) -> None:
     part = Part(Condition("c", raises_at=3))
-    journal = trace(max_steps=9, events=log(part), entries=((2, 1),))
-    # at the last batch of a list conditions are called as in single steps
-    assert [entry[0] for entry in of("step", journal)] == [[0, 1]]
-    journal = trace(max_steps=9, events=log(part), entries=((4, 2, 1),))
-    assert [entry[0] for entry in of("step", journal)] == []
-    journal = trace(max_steps=9, events=log(part), entries=((8, 2, 1),))
-    assert [entry[0] for entry in of("step", journal)] == [[0, 1], [2]]
+    journal = trace(max_steps=9, events=log(part), entries=(sizes,))
+    assert [entry[0] for entry in of("step", journal)] == expected
     assert of("raised", journal) == [
         ("ValueError", "call 3 of c", ("in the condition of event 'Log'",), None)
     ]
+    assert of("state", journal) == [((0, 2, 2, False, False),)]
+
+
+def test_the_reading_of_a_list_whose_last_condition_raises_serves_the_list_before_it() -> None:
+    clock = Clock(fetch_costs=(1,), body_costs=(0,))
+    events = (
+        ("Log", (Part(Condition("c", raises_at=3)),)),
+        ("Due", (Part(at_step=(3,)),)),
+        ("Timer", (Part(every_n_seconds=4),)),
+        ("Late", (Part(at_time=(1,), from_step=3),)),
+    )
+    sized = Source(lengths=(9,), promised=(9,))
+    journal = trace(sized, max_steps=9, events=events, clock=clock, entries=(4,), looks=(True,))
+    # four batches were fetched: the timer is due at the step of the third; what was due at the
+    # fourth never comes
+    assert of("step", journal) == [([0, 1, 2], {"Timer"}, (0, 2, 2, False, False), 4)]
+    assert of("clock", journal) == [(0,), (4,)]
+    # where the three batches need two lists, the second has its own reading
+    journal = trace(sized, max_steps=9, events=events, clock=clock, entries=((4, 2, 1),))
+    assert of("step", journal) == [
+        ([0, 1], {"Timer"}, (0, 1, 1, False, False), None),
+        ([2], frozenset(), (0, 2, 2, False, False), None),
+    ]
+    assert of("clock", journal) == [(0,), (4,), (4,)]
 
 
 def test_timers_are_judged_at_the_last_batch_of_a_list_by_one_reading() -> None:
