@@ -12,6 +12,7 @@ import enum
 import itertools
 import json
 import random
+import signal
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -289,6 +290,13 @@ def batches(loop: Loop[Any]) -> list[Any]:
     return [batch for batch, _events in loop]
 
 
+def known_len(loop: Loop[Any]) -> int | None:
+    try:
+        return len(loop)
+    except TypeError:
+        return None
+
+
 def resumed(loop: Loop[Any], state: Any) -> Loop[Any]:
     loop.load_state_dict(state)
     return loop
@@ -386,6 +394,47 @@ def test_the_state_is_the_callers_own() -> None:
     assert json.dumps(state) == before
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("step_done", [True, False])
+def test_a_run_whose_last_epoch_should_have_ended_where_it_failed_is_over(
+    epochs: int, step_done: bool
+) -> None:
+    def loader() -> Iterator[int]:
+        yield from range(3)
+        if next(fails):
+            raise OSError("the store is gone")
+
+    fails = itertools.chain([False] * (epochs - 1), [True], itertools.repeat(False))
+    loop = Loop(loader, max_epochs=epochs)
+    with pytest.raises(OSError, match="gone"):
+        batches(loop)
+    assert (loop.epoch, loop.epoch_step) == (epochs - 1, 2)
+    again = resumed(Loop(loader, max_epochs=epochs), json_of(loop, step_done))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoopWarning)  # of skipping, and of what is missing
+        assert batches(again) == ([] if step_done else [2])
+    assert again.stop_reason == "max_epochs"
+    assert (again.epoch, again.global_step) == (epochs - 1, 3 * epochs - 1)
+
+
+@pytest.mark.parametrize("now", [5, 4, 3])
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("enter", [iter, lambda loop: loop.chunks(2)], ids=["steps", "lists"])
+def test_a_run_whose_last_epoch_is_shorter_now_is_over(now: int, sized: bool, enter: Any) -> None:
+    def make(length: int) -> Loop[Any]:
+        data = list(range(length))
+        return Loop(data if sized else lambda: iter(data), max_epochs=2)
+
+    state = after(6 + 5, make(6))
+    again = resumed(make(now), state)
+    assert known_len(again) in (None, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoopWarning)  # of the length, of skipping
+        assert list(enter(again)) == []
+    assert again.stop_reason == "max_epochs"
+    assert again.epoch == 1
+
+
 # ------------------------------------------------------------------------------ step_done=False
 
 
@@ -470,6 +519,84 @@ def test_a_run_that_was_stopped_when_its_time_was_up_is_over(stopped_at: int) ->
     is_over = loop.state.elapsed >= 3
     again = resumed(make(), json_of(loop))
     assert (next(iter(again), None) is None) == is_over
+
+
+# ------------------------------------------------------------------------ in the middle of a step
+
+
+@pytest.mark.parametrize("sizes", [None, 3])
+@pytest.mark.parametrize("where", ["loader", "condition", "clock"])
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_a_state_in_the_middle_of_a_step_is_that_of_the_step_before(
+    where: str, step: int, sizes: Sizes
+) -> None:
+    """As a signal's handler takes it, which runs wherever the loop is."""
+    saved: list[Any] = []
+    before: list[int] = []
+    seconds = itertools.count(100)
+
+    def reach(place: str, reached: int) -> None:
+        if place == where and reached == step and not saved:
+            before.append(loop.global_step)
+            signal.raise_signal(signal.SIGTERM)
+
+    class Loader:
+        def __iter__(self) -> Iterator[int]:
+            for number in range(9):
+                reach("loader", number)
+                yield number
+
+        def __len__(self) -> int:
+            return 9
+
+    def condition(state: StateLike) -> bool:
+        reach("condition", state.global_step)
+        return False
+
+    readings = itertools.count(-1)
+
+    def clock() -> int:
+        reach("clock", next(readings))
+        return next(seconds)
+
+    events = {
+        "Once": Event(at_time=(2, 4)),
+        "Often": Event(every_n_seconds=2),
+        "Condition": Event(condition),
+    }
+
+    def make() -> Loop[Any]:
+        return Loop(Loader(), events, max_epochs=1, clock=clock)
+
+    def live(loop: Loop[Any]) -> list[Any]:
+        found = []
+        for batch, due in loop if sizes is None else loop.chunks(sizes):
+            found.append((batch, frozenset(due), loop.global_step))
+        return found
+
+    former = signal.signal(signal.SIGTERM, lambda *_: saved.append(json_of(loop)))
+    try:
+        loop = make()
+        whole = live(loop)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert [state["steps"] for state in saved] == [at + 1 for at in before]
+    assert len(saved) == (1 if sizes is None or where != "clock" or step < 3 else 0)
+    for state in saved:
+        last = before[0]
+        elapsed = state["elapsed"] // 10**9
+        done = [due for _, due, at in whole if at <= last]
+        assert state["timers"] == timers_after(make, sizes, done)
+        assert elapsed >= len(done)
+
+
+def timers_after(make: Callable[[], Loop[Any]], sizes: Sizes, done: list[Any]) -> Any:
+    """What the timers remember after so many lists or steps of the same run."""
+    loop = make()
+    pairs = iter(loop) if sizes is None else loop.chunks(sizes)
+    for due in done:
+        assert next(pairs)[1] == due
+    return json_of(loop)["timers"]
 
 
 # ------------------------------------------------------------------------------------ per_launch
@@ -874,6 +1001,115 @@ def test_a_loader_of_unknown_order_redoes_a_step(kind: type[Shuffled]) -> None:
         assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6)), steps
 
 
+def in_lives(make: Callable[[], Loop[Any]], counts: Iterator[int]) -> list[int]:
+    """The batches of a run, each of whose lives makes so many steps, and of its rest."""
+    seen: list[int] = []
+    state = None
+    for count in counts:
+        loop = make()
+        if state is not None:
+            loop.load_state_dict(state)
+        seen += [batch for batch, _ in itertools.islice(loop, count)]
+        state = json_of(loop)
+        if loop.stop_reason is not None:
+            break
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* had more than:dloop.LoopWarning")
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("cut", ["dataloader_len", "len()", "len(), lookahead=False"])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_after_an_epoch_that_was_cut_a_resumed_loader_begins_a_fresh_one(
+    kind: type[Shuffled], cut: str, every: int
+) -> None:
+    """Its state at the end of the first four batches has the epoch's other two before it."""
+    loader: Callable[[], Any] = kind
+    arguments: dict[str, Any] = {"dataloader_len": 4}
+    if cut != "dataloader_len":
+        if kind is CountsTwice:
+            pytest.skip("a length over an iterable-style data set is none")
+        loader = type(f"Promises4{kind.__name__}", (kind,), {"__len__": lambda self: 4})
+        arguments = {"lookahead": False} if "False" in cut else {}
+    seen = in_lives(lambda: Loop(loader(), max_epochs=3, **arguments), itertools.repeat(every, 99))
+    epochs = [seen[i : i + 4] for i in range(0, len(seen), 4)]
+    assert [len(set(epoch)) for epoch in epochs] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("kind", [StatefulLoader, WithStatefulIterator, WithStateDictIterator])
+def test_a_run_of_cut_epochs_in_lives_is_the_run_that_was_never_stopped(
+    kind: type[Shuffled],
+) -> None:
+    def make() -> Loop[Any]:
+        loader = kind()
+        loader.seed = 0
+        return Loop(loader, max_epochs=3, dataloader_len=4)
+
+    whole = batches(make())
+    for every in (1, 2, 3, 4, 5, 8):
+        assert in_lives(make, itertools.repeat(every, 99)) == whole, every
+
+
+class DrawsItsOrder:
+    """A loader that draws its order anew in each epoch: no state tells that of the next one."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self.draw = draw
+        self.order: list[int] = []
+        self.at = 0
+        self.loaded = False
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.loaded:
+            self.order, self.at = self.draw.sample(range(6), 6), 0
+        self.loaded = False
+        while self.at < len(self.order):
+            self.at += 1
+            yield self.order[self.at - 1]
+
+    def state_dict(self) -> Any:
+        return {"order": list(self.order), "at": self.at}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.order, self.at, self.loaded = list(state["order"]), state["at"], True
+
+
+class SizedDrawsItsOrder(DrawsItsOrder):
+    def __len__(self) -> int:
+        return 6
+
+
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("kind", [DrawsItsOrder, SizedDrawsItsOrder])
+@pytest.mark.parametrize("series", range(20))
+def test_an_order_that_is_drawn_anew_gives_each_sample_once_in_any_lives(
+    kind: type[DrawsItsOrder], lookahead: bool | None, series: int
+) -> None:
+    draw = random.Random(series)
+
+    def counts() -> Iterator[int]:
+        while True:
+            yield draw.randint(1, 7)
+
+    seen = in_lives(lambda: Loop(kind(draw), max_epochs=4, lookahead=lookahead), counts())
+    epochs = [seen[i : i + 6] for i in range(0, len(seen), 6)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 4
+
+
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("kind", [DrawsItsOrder, SizedDrawsItsOrder])
+def test_an_order_that_was_drawn_after_a_resume_at_an_epochs_end_is_kept(
+    kind: type[DrawsItsOrder], lookahead: bool | None
+) -> None:
+    for second in (1, 2, 3, 4, 5):
+        seen = in_lives(
+            lambda: Loop(kind(random.Random()), max_epochs=3, lookahead=lookahead),
+            iter([6, second, 99]),
+        )
+        epochs = [seen[i : i + 6] for i in range(0, len(seen), 6)]
+        assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 3, second
+
+
 def ended_after(steps: int, end: str, loader: Shuffled, lookahead: Any) -> tuple[list[int], Any]:
     """What a run gave that came to such an `end`, and the state that was taken after that."""
     limit = {"max_steps": steps} if end == "limit" else {"max_epochs": 3}
@@ -1100,6 +1336,94 @@ def test_counters_that_contradict_each_other_are_damage() -> None:
     ):
         with pytest.raises(StateError, match="counters"):
             Loop(range(3), max_epochs=1).load_state_dict({**loop.state_dict(), **wrong})
+
+
+TIMED = {"Often": Event(every_n_seconds=2), "Once": Event(at_time=(1, 9))}
+NEAR = 2**62
+
+
+def of_a_timed_run() -> Any:
+    """The state after 4 of 5 steps of an epoch, at a second each; both events were due."""
+    seconds = itertools.count()
+    return after(5 + 4, Loop(range(5), TIMED, max_epochs=9, clock=lambda: next(seconds)))
+
+
+def with_timers(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A state in which what is kept of the first event's timers is changed."""
+
+    def edit(state: Any) -> Any:
+        (name, timers), *others = state["timers"]
+        return {**state, "timers": [[name, change(timers)], *others]}
+
+    return edit
+
+
+EDITS: dict[str, Callable[[Any], Any]] = {
+    "a timer of another kind": with_timers(lambda timers: [["at", timers[0][1]]]),
+    "a timer of no kind": with_timers(lambda timers: [["sometimes", timers[0][1]]]),
+    "one timer more": with_timers(lambda timers: timers * 2),
+    "one timer fewer": with_timers(lambda timers: []),
+    "a timer that is no pair": with_timers(lambda timers: [[*timers[0], 1]]),
+    "a timer of text": with_timers(lambda timers: "every"),
+    "timers of no name": lambda state: {**state, "timers": [["Often"]]},
+    "timers of text": lambda state: {**state, "timers": "timers"},
+    "timers as a mapping": lambda state: {**state, "timers": {"Often": 1}},
+    "a timer that was due after now": with_timers(lambda timers: [["every", NEAR - 1]]),
+    "a timer that was due just after now": lambda state: with_timers(
+        lambda timers: [["every", state["elapsed"] + 1]]
+    )(state),
+    "a timer that was due before the start": with_timers(lambda timers: [["every", -2]]),
+    "more epochs than steps": lambda state: {**state, "epoch": state["steps"] + 1},
+    "far more epochs than steps": lambda state: {**state, "epoch": NEAR},
+    "steps beyond the most": lambda state: {**state, "steps": NEAR + 1},
+    "time beyond the most": lambda state: {**state, "elapsed": NEAR + 1},
+    "a step of the epoch beyond the steps": lambda state: {**state, "epoch_steps": 10},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=list(EDITS))
+def test_a_state_that_was_edited_is_damage(edit: Callable[[Any], Any]) -> None:
+    seconds = itertools.count()
+    loop = Loop(range(5), TIMED, max_epochs=9, clock=lambda: next(seconds))
+    with pytest.raises(StateError) as caught:
+        loop.load_state_dict(edit(of_a_timed_run()))
+    assert "\n" not in str(caught.value)
+    assert batches(loop) == [*range(5)] * 9
+
+
+FAR: dict[str, Callable[[Any], Any]] = {
+    "steps": lambda state: {**state, "steps": NEAR},
+    "steps, one fewer": lambda state: {**state, "steps": NEAR - 1},
+    "time": lambda state: {**state, "elapsed": NEAR},
+    "time, a nanosecond less": lambda state: {**state, "elapsed": NEAR - 1},
+    "epochs": lambda state: {**state, "epoch": NEAR - 9, "steps": NEAR},
+    "epochs, the last": lambda state: {**state, "epoch": NEAR - 1, "steps": NEAR},
+    "steps of the epoch": lambda state: {**state, "epoch_steps": NEAR, "steps": NEAR},
+}
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("epochs", [2, NEAR])
+@pytest.mark.parametrize("edit", FAR.values(), ids=list(FAR))
+def test_numbers_near_the_most_are_refused_or_run_alike_in_all_cores(
+    edit: Callable[[Any], Any], epochs: int
+) -> None:
+    def run(core: str) -> object:
+        seconds = itertools.count()
+        with use_core(core), warnings.catch_warnings():
+            warnings.simplefilter("ignore", LoopWarning)
+            loop = Loop(range(5), TIMED, max_epochs=epochs, clock=lambda: next(seconds))
+            try:
+                loop.load_state_dict(edit(of_a_timed_run()))
+            except StateError as error:
+                return str(error)
+            return known_len(loop), [
+                (batch, frozenset(due), counters(loop.state), loop.state.elapsed)
+                for batch, due in itertools.islice(loop, 20)
+            ]
+
+    first, *others = map(run, CORES)
+    assert others == [first] * len(others)
 
 
 class Phase(enum.Enum):

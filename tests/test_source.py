@@ -987,6 +987,268 @@ def test_the_iterator_is_its_own_iterator() -> None:
     assert [batch for batch, _ in iterator] == [1, 2, 3]
 
 
+# Iterators that an exception has ended, which nobody can see
+
+
+class Mapped:
+    """Each iterator is a map over a generator; some of all the fetches raise something."""
+
+    def __init__(self, length: int, raises: dict[int, BaseException]) -> None:
+        self.length = length
+        self.raises = raises
+        self.fetches = 0
+        self.iterators = 0
+
+    def fetch(self) -> None:
+        self.fetches += 1
+        error = self.raises.get(self.fetches - 1)
+        if error is not None:
+            raise error
+
+    def generate(self) -> Iterator[int]:
+        for number in range(self.length):
+            self.fetch()
+            yield number
+        self.fetch()
+
+    def __iter__(self) -> Iterator[int]:
+        self.iterators += 1
+        return map(int, self.generate())
+
+
+class SizedMapped(Mapped):
+    def __len__(self) -> int:
+        return self.length
+
+
+MAPPED: dict[str, Callable[..., Any]] = {
+    "an iterable": lambda *given_: (source := Mapped(*given_), source),
+    "an iterable with a length": lambda *given_: (source := SizedMapped(*given_), source),
+    "a callable": lambda *given_: (source := Mapped(*given_), source.__iter__),
+    "a callable of a loader": lambda *given_: (source := SizedMapped(*given_), lambda: source),
+}
+mapped = pytest.mark.parametrize("kind", MAPPED)
+entered = pytest.mark.parametrize("sizes", [None, 2, (3, 1)], ids=repr)
+
+
+def cell(loop: Loop[Any], sizes: Any, seen: list[Any], ends: list[int]) -> None:
+    """Enter the loop, as a cell of a notebook does that is run again."""
+    for batch, events in loop if sizes is None else loop.chunks(sizes):
+        seen += [batch] if sizes is None else batch
+        ends += [loop.global_step] * (EPOCH_END in events)
+
+
+@mapped
+@entered
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("at", range(9))
+def test_an_iterator_that_an_interrupt_has_ended_is_made_anew(
+    kind: str, sizes: Any, lookahead: bool | None, at: int
+) -> None:
+    source, dataloader = MAPPED[kind](3, {at: KeyboardInterrupt()})
+    loop = Loop(dataloader, max_epochs=2, lookahead=lookahead)
+    seen: list[Any] = []
+    ends: list[int] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            cell(loop, sizes, seen, ends)
+        except KeyboardInterrupt:
+            if loop.stop_reason is None:
+                cell(loop, sizes, seen, ends)
+    assert seen == [0, 1, 2] * 2
+    assert ends == [2, 5]
+    assert loop.stop_reason == "max_epochs"
+    assert source.fetches > at - 1
+    assert all("fetched and dropped" in str(each.message) for each in caught)
+    assert len(caught) <= 1
+
+
+@mapped
+@entered
+def test_an_iterator_that_is_made_anew_after_an_interrupt_may_fail(kind: str, sizes: Any) -> None:
+    # 0, 1, the interrupt; anew 0, and at what was batch 1 the second failure
+    source, dataloader = MAPPED[kind](5, {2: KeyboardInterrupt(), 4: OSError("disk")})
+    loop = Loop(dataloader, max_epochs=2)
+    seen: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        cell(loop, sizes, seen, [])
+    with pytest.warns(LoopWarning, match="fetched and dropped"), pytest.raises(OSError):
+        cell(loop, sizes, seen, [])
+    assert seen == list(range(len(seen)))
+    assert source.iterators == 2
+    assert loop.stop_reason == "exception"
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 9}])
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("wrong", [None, OSError("disk")], ids=["ends", "fails"])
+def test_a_single_pass_source_that_an_interrupt_has_ended_is_an_error(
+    limit: dict[str, int], lookahead: bool | None, wrong: Exception | None
+) -> None:
+    batches: list[Any] = [0, 1, 2, KeyboardInterrupt(), *([] if wrong is None else [wrong])]
+    loop = Loop(once(batches), lookahead=lookahead, **limit)  # type: ignore[arg-type]
+    seen: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        cell(loop, None, seen, [])
+    with pytest.raises(LoopError, match="single-pass") as caught:
+        cell(loop, None, seen, [])
+    assert wrong is None or caught.value.__cause__ is wrong
+    assert seen == [0, 1, 2]
+    assert loop.stop_reason == "exception"
+    with pytest.raises(LoopError, match="restart"):
+        iter(loop)
+
+
+class Workers:
+    """A loader with workers: once they are killed, its iterator fails at every fetch."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.iterators = 0
+        self.killed = False
+        self.stays_broken = False
+
+    def __iter__(self) -> Iterator[int]:
+        self.iterators += 1
+        self.killed = self.stays_broken
+        return WorkersIterator(self)
+
+
+class WorkersIterator:
+    def __init__(self, loader: Workers) -> None:
+        self.loader = loader
+        self.place = 0
+
+    def __iter__(self) -> WorkersIterator:
+        return self
+
+    def __next__(self) -> int:
+        if self.loader.killed:
+            raise RuntimeError("a worker is dead")
+        if self.place == self.loader.length:
+            raise StopIteration
+        self.place += 1
+        return self.place - 1
+
+
+class SizedWorkers(Workers):
+    def __len__(self) -> int:
+        return self.length
+
+
+def train(loop: Loop[Any], seen: list[Any], strike: Callable[[], object]) -> None:
+    """A cell whose body is interrupted at the third step, which kills the loader's workers."""
+    for batch, _ in loop:
+        seen.append(batch)
+        if len(seen) == 3:
+            strike()
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", [Workers, SizedWorkers])
+def test_workers_that_an_interrupt_in_the_body_has_killed_are_made_anew(
+    kind: type[Workers],
+) -> None:
+    loader = kind(5)
+    loop = Loop(loader, max_epochs=2)
+    seen: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(loop, seen, lambda: setattr(loader, "killed", True))
+    with pytest.warns(LoopWarning, match="fetched and dropped"):
+        train(loop, seen, int)
+    assert seen == [0, 1, 2, 3, 4] * 2
+    assert loader.iterators == 3
+
+
+@pytest.mark.parametrize("kind", [Workers, SizedWorkers])
+def test_workers_that_fail_again_are_an_error(kind: type[Workers]) -> None:
+    loader = kind(5)
+    loop = Loop(loader, max_epochs=2)
+    seen: list[Any] = []
+
+    def strike() -> None:
+        loader.killed = loader.stays_broken = True
+
+    with pytest.raises(KeyboardInterrupt):
+        train(loop, seen, strike)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoopWarning)  # of skipping
+        with pytest.raises(RuntimeError, match="a worker is dead"):
+            train(loop, seen, int)
+    assert loader.iterators == 2
+    assert loop.stop_reason == "exception"
+
+
+def test_an_error_without_an_interrupt_is_believed() -> None:
+    loader = Workers(5)
+    loop = Loop(loader, max_epochs=2)
+    with pytest.raises(RuntimeError, match="a worker is dead"):
+        for batch, _ in loop:
+            loader.killed = batch == 2
+    assert loader.iterators == 1
+
+
+def test_after_a_batch_since_entering_again_an_error_is_believed() -> None:
+    loader = SizedWorkers(5)
+    loop = Loop(loader, max_epochs=2)
+    next(iter(loop))
+    with pytest.raises(RuntimeError, match="a worker is dead"):
+        for batch, _ in loop:
+            loader.killed = batch == 2
+    assert loader.iterators == 1
+
+
+@pytest.mark.parametrize("lookahead", [None, True])
+def test_an_end_is_believed_after_the_loop_was_entered_again(lookahead: bool | None) -> None:
+    loader = Loader([0, 1, 2])
+    loop = Loop(loader, max_epochs=1, lookahead=lookahead)
+    next(iter(loop))
+    assert batches_of(loop) == [1, 2]
+    assert loader.notes == ["iter", "next 0", "next 1", "next 2", "end"]
+
+
+# How far set_epoch is looked for
+
+
+class Bottomless:
+    """Has every attribute, each another such object, like a MagicMock. There are not too many."""
+
+    made = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        Bottomless.made += 1
+        assert Bottomless.made < 5000, "its attributes are followed without end"
+        self.__dict__[name] = Bottomless()
+        return self.__dict__[name]
+
+    def __call__(self, *_: Any) -> None:
+        """As `set_epoch`."""
+
+
+class BottomlessLoader(Bottomless):
+    def __iter__(self) -> Iterator[int]:
+        return iter([0, 1])
+
+
+def test_a_loader_that_has_every_attribute_is_followed_few_levels() -> None:
+    Bottomless.made = 0
+    assert batches_of(Loop(BottomlessLoader(), max_epochs=2)) == [0, 1, 0, 1]
+
+
+def test_set_epoch_is_found_a_few_levels_down() -> None:
+    calls: list[tuple[str, int]] = []
+    below = Part("third", calls)
+    for name in ("second", "first"):
+        below = Part(name, calls, dataset=below)
+    loader = Loader([0])
+    loader.dataset = below  # type: ignore[attr-defined]
+    batches_of(Loop(loader, max_epochs=1))
+    assert calls == [("first", 0), ("second", 0), ("third", 0)]
+
+
 # with
 
 
