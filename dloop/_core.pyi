@@ -103,7 +103,6 @@ class Conditions:
 
 class Lookahead:
     held: Any
-    error: Exception | None
     fetched: bool
     def __init__(self, batches: Iterator[Any]) -> None: ...
     def __iter__(self) -> Iterator[Any]: ...

@@ -632,59 +632,43 @@ cdef class Conditions:
 
 
 cdef class Lookahead:
-    """Fetches one batch ahead. It ends before the last batch, or an error, which it then holds.
+    """Fetches one batch ahead. It ends before the last batch, which it then holds.
 
     Attributes:
         held: the batch that was fetched ahead, or MISSING.
-        error: what was raised in its place.
-        fetched: whether a batch was fetched since this was set back. Until then, an error is raised
-            at once, and not held.
+        fetched: set where a batch was fetched, for whoever has set it back.
     """
 
     cdef object _batches
     cdef public object held
-    cdef public object error
     cdef public bint fetched
 
     def __init__(self, batches not None):
         self._batches = batches
         self.held = MISSING
-        self.error = None
         self.fetched = False
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        cdef PyObject *fetched
         with critical_section(self):
-            if self.error is not None:
-                raise StopIteration
-            batches = self._batches
             if self.held is MISSING:
-                fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
-                if fetched is NULL:
-                    end_or_error()
-                    raise StopIteration
-                self.fetched = True
-                self.held = <object>fetched
-                Py_DECREF(self.held)
-            fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
-            batch = self.held
-            if fetched is NULL:
-                try:
-                    end_or_error()
-                except Exception as exception:
-                    if not self.fetched:
-                        raise
-                    self.error = exception
-                    self.held = MISSING
-                    return batch
-                raise StopIteration
-            self.fetched = True
-            self.held = <object>fetched
-            Py_DECREF(self.held)
+                self.held = self.fetch()
+            following = self.fetch()
+            batch, self.held = self.held, following
             return batch
+
+    cdef inline object fetch(self):
+        batches = self._batches
+        cdef PyObject *fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
+        if fetched is NULL:
+            end_or_error()
+            raise StopIteration
+        self.fetched = True
+        batch = <object>fetched
+        Py_DECREF(batch)
+        return batch
 
 
 cdef class Token:

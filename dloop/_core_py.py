@@ -472,30 +472,23 @@ class Conditions:
 
 
 class Lookahead:
-    """Fetches one batch ahead. It ends before the last batch, or an error, which it then holds.
+    """Fetches one batch ahead. It ends before the last batch, which it then holds.
 
     Each `iter` goes on where the one before was left, by an exception too.
 
     Attributes:
         held: the batch that was fetched ahead, or MISSING.
-        error: what was raised in its place.
-        fetched: whether a batch was fetched since this was set back. Until then, an error is raised
-            at once, and not held.
+        fetched: set where a batch was fetched, for whoever has set it back.
     """
 
-    __slots__ = ("_batches", "error", "fetched", "held")
+    __slots__ = ("_batches", "fetched", "held")
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches = batches
         self.held: Any = MISSING
-        self.error: Exception | None = None
         self.fetched = False
 
     def __iter__(self) -> Iterator[Any]:
-        # A batch is yielded without a name: the body's `del batch` frees it
-        batch: Any = QUIET
-        if self.error is not None:
-            return
         if self.held is MISSING:
             for self.held in self._batches:  # noqa: B020
                 self.fetched = True
@@ -503,17 +496,11 @@ class Lookahead:
             else:
                 return
         batch = self.held
-        try:
-            for self.held in self._batches:  # noqa: B020
-                self.fetched = True
-                yield (batch, batch := QUIET)[0]
-                batch = self.held
-            return
-        except Exception as error:
-            if batch is QUIET or not self.fetched:
-                raise
-            self.error, self.held = error, MISSING
-        yield (batch, batch := QUIET)[0]
+        for self.held in self._batches:  # noqa: B020
+            self.fetched = True
+            # without a name for the batch: the body's `del batch` frees it
+            yield (batch, batch := QUIET)[0]
+            batch = self.held
 
 
 def fitting(sizes: Sizes, most: int) -> int:

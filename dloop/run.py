@@ -103,8 +103,7 @@ class Run:
         iterator = (
             stepper.steps(self, rider) if sizes is None else stepper.lists(self, sizes, rider)
         )
-        finder = None if self._epoch is None else self._epoch.end_finder
-        if not self._doubt and (finder is None or finder.error is None):
+        if not self._doubt:
             self._set_doubt("left")
         return iterator
 
@@ -160,8 +159,8 @@ class Run:
             return True
         try:
             while not self._fetch(token):
-                if not self._has_next_epoch():
-                    self.stop_reason = "exhausted"
+                self.stop_reason = self._end_unforeseen()
+                if self.stop_reason is not None:
                     self._finish()
                     return False
         except BaseException as exception:
@@ -180,6 +179,8 @@ class Run:
         if not self.clock.ticking:
             self.clock.start()
             self.check(token)
+        if self._epoch_last <= stepper.step:  # resumed where it is longer than it is now
+            return False
         finder = epoch.end_finder
         try:
             for batch in stepper.batches:
@@ -203,22 +204,23 @@ class Run:
             self._doubt = ""
             return True
         self._doubt = ""
-        if finder is not None and finder.error is not None:
-            error, finder.error = finder.error, None
-            raise error
         stepper.batches = iter(())
         return False
 
-    def _has_next_epoch(self) -> bool:
-        """Let the epoch be over that ended where nobody foresaw it. False if it was the last."""
+    def _end_unforeseen(self) -> str | None:
+        """Let the epoch be over, whose end nobody foresaw. The reason, if the run is over too."""
         epoch = self._epoch
         assert epoch is not None
         step = self.stepper.step
-        if not self.source.has_next_epoch(epoch, step + 1 - self._first_step, step):
-            return False
+        taken = step + 1 - self._first_step
+        if not self.source.has_next_epoch(epoch, taken, step):
+            return "exhausted"
+        if self._number + 1 >= self.schedule.max_epochs:
+            self.source.lacks_batches(epoch, taken)
+            return "max_epochs"
         epoch.over = True
         epoch.ends_itself = False  # that has been seen
-        return True
+        return None
 
     def _open_epoch(self) -> Epoch:
         """Open the next epoch, or the same one anew."""

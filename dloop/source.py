@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain, islice
-from types import WrapperDescriptorType
+from types import FunctionType, WrapperDescriptorType
 
 from . import _backend, checks
 from .errors import DataExhaustedError, DataLengthError, log, not_stop, warn
@@ -23,6 +23,10 @@ _MOST_AGAIN = 100
 And how many a loader has given, after it was resumed, when its state is taken to be right: its
 workers may tell of their places only once each has given a batch.
 """
+_WRITTEN_IN_C: Any = (
+    () if issubclass(FunctionType, WrapperDescriptorType) else WrapperDescriptorType
+)
+"""The type of an `__iter__` that is; PyPy tells no difference, and nothing counts as it there."""
 _PLAIN = frozenset({list, tuple, range, str, bytes})
 """What has no state, no `set_epoch` and no data set. Looking for them takes longer than a step."""
 _DEEPEST = 5
@@ -76,14 +80,13 @@ class LastBatchTold:
     It ends before that one, which it then holds.
     """
 
-    __slots__ = ("_batches", "_loader", "_told", "error", "fetched", "held")
+    __slots__ = ("_batches", "_loader", "_told", "fetched", "held")
 
     def __init__(self, loader: Any, batches: Iterator[Any]) -> None:
         self._loader = loader
         self._batches = batches
         self.held: Any = MISSING
         self._told = False
-        self.error: Exception | None = None  # none is ever met ahead
         self.fetched = False
 
     def __iter__(self) -> Iterator[Any]:
@@ -235,6 +238,8 @@ class Source:
         if self._length == 0 and not _tells_its_last(loader):
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
         first, batches = _resumed_at(loader, resumed)
+        if resumed is not None and resumed["whole"] and not first:
+            resumed = None  # the epoch was begun as any other
         self._batches = batches
         owner = _owner_of_state(loader, batches)
         tracked = None
@@ -252,7 +257,7 @@ class Source:
             skips = self._skips or taken - tracked.begun
         if skips:
             self._skip(batches, skips, loader, epoch)
-        if not isinstance(getattr(type(batches), "__iter__", None), WrapperDescriptorType):
+        if not isinstance(getattr(type(batches), "__iter__", None), _WRITTEN_IN_C):
             batches = chain(_Once(batches))
         self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
         self._resumed = None
@@ -371,6 +376,13 @@ class Source:
                 "len(dataloader) promised; the rest is dropped; pass lookahead=True to use it"
             )
 
+    def lacks_batches(self, epoch: Epoch, taken: int) -> None:
+        """Warn that the last epoch was resumed after `taken` batches, and has no more."""
+        warn(
+            f"the run is over: epoch {epoch.number}, its last, was resumed after {taken} batches "
+            "and has no more"
+        )
+
     def ran_dry(self, step: int) -> None:
         """Warn that the source ended at `step`, before the run's limit."""
         warn(f"the dataloader ran dry at global_step {step}, before the run's limit")
@@ -484,8 +496,8 @@ def _resumed_at(loader: Any, resumed: dict[str, Any] | None) -> tuple[list[Any],
     first = []
     if resumed["whole"]:
         first = list(islice(batches, 1))
-        if not first:  # some loaders come back at the end of their epoch
-            batches = iter(loader)
+        if not first or resumed["cut"]:  # it came back in the epoch that is over
+            return [], iter(loader)
     return first, batches
 
 
@@ -536,6 +548,7 @@ class _Tracked:
         self._failed = False  # the latest fetch did, so that the state may be any
         self._noted: list[dict[str, Any]] = []  # the first, and the last two
         self._at_end: dict[str, Any] | None = None
+        self._ended = False  # whether the iterator was
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -546,7 +559,8 @@ class _Tracked:
         try:
             batch = self._first.pop() if self._first else next(self._batches)
         except BaseException as exception:
-            self._failed = not isinstance(exception, StopIteration)
+            self._ended = isinstance(exception, StopIteration)
+            self._failed = not self._ended
             raise
         self._failed = False
         self._taken += 1
@@ -583,10 +597,12 @@ class _Tracked:
 
     def _state_now(self, at: int) -> dict[str, Any]:
         get_state = getattr(self._owner, "state_dict", None) or self._owner.get_state
+        whole = at == 0 and not self._single_pass
         return {
             "state": get_state(),
             "at": at,
-            "whole": at == 0 and not self._single_pass,
+            "whole": whole,
+            "cut": whole and not self._ended,
             "rest": 0,
         }
 

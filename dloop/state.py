@@ -125,10 +125,14 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
             windows={_named(key, places): _count(last, -1) for key, last in state["windows"]},
             loader=_loader(state["loader"]),
         )
+        kinds = _timer_kinds(position.plan)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise StateError(f"this state of a dloop run is damaged ({checks.shown(error)})") from error
     if (
-        position.epoch_steps > position.steps
+        position.epoch + position.epoch_steps > position.steps
+        or kinds != {name: [kind for kind, _ in each] for name, each in position.timers.items()}
+        or position.elapsed
+        < max([last for each in position.timers.values() for _, last in each], default=-1)
         or (position.steps > 0) < position.epoch_end
         or max(position.windows.values(), default=-1) >= position.steps
         or (
@@ -141,6 +145,18 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
             "this state of a dloop run is damaged (its counters contradict each other)"
         )
     return position
+
+
+def _timer_kinds(plan: dict[str, Any]) -> dict[Any, list[str]]:
+    """The kinds of timers that a run of this plan has, by name of event; None for `stop_when`."""
+    kinds: dict[Any, list[str]] = {}
+    for name, parts in (*plan["events"].items(), (None, plan["stop_when"] or ())):
+        for part in parts:
+            given = [] if isinstance(part, str) else list(part)
+            for criterion, kind in (("every_n_seconds", "every"), ("at_time", "at")):
+                if criterion in given:
+                    kinds.setdefault(name, []).append(kind)
+    return kinds
 
 
 def loop_state(
@@ -367,5 +383,6 @@ def _loader(value: Any) -> dict[str, Any] | None:
         "state": value["state"],
         "at": _count(value["at"]),
         "whole": _flag(value["whole"]),
+        "cut": _flag(value["cut"]),
         "rest": _count(value["rest"]),
     }

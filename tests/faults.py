@@ -177,31 +177,6 @@ FAULTS = [
         "                return (self._bits >> (place + 1)) & 1\n        known",
         ("cython",),
     ),
-    # Looking ahead, in both cores
-    Fault(
-        "an error met ahead is swallowed",
-        "self.error, self.held = error, MISSING",
-        "self.held = MISSING",
-        ("python",),
-    ),
-    Fault(
-        "an error met ahead is swallowed",
-        "                    self.error = exception\n",
-        "",
-        ("cython",),
-    ),
-    Fault(
-        "an error met ahead hides the batch before",
-        "            if batch is QUIET or not self.fetched:",
-        "            if True:",
-        ("python",),
-    ),
-    Fault(
-        "an error met ahead hides the batch before",
-        "                    if not self.fetched:\n",
-        "                    if True:\n",
-        ("cython",),
-    ),
     # The steppers
     Fault(
         "quiet steps run over a trigger",
@@ -242,12 +217,6 @@ FAULTS = [
         "steps between decisions run over the time",
         "or (self.timed and reading >= self._next_reading)",
         "",
-        ("cython",),
-    ),
-    Fault(
-        "the coarse clock decides",
-        "self.coarse_until = reading - BEHIND if reading > BEHIND else 0",
-        "self.coarse_until = NEVER - 1",
         ("cython",),
     ),
     Fault(
@@ -509,7 +478,7 @@ FAULTS = [
         "StopIteration ends the loop",
         "raise errors.not_stop(exception)",
         "raise exception",
-        SHARED,
+        ("cython",),  # in the other core a generator sees to it
         RUN,
     ),
     Fault("an error comes without its event", "if not self._delivered:", "if False:", SHARED, RUN),
@@ -772,7 +741,7 @@ FAULTS = [
     ),
     Fault(
         "a loader that failed is asked for its state",
-        "self._failed = not isinstance(exception, StopIteration)",
+        "self._failed = not self._ended",
         "pass",
         SHARED,
         SOURCE,

@@ -16,7 +16,7 @@ STEPS = 40
 
 def loop_at(counters: dict[str, int], loop: Loop[Any]) -> Loop[Any]:
     """`loop`, loaded with the state of a run that has come so far."""
-    loop.load_state_dict({**loop.state_dict(), **counters, "timers": [], "windows": []})
+    loop.load_state_dict({**loop.state_dict(), **counters, "windows": []})
     return loop
 
 

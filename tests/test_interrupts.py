@@ -190,3 +190,33 @@ def test_a_clock_may_leave_the_run(reading: int, leave: str, enter: Enter) -> No
     with pytest.raises(dloop.LoopError):
         for batch, _events in enter(loop):
             assert batch in range(7) or batch
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+def test_a_step_that_is_made_again_reads_the_clock_again(enter: Enter) -> None:
+    now = [0]
+    struck: list[int] = []
+
+    def condition(state: dloop.LoopState) -> None:
+        if state.global_step == 2 and not struck:
+            struck.append(1)
+            raise KeyboardInterrupt
+
+    events = {"C": Event(condition), "T": Event(at_time=100)}
+    loop = Loop(range(3), events, max_epochs=1, clock=lambda: now[0])
+    with pytest.raises(KeyboardInterrupt):
+        for _ in enter(loop):
+            pass
+    now[0] = 200
+    ((_, due),) = list(enter(loop))
+    assert "T" in due
+    assert loop.state.elapsed == 200
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+def test_an_iterator_that_has_ended_stays_so_after_a_restart(enter: Enter) -> None:
+    loop = Loop(range(3), max_epochs=1)
+    pairs = enter(loop)
+    assert len(list(pairs)) <= 3
+    loop.restart()
+    assert list(pairs) == []
