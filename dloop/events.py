@@ -70,7 +70,7 @@ class LoopEvents(metaclass=_Members):
     def __reduce__(self) -> tuple[object, ...]:
         return getattr, (LoopEvents, self._name)
 
-    def __or__(self, other: BaseEvent) -> EventUnion:
+    def __or__(self, other: BaseEvent) -> BaseEvent:
         if not isinstance(other, BaseEvent):
             return NotImplemented
         return _join(self, other)
@@ -110,7 +110,7 @@ class BaseEvent:
             """The Events and LoopEvents members, as they were joined, each once."""
             raise NotImplementedError
 
-    def __or__(self, other: BaseEvent | LoopEvents) -> EventUnion:
+    def __or__(self, other: BaseEvent | LoopEvents) -> BaseEvent:
         if not isinstance(other, (BaseEvent, LoopEvents)):
             return NotImplemented
         return _join(self, other)
@@ -219,13 +219,18 @@ class Event(BaseEvent):
     def _values(self) -> tuple[object, ...]:
         return tuple([getattr(self, name) for name in _DEFAULTS])
 
+    def _key(self) -> tuple[object, ...]:
+        """What makes two Events equal: a condition may have no hash, and counts by its identity."""
+        function, *others = self._values()
+        return None if function is None else id(function), *others
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Event):
             return NotImplemented
-        return self._values() == other._values()
+        return self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash(self._values())
+        return hash(self._key())
 
     def given(self) -> dict[str, object]:
         """The arguments that are not the defaults, by name."""
@@ -282,11 +287,13 @@ class EventUnion(BaseEvent):
         return EventUnion, (self.parts,)
 
 
-def _join(a: BaseEvent | LoopEvents, b: BaseEvent | LoopEvents) -> EventUnion:
+def _join(a: BaseEvent | LoopEvents, b: BaseEvent | LoopEvents) -> BaseEvent:
     parts: list[Event | LoopEvents] = []
     for each in (a, b):
         parts += [each] if isinstance(each, LoopEvents) else each.parts
-    return EventUnion(parts)
+    joined = EventUnion(parts)
+    only = joined.parts[0]
+    return only if len(joined.parts) == 1 and isinstance(only, Event) else joined
 
 
 def _event(values: tuple[object, ...]) -> Event:

@@ -461,6 +461,7 @@ class Loop(Generic[Batch]):
 
         from . import state
 
+        state.check_path(path)
         if not Path(path).exists():
             return
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import contextmanager, suppress
@@ -229,6 +230,23 @@ def write(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
                 os.unlink(draft)
             raise
     _sync_folder(os.path.dirname(path))
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Refuse a path beside which `write` could have no draft.
+
+    Raises:
+        ValueError: its name is too long.
+    """
+    folder, name = os.path.split(os.path.realpath(path))
+    try:
+        os.lstat(os.path.join(folder, f".{name}.9.draft"))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(
+                f"state_file={checks.shown(path)}: this name is too long for the draft beside it, "
+                "which has some letters more; pass a shorter one"
+            ) from None
 
 
 _written: list[str] = []  # the files that this process is about to write

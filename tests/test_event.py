@@ -624,3 +624,35 @@ def test_the_loops_own_events_have_names_and_stay_themselves() -> None:
         assert copy.deepcopy(member) is member
         with pytest.raises(AttributeError):
             member.name = "other"  # type: ignore[misc]
+
+
+class NoHash:
+    """A condition such as a dataclass with `__call__`: equal to others, and without a hash."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NoHash)
+
+    def __call__(self, state: object) -> bool:
+        return True
+
+
+@pytest.mark.no_core
+def test_conditions_without_a_hash_count_by_their_identity() -> None:
+    function = NoHash()
+    event = Event(function, every_n_steps=2)
+    assert event == Event(function, every_n_steps=2) != Event(NoHash(), every_n_steps=2)
+    assert len({event, Event(function, every_n_steps=2), Event(NoHash())}) == 2
+    loop = Loop(range(2), {"A": event | Event(NoHash()) | LoopEvents.TRAINING_END}, max_epochs=1)
+    assert ["A" in due for _, due in loop] == [True, True]
+
+
+@pytest.mark.no_core
+def test_an_event_joined_with_itself_is_that_event() -> None:
+    event = Event(every_n_steps=2)
+    assert event | event is event
+    assert event | Event(every_n_steps=2) is event
+    both = event | Event(at_step=1)
+    assert both | both == both
+    assert (event | LoopEvents.EPOCH_END) | event == event | LoopEvents.EPOCH_END
