@@ -56,7 +56,7 @@ class Loop(Generic[Batch]):
         dataloader_len: batches per epoch; an epoch is cut there. Without it, `len()` counts.
         lookahead: True looks one batch ahead at every step, to know an epoch's last batch from the
             data alone; False never fetches a batch before it is asked for; None, the default, looks
-            ahead where no length is known, and at the last batch that `len()` promises.
+            ahead where no length is known.
         clock: a callable that returns seconds, in place of the real clock.
         state_file: a path: where a file is there, the run goes on from what `save_state` put into
             it.
@@ -340,7 +340,6 @@ class Loop(Generic[Batch]):
 
         Raises:
             KeyError: the loop has no such event.
-            LoopError: another thread goes over the loop meanwhile.
 
         Example:
             >>> from dloop import Event, Loop, LoopEvents
@@ -366,9 +365,6 @@ class Loop(Generic[Batch]):
         Args:
             step_done: whether the latest step (or list of steps) counts as done, so that a resumed
                 run begins with the next. False is for `except` and `finally`: it then comes again.
-
-        Raises:
-            LoopError: another thread goes over the loop meanwhile.
 
         Example:
             >>> from dloop import Loop

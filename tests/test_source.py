@@ -672,6 +672,17 @@ def test_an_error_met_ahead_comes_though_its_step_was_interrupted() -> None:
     assert seen == [0, 1]
 
 
+@pytest.mark.parametrize("lookahead", [None, True])
+def test_an_error_some_batches_after_entering_again_is_believed(lookahead: bool | None) -> None:
+    loader = Sized([0, 1, 2, OSError("disk")], promise=9)
+    loop = Loop(loader, max_epochs=1, lookahead=lookahead)
+    seen = [next(iter(loop))[0]]
+    with pytest.raises(OSError, match="disk"):
+        seen.extend(batch for batch, _ in loop)
+    assert seen == [0, 1, 2]
+    assert len(loader.iterators) == 1
+
+
 class Tells(Loader):
     """A loader that says which batch is its last, as Accelerate's do; rightly or not."""
 
