@@ -916,6 +916,7 @@ cdef class Steps:
     def __next__(self):
         # `stepper` is not given a local name: that would count references at every step
         cdef PyObject *fetched
+        cdef int64_t reading = NEVER
         with critical_section(self.stepper):
             if self.stepper.step >= self.token.until or self.stepper.busy:
                 return self.decide()
@@ -926,10 +927,15 @@ cdef class Steps:
                 return self.decide_after_fetch()
             batch = <object>fetched
             Py_DECREF(batch)
-            if not self.stepper.timed and self.stepper.step < self.token.quiet_until:
-                self.stepper.step += 1
-                self.stepper.busy = False
-                return batch, QUIET
+            if self.stepper.step < self.token.quiet_until:
+                if self.stepper.coarse_until:
+                    reading = coarse_clock()
+                if not self.stepper.timed or reading < self.stepper.coarse_until:
+                    if self.stepper.timed and reading > self.stepper.clock.last:
+                        self.stepper.clock.last = reading  # it may lag behind
+                    self.stepper.step += 1
+                    self.stepper.busy = False
+                    return batch, QUIET
             return self.hand_over(batch)
 
     cdef object hand_over(self, batch):

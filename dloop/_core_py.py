@@ -387,6 +387,8 @@ class Triggers:
         due: list[StepTrigger] = []
         if agenda[0][0] > step:
             return due
+        if agenda[1][0] > step and (len(agenda) == 2 or agenda[2][0] > step):
+            return [self._triggers[agenda[0][1]]]
         entries = [0]
         for entry in entries:
             if entry < len(agenda) and agenda[entry][0] <= step:
@@ -605,7 +607,7 @@ class Stepper:
         self.epoch_start = state.global_step - state.epoch_step
         self.token = Token()
         self._entering = RLock()
-        self._walking: ref[Any] | None = None  # the current iterator's generator
+        self._walking: ref[Any] | None = None  # the generator that began to make steps last
         self.batches: Iterator[Any] = iter(())
         self.queue: list[Any] = []
         self.reading: int | None = None
@@ -625,46 +627,50 @@ class Stepper:
 
     def steps(self, run: Run, rider: object) -> Iterator[Pair]:
         """A new iterator on the run, in place of the current one; it keeps `rider` till its end."""
-        return self._enter(run, partial(self._walk, run), rider)
+        return self._enter(partial(self._walk, run), rider)
 
     def lists(self, run: Run, sizes: Sizes, rider: object) -> Iterator[Pair]:
         """A new iterator over lists of batches."""
-        return self._enter(run, partial(self._walk_lists, run, sizes), rider)
+        return self._enter(partial(self._walk_lists, run, sizes), rider)
 
-    def _enter(
-        self, run: Run, walk: Callable[[Token], Iterator[Any]], rider: object
-    ) -> Iterator[Pair]:
-        token = Token()
+    def _enter(self, walk: Callable[..., Iterator[Pair]], rider: object) -> Iterator[Pair]:
         with self._entering:
-            before = self.token
-            # Looked at afterwards: from here on the older iterator begins no step
-            self.token = token
+            self._refuse_while_busy()
+            before, self.token = self.token, Token()
             before.set_back()
-            if self._is_busy():
-                self.token = before
-                raise errors.in_use()
-            walking = walk(token)
-            self._walking = ref(walking)
-        return chain(walking, iter(partial(self._go_on, walk, token, rider), MISSING))
+            token = self.token
+        return chain(
+            self._begin(walk, token), iter(partial(self._go_on, walk, token, rider), MISSING)
+        )
 
-    def _is_busy(self) -> bool:
-        """Whether a step is being made."""
+    def _begin(self, walk: Callable[..., Iterator[Pair]], token: Token) -> Iterator[Pair]:
+        """A generator that makes steps, and knows itself."""
+        own: list[ref[Any]] = []
+        walking = walk(token, own)
+        own.append(ref(walking))
+        return walking
+
+    def _refuse_while_busy(self) -> None:
+        """Raise where the generator that began to make steps last is making one."""
         walking = None if self._walking is None else self._walking()
-        return walking is not None and walking.gi_running
+        if walking is not None and walking.gi_running:
+            raise errors.in_use()
 
-    def _go_on(self, walk: Callable[[Token], Iterator[Pair]], token: Token, _rider: object) -> Pair:
+    def _walks(self, own: list[ref[Any]]) -> None:
+        """Let a generator begin to make steps, unless another one makes one."""
+        with self._entering:
+            self._refuse_while_busy()
+            self._walking = own[0]
+
+    def _go_on(self, walk: Callable[..., Iterator[Pair]], token: Token, _rider: object) -> Pair:
         """The next pair, where an exception has ended the generator; MISSING at the end."""
         while not token.over:
-            with self._entering:
-                if self._is_busy():
-                    raise errors.in_use()
-                walking = walk(token)
-                self._walking = ref(walking)
-            for pair in walking:
+            for pair in self._begin(walk, token):
                 return pair
         return MISSING  # type: ignore[no-any-return]
 
-    def _walk(self, run: Run, token: Token) -> Iterator[Pair]:
+    def _walk(self, run: Run, token: Token, own: list[ref[Any]]) -> Iterator[Pair]:
+        self._walks(own)
         # A pair is yielded without a name for its batch: the body's `del batch` frees it. A batch
         # comes out of `for`, where a signal cannot strike between its arrival and its name.
         batch: Any = QUIET
@@ -712,7 +718,10 @@ class Stepper:
                     raise
         token.over = True
 
-    def _walk_lists(self, run: Run, sizes: Sizes, token: Token) -> Iterator[Pair]:
+    def _walk_lists(
+        self, run: Run, sizes: Sizes, token: Token, own: list[ref[Any]]
+    ) -> Iterator[Pair]:
+        self._walks(own)
         batches: Any = QUIET
         most = sizes if isinstance(sizes, int) else sizes[0]
         conditions = self.conditions
@@ -769,11 +778,9 @@ class Stepper:
         None where it takes a decision, and nothing is done.
         """
         conditions = self.conditions
-        due = self.triggers.due_at(step)
-        bits = 0
-        for trigger in due:
-            bits |= 1 << trigger.place
-        if bits & self.stop_bit:
+        triggers = self.triggers
+        due = triggers.due_at(step)
+        if self.stop_bit and triggers.bits_at(step) & self.stop_bit:
             return self._keep_reading(reading)
         found = 0
         asked = None
@@ -790,16 +797,18 @@ class Stepper:
         if len(due) == 1 and not found:
             events = due[0].events
             if events is None:
-                events = due[0].events = self.sets.make(bits)
+                events = due[0].events = self.sets.make(1 << due[0].place)
         else:
-            events = self.sets.of(bits | found, self.step)
+            events = self.sets.of(triggers.bits_at(step) | found, self.step)
         if token is not self.token:  # the loop was closed or restarted in a condition
             return None
-        self.triggers.advance(step)
-        quiet_until = min(self.triggers.next_due() - 1, token.until)
+        if due:
+            triggers.advance(step)
+        quiet_until = triggers.next_due() - 1
         if step + 1 < conditions.stop:
             quiet_until = min(quiet_until, max(step, conditions.start - 1))
-        self.sets.mark(events, step)
+        if events is not QUIET:
+            self.sets.mark(events, step)
         if asked is not None:
             self.state = asked
         if self.timed:

@@ -180,8 +180,8 @@ FAULTS = [
     # The steppers
     Fault(
         "quiet steps run over a trigger",
-        "min(self.triggers.next_due() - 1, token.until)",
-        "min(self.triggers.next_due(), token.until)",
+        "quiet_until = triggers.next_due() - 1\n",
+        "quiet_until = triggers.next_due()\n",
         ("python",),
     ),
     Fault(
@@ -197,7 +197,7 @@ FAULTS = [
     ),
     Fault(
         "steps between decisions run over stop_when",
-        "if bits & self.stop_bit:",
+        "if self.stop_bit and triggers.bits_at(step) & self.stop_bit:",
         "if False:",
         ("python",),
     ),
@@ -221,8 +221,8 @@ FAULTS = [
     ),
     Fault(
         "a stop during a fetch comes a step late",
-        "self.stepper.step < self.token.quiet_until:",
-        "True:",
+        "if self.stepper.step < self.token.quiet_until:",
+        "if True:",
         ("cython",),
     ),
     Fault(
@@ -255,8 +255,8 @@ FAULTS = [
     Fault("the batch is kept", "            Py_DECREF(batch)\n", "", ("cython",)),
     Fault(
         "a step enters the loop",
-        "return walking is not None and walking.gi_running",
-        "return False",
+        "if walking is not None and walking.gi_running:",
+        "if False:",
         ("python",),
     ),
     Fault(
