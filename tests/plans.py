@@ -6,6 +6,7 @@ coincidences common, and coincidences are where loops go wrong.
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 import warnings
@@ -509,7 +510,7 @@ def generate(world: World, stream: Stream | None = None) -> Iterator[int]:
 
 def mapped(world: World, stream: Stream | None = None) -> Iterator[int]:
     """What looks sound after an interrupt that has ended the generator inside."""
-    return map(int, generate(world, stream))
+    return map(copy.copy, generate(world, stream))
 
 
 def make_object(world: World, node: Node, methods: dict[str, Any]) -> Any:

@@ -88,7 +88,7 @@ class Life(World):
         self.told = epoch
 
     def epoch_to_open(self) -> int:
-        if self.plan.source.kind == "once":
+        if self.plan.source.kind == "single-pass":
             return 0
         return self.first_epoch + self.opened
 
@@ -101,7 +101,7 @@ class Life(World):
         return self.in_epoch(self.plan.source.promised)
 
     def open(self) -> Stream:
-        if self.plan.source.kind == "once":
+        if self.plan.source.kind == "single-pass":
             return self.only_stream
         epoch = self.epoch_to_open()
         assert self.told in (None, epoch)
@@ -113,23 +113,31 @@ class Life(World):
 
     def fetch(self, stream: Stream) -> Any:
         epoch, place = self.places[id(stream)]
-        if (epoch, place) not in self.paid and not self.is_surplus(place):
+        if (epoch, place) not in self.paid and not self.is_last_request(stream, place):
             self.paid.add((epoch, place))
             self.now += in_turn(self.plan.clock.fetch_costs, 5 * epoch + place)
+        if not stream.begun:
+            stream.begun, self.end_of_dataloader = True, False
         if stream.left == 0:
             raise StopIteration
         stream.left -= 1
+        says_end = self.plan.source.says_end
+        if says_end in ("truly", "early"):
+            self.end_of_dataloader = stream.left <= (says_end == "early")
         self.places[id(stream)][1] += 1
         return epoch, place
 
-    def is_surplus(self, place: int) -> bool:
-        """Whether a run on faith asks for this batch to drop it; one that begins there does not."""
-        source, length = self.plan.source, self.plan.dataloader_len
-        if length is None and isinstance(source.promised, tuple):
-            length = self.in_epoch(source.promised)
-        if self.plan.lookahead is not False or length is None:
+    def is_last_request(self, stream: Stream, place: int) -> bool:
+        """Whether an epoch's iterator is asked once more; one that begins there does not ask it."""
+        plan = self.plan
+        if plan.lookahead is True or plan.dataloader_len is not None:
             return False
-        return place >= length and (source.kind != "once" or self.plan.dataloader_len is None)
+        if plan.source.says_end is not None:
+            return stream.begun and self.end_of_dataloader
+        if plan.source.kind == "single-pass" or not isinstance(plan.source.promised, tuple):
+            return False
+        is_map_style = all(node.style == "map" for node in plan.source.nodes)
+        return is_map_style and place >= self.in_epoch(plan.source.promised)
 
     def condition(self, condition: Any, state: StateLike) -> object:
         return in_turn(condition.answers, state.global_step)
