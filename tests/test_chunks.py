@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from typing import Any
 
 import pytest
@@ -613,6 +615,90 @@ def test_what_a_condition_raises_comes_after_what_was_gathered_before() -> None:
     assert (loop.stop_reason, loop.global_step) == ("exception", 2)
     with pytest.raises(LoopError):
         loop.chunks(2)
+
+
+@pytest.mark.parametrize("sizes", [1, 2, 3, 4, 5, (2, 1), (4, 2, 1), (4, 3, 1), (8, 1)], ids=repr)
+@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize("promise", [None, 4])
+@pytest.mark.parametrize("by", ["event", "stop_when"])
+def test_with_every_size_the_same_batches_come_before_what_a_condition_raises(
+    sizes: Any, at: int, promise: int | None, by: str
+) -> None:
+    def fail(state: LoopState) -> bool:
+        if state.global_step == at:
+            raise OSError("disk")
+        return False
+
+    loader = Loader(range(4)) if promise is None else Sized(range(4), promise=promise)
+    events = {"Fail": Event(fail), "Due": Event(at_step=at), "Before": Event(at_step=5)}
+    stop_when = Event(fail) if by == "stop_when" else None
+    loop: Loop[Any] = Loop(loader, events, max_epochs=2, stop_when=stop_when)
+    found: list[int] = []
+    due: dict[int, set[Any]] = {}
+    with pytest.raises(OSError, match="disk"):
+        for batches, names in loop.chunks(sizes):
+            assert loop.stop_reason is None
+            if not isinstance(sizes, int):
+                assert len(batches) in sizes
+            found += batches
+            if names:
+                due[loop.global_step] = set(names)
+    assert found == [*range(4), *range(4)][:at]
+    assert due == {step: names for step, names in ((3, {EPOCH_END}), (5, {"Before"})) if step < at}
+    assert (loop.stop_reason, loop.global_step) == ("exception", at - 1)
+
+
+def test_timers_are_judged_once_for_a_list_that_a_condition_has_shortened() -> None:
+    def fail(state: LoopState) -> bool:
+        if state.global_step == 3:
+            raise OSError("disk")
+        return False
+
+    clock = Clock()
+    events = {"T": Event(every_n_seconds=4), "Fail": Event(fail), "Due": Event(at_step=3)}
+    loop = timed(clock, events, max_epochs=1)
+    chunks = loop.chunks(4)
+    # four batches were fetched when the clock was read, and three of them are handed over
+    assert next(chunks) == ([0, 1, 2], {"T"})
+    assert loop.state.elapsed == 4.0
+    assert clock.readings == 2
+    with pytest.raises(OSError, match="disk"):
+        next(chunks)
+
+
+def test_time_that_is_up_at_a_list_that_a_condition_has_shortened_ends_the_run() -> None:
+    def fail(state: LoopState) -> bool:
+        if state.global_step == 3:
+            raise OSError("disk")
+        return False
+
+    loop = timed(Clock(), {"Fail": Event(fail)}, max_seconds=4)
+    assert handed(loop, 4) == [([0, 1, 2], {TRAINING_END})]
+    assert loop.stop_reason == "max_seconds"
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+@pytest.mark.parametrize("sizes", [None, 3, 64, (4, 2, 1)], ids=repr)
+def test_an_exception_of_a_signals_handler_in_a_fetch_leaves_no_condition_unasked(
+    at: int, sizes: Any
+) -> None:
+    def handle(*_: object) -> None:
+        raise ConnectionError("preempted")
+
+    # `interrupt_main` notes the signal, as when it arrives in C code; the handler runs soon after
+    numbers = chain(range(at), map(_thread.interrupt_main, [signal.SIGTERM]), range(at + 1, 9))
+    asked = Asked()
+    loop = Loop(numbers, {"C": Event(asked)}, max_steps=9)
+    found: list[Any] = []
+    former = signal.signal(signal.SIGTERM, handle)
+    try:
+        with pytest.raises(ConnectionError, match="preempted"):
+            for batch, _ in loop if sizes is None else loop.chunks(sizes):
+                found += [batch] if sizes is None else batch
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert asked.steps[: len(found)] == list(range(len(found)))
+    assert len(found) <= len(asked.steps) + 1
 
 
 @pytest.mark.parametrize(("close", "text"), [(True, "closed"), (False, "replaced")])

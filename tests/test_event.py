@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, cast
@@ -169,6 +170,47 @@ def test_events_with_the_same_condition_are_equal() -> None:
     assert Event(is_first) != Event(lambda state: state.global_step == 0)
 
 
+@dataclass
+class Every:
+    """A condition without a hash, as dataclasses go, and equal to others that say the same."""
+
+    __name__ = "every"
+    period: int
+
+    def __call__(self, state: LoopState) -> bool:
+        return state.global_step % self.period == 0
+
+
+def test_a_condition_needs_no_hash() -> None:
+    condition = Every(2)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(condition)
+    event = Event(condition, at_step=1)
+    assert hash(event) == hash(Event(condition, at_step=1))
+    assert event == Event(condition, at_step=1)
+    assert len({event, Event(condition, at_step=1), Event(condition)}) == 2
+    assert {event: 1}[Event(condition, at_step=1)] == 1
+
+
+def test_a_condition_without_a_hash_goes_by_identity() -> None:
+    condition, equal = Every(2), Every(2)
+    assert condition == equal
+    assert Event(condition) != Event(equal)
+    assert len({Event(condition), Event(equal)}) == 2
+
+
+def test_events_with_a_condition_without_a_hash_join() -> None:
+    condition = Every(2)
+    joined = Event(condition) | Event(at_step=3) | LoopEvents.EPOCH_END
+    assert joined == LoopEvents.EPOCH_END | Event(at_step=3) | Event(condition)
+    assert hash(joined) == hash(LoopEvents.EPOCH_END | Event(at_step=3) | Event(condition))
+    assert Event(condition) | Event(condition) == Event(condition)
+    assert Event(condition) | Event(Every(2)) != Event(condition)
+    events = {"A": joined, "B": Event(Every(3)) | Event(Every(4))}
+    found = [set(due) - set(LoopEvents) for _, due in Loop(range(9), events, max_steps=6)]
+    assert found == [{"A", "B"}, set(), {"A"}, {"A", "B"}, {"A", "B"}, set()]
+
+
 def test_an_event_equals_nothing_of_another_kind() -> None:
     event = Event(every_n_steps=3)
     assert event != 3
@@ -310,6 +352,19 @@ def test_joining_knows_neither_order_nor_brackets_nor_repeats(a: Event, b: Event
     for other in (a | (b | c), c | b | a, (a | b) | (b | c), joined | a):
         assert other == joined
         assert hash(other) == hash(joined)
+
+
+def test_an_event_joined_with_itself_is_the_event() -> None:
+    event = Event(every_n_steps=3)
+    assert event | event is event
+    equal = event | Event(every_n_steps=3)
+    assert equal == event
+    assert type(equal) is Event
+    assert repr(equal) == repr(event)
+    assert hash(equal) == hash(event)
+    assert equal.every_n_steps == 3
+    joined = event | LoopEvents.EPOCH_END
+    assert joined | event == joined | joined == joined
 
 
 def test_an_event_and_a_loop_event_join_in_either_order() -> None:

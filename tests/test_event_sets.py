@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import sys
 import weakref
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cores import CORES, use_core
 from dloop import Event, Loop, LoopEvents, LoopWarning
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
@@ -219,6 +221,31 @@ def test_an_unknown_name_that_is_near_to_none_warns_without_a_guess(name: Any) -
     assert warnings_of(ask) == [f"{name!r} is no event of this loop"]
 
 
+class Name:
+    """An unknown name that can be watched."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"Name({self.number})"
+
+
+@pytest.mark.filterwarnings("ignore::dloop.LoopWarning")
+def test_unknown_names_do_not_pile_up() -> None:
+    asked = 20_000
+    loop = Loop([0], {"Log": Event(every_n_steps=1)}, max_steps=2)
+    _, due = next(iter(loop))
+    watched = []
+    for number in range(asked):
+        name = Name(number)
+        assert name not in due
+        watched.append(weakref.ref(name))
+        del name
+    gc.collect()
+    assert sum(one() is not None for one in watched) < asked / 2
+
+
 def test_quiet_steps_do_not_warn() -> None:
     for _, due in Loop([0] * 5, {"Log": Event(at_step=99)}, max_steps=4):
         assert TRAINING_END in due or "Lgo" not in due
@@ -352,6 +379,60 @@ def test_thousands_of_different_sets_are_each_right() -> None:
 def test_a_state_can_be_copied_and_pickled(make: Callable[[Any], Any]) -> None:
     for _ in (loop := Loop(range(3), max_epochs=1)):
         assert make(loop.state) == loop.state
+
+
+@pytest.mark.no_core
+@pytest.mark.skipif(len(CORES) < 2, reason="there is one core")
+@pytest.mark.parametrize("looked", [True, False])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_state_that_was_pickled_under_one_core_is_loaded_as_the_others(
+    protocol: int, looked: bool
+) -> None:
+    for saving, loading in zip(CORES, reversed(CORES), strict=True):
+        with use_core(saving):
+            loop = Loop(range(3), max_epochs=1, clock=iter(range(99)).__next__)
+            next(iter(loop))
+            elapsed = loop.state.elapsed if looked else None
+            saved = pickle.dumps(loop.state, protocol)
+            assert pickle.loads(saved) == loop.state
+        with use_core(loading):
+            state = pickle.loads(saved)
+            other = Loop(range(3), max_epochs=1, clock=iter(range(99)).__next__)
+            next(iter(other))
+            assert other.state.elapsed == state.elapsed
+            assert type(state) is type(other.state)
+            assert state == other.state
+            assert hash(state) == hash(other.state)
+        assert elapsed is None or state.elapsed == elapsed
+
+
+class CountingName:
+    """A name that counts how often it is hashed or compared."""
+
+    used = 0
+
+    def __hash__(self) -> int:
+        CountingName.used += 1
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        CountingName.used += 1
+        return self is other
+
+
+@pytest.mark.parametrize("bits", [4, 11])
+def test_steps_since_costs_the_same_whatever_has_been_due_together(bits: int) -> None:
+    def has(place: int) -> Event:
+        return Event(lambda state: state.global_step >> place & 1)
+
+    name = CountingName()
+    events: dict[Hashable, Event] = {place: has(place) for place in range(bits)}
+    loop = Loop(range(9000), {name: Event(every_n_steps=2), **events}, max_steps=1 << bits)
+    for _ in loop:
+        pass
+    CountingName.used = 0
+    assert loop.steps_since(name) == 2
+    assert CountingName.used <= 20
 
 
 def test_a_set_that_somebody_else_makes_is_a_set_like_any_other() -> None:

@@ -175,6 +175,32 @@ def test_a_condition_may_leave_the_run_at_any_step(step: int, leave: str, enter:
 
 @pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
 @pytest.mark.parametrize("leave", ["close", "restart"])
+@pytest.mark.parametrize("kind", [Loader, Sized])
+@pytest.mark.parametrize("fetch", range(7))
+def test_a_dataloader_may_leave_the_run_at_any_fetch(
+    fetch: int, kind: type[Loader], leave: str, enter: Enter
+) -> None:
+    class Leaving(Batches):
+        def __next__(self) -> tuple[int, int]:
+            if self.loader.fetched == fetch:
+                getattr(loop, leave)()
+            return super().__next__()
+
+    class LeavingLoader(kind):  # type: ignore[misc, valid-type]
+        def __iter__(self) -> Batches:
+            return Leaving(self)
+
+    loop: Loop[Any] = Loop(LeavingLoader(), max_epochs=1)
+    batches: list[Any] = []
+    with pytest.raises(dloop.LoopError, match="closed" if leave == "close" else "entered again"):
+        for batch, _events in enter(loop):
+            batches += batch if isinstance(batch, list) else [batch]
+    assert [place for _, place in batches] == list(range(7))[: len(batches)]
+    assert len(batches) <= fetch
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+@pytest.mark.parametrize("leave", ["close", "restart"])
 @pytest.mark.parametrize("reading", [0, 1, 3])
 def test_a_clock_may_leave_the_run(reading: int, leave: str, enter: Enter) -> None:
     readings = 0

@@ -497,6 +497,62 @@ def test_ctrl_c_comes_out_of_a_sleeping_loader(core: str, workers: int) -> None:
     assert exit_code == 0, errors
 
 
+CELL = """
+    seen = []
+    def cell():
+        for batch, events in loop:
+            seen.append(batch.item())
+            if len(seen) == 10:
+                say("now")
+                time.sleep(10)
+    try:
+        cell()
+    except KeyboardInterrupt:
+        say("interrupted", loop.stop_reason)
+    cell()
+    say("each once", seen == [*range(40)], loop.stop_reason)
+"""
+
+
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_after_ctrl_c_in_the_body_a_loop_that_is_entered_again_has_every_batch(
+    core: str, workers: int, group: bool
+) -> None:
+    """As in a notebook; one that a terminal sends to the whole group kills the workers too."""
+    code = f"    loop = Loop(sleepy({workers}), max_epochs=1)\n" + CELL
+    lines, exit_code, errors = run_with_torch(core, code, signal.SIGINT, group=group)
+    assert lines == ["interrupted None", "each once True max_epochs"], errors
+    assert exit_code == 0, errors
+
+
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("at", [0, 3, 4, 9])
+@pytest.mark.parametrize("called", [False, True])
+def test_ctrl_c_in_a_stream_loses_no_batch(called: bool, at: int, lookahead: bool | None) -> None:
+    """Without workers its iterator holds a generator, which an exception ends."""
+    needed("torch")
+    from torch.utils.data import DataLoader
+
+    from torch_data import InterruptedStream
+
+    loader = DataLoader(InterruptedStream(SAMPLES, at), batch_size=2)
+    loop = Loop((lambda: loader) if called else loader, max_epochs=2, lookahead=lookahead)
+    seen: list[Any] = []
+    ends: list[int] = []
+
+    def cell() -> None:
+        for batch, events in loop:
+            seen.extend(plain(batch))
+            ends.extend([loop.global_step] * (LoopEvents.EPOCH_END in events))
+
+    with pytest.raises(KeyboardInterrupt):
+        cell()
+    cell()
+    assert seen == [*range(SAMPLES)] * 2
+    assert ends == [4, 9]
+
+
 # The state in a file
 
 

@@ -384,6 +384,30 @@ def test_a_loader_cannot_have_given_more_than_was_taken() -> None:
         make().load_state_dict(state)
 
 
+@needs_posix
+def test_a_name_that_is_too_long_for_a_temporary_file_fails_at_once(tmp_path: Path) -> None:
+    """The file itself may have such a name, which leaves no room for what is put before it."""
+    most = os.pathconf(tmp_path, "PC_NAME_MAX")
+    for length in range(most - 12, most + 1):
+        name = "s" * (length - 5) + ".json"
+        made = attempt(lambda name=name: make(tmp_path / name))  # type: ignore[misc]
+        if made is None:
+            make(tmp_path / name).save_state()
+            assert make(tmp_path / name).global_step == -1
+        else:
+            assert isinstance(made, OSError)
+            assert name in str(made)
+            assert "\n" not in str(made)
+
+
+def attempt(call: Callable[[], object]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
 def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
     loop = make(tmp_path / "missing" / "state.json")
     next(iter(loop))

@@ -95,6 +95,32 @@ def test_stop_in_a_condition_makes_the_step_after_the_last() -> None:
     assert end_of(list(loop)) == (3, END)
 
 
+@pytest.mark.parametrize("sizes", [None, 1, 3, (4, 2, 1)], ids=repr)
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("reading", range(1, 7))
+def test_stop_in_the_clock_makes_its_step_the_last(reading: int, asked: bool, sizes: Any) -> None:
+    def clock() -> int:
+        readings.append(len(readings))
+        if len(readings) == reading + 1:  # the first is the start
+            handed.append(loop.global_step)
+            loop.stop()
+        return len(readings)
+
+    readings: list[int] = []
+    handed: list[int] = []
+    events = {"T": Event(every_n_seconds=100)}
+    if asked:
+        events["C"] = Event(lambda state: state.global_step % 4 == 2) | LoopEvents.TRAINING_END
+    loop = Loop(range(30), events, max_epochs=1, clock=clock)
+    steps = list(loop if sizes is None else loop.chunks(sizes))
+    batch, names = end_of(steps)
+    # of a list the clock is read when it is gathered: it is the last as it is
+    last = handed[0] + (1 if sizes is None else len(batch))
+    assert (loop.global_step, loop.stop_reason) == (last, "stop")
+    assert names == END | ({"C"} if asked else set())
+    assert len(readings) == reading + 1
+
+
 def test_stop_at_an_epochs_end() -> None:
     loop = Loop(range(3), max_epochs=4)
     steps = []
@@ -253,6 +279,44 @@ def test_a_signal_goes_before_stop_as_a_reason(handled: list[int]) -> None:
             loop.stop()
             raise_term()
     assert loop.stop_reason == "SIGTERM"
+
+
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("sizes", [None, 1, 2, 3, (4, 2, 1)], ids=repr)
+@pytest.mark.parametrize("step", range(8))
+def test_a_signal_in_a_condition_comes_once_and_with_the_end(
+    handled: list[int], step: int, sizes: Any, lookahead: bool | None
+) -> None:
+    def condition(state: Any) -> None:
+        if state.global_step == step:
+            raise_term()
+
+    loop = Loop(
+        range(3),
+        {"C": Event(condition), "Save": Event(at_step=99) | LoopEvents.INTERRUPT},
+        max_epochs=3,
+        lookahead=lookahead,
+        signals=(signal.SIGTERM,),
+    )
+    steps = list(loop if sizes is None else loop.chunks(sizes))
+    ends = [events for _, events in steps if LoopEvents.INTERRUPT in events]
+    assert ends == [events for _, events in steps if LoopEvents.TRAINING_END in events]
+    assert ends == [steps[-1][1]]
+    assert "Save" in ends[0]
+    assert loop.stop_reason == "SIGTERM"
+    if sizes in (None, 1):
+        assert loop.global_step == step + 1
+
+
+def test_a_signal_in_a_condition_of_the_last_step_comes_too_late(handled: list[int]) -> None:
+    def condition(state: Any) -> None:
+        if state.training_end:
+            raise_term()
+
+    loop = Loop(range(3), {"C": Event(condition)}, max_epochs=2, signals=(signal.SIGTERM,))
+    steps = list(loop)
+    assert end_of(steps)[1] == {LoopEvents.EPOCH_END, LoopEvents.TRAINING_END}
+    assert (loop.global_step, loop.stop_reason) == (5, "max_epochs")
 
 
 def test_an_event_joined_with_interrupt_fires_with_it(handled: list[int]) -> None:

@@ -23,6 +23,21 @@ class Stream(IterableDataset[int]):
         return iter(self.share())
 
 
+class InterruptedStream(Stream):
+    """Ctrl-C comes once, while it makes this number."""
+
+    def __init__(self, n: int, at: int) -> None:
+        super().__init__(n)
+        self.at = [at]
+
+    def __iter__(self) -> Iterator[int]:
+        for number in self.share():
+            if number in self.at:
+                self.at.remove(number)
+                raise KeyboardInterrupt
+            yield number
+
+
 class GuessedStream(Stream):
     """It has a length, which says too little of the batches of two workers."""
 
