@@ -19,8 +19,9 @@ from typing import Any
 
 import dloop
 
+from .floor import compiled
 from .peers import PEERS
-from .rows import COSTS, ROWS, Cost, Row, Side
+from .rows import COSTS, FLOOR_ROWS, ROWS, Cost, Row, Side
 
 
 def timed(side: Side, data: list[int]) -> float:
@@ -137,6 +138,9 @@ def main() -> None:
     rows = [row for row in every if asked.rows.lower() in row.name.lower()]
     if not rows:
         parser.error(f"--rows {asked.rows}: no row has this in its name")
+
+    if any(row in FLOOR_ROWS for row in rows):
+        compiled()  # before the table begins, should it fail
 
     about = machine()
     if not asked.json:

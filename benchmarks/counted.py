@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -36,6 +37,18 @@ def mark() -> None:
 def loop_with(events: dict[Any, Event]) -> Callable[[int], Loop[None]]:
     # A list, since it makes nothing; and longer than the run, so that no epoch ends.
     return lambda steps: Loop([None] * (LONG + 1), events, max_steps=steps)
+
+
+def loop_without_length(steps: int) -> Loop[None]:
+    return Loop(partial(repeat, None), FAR, max_steps=steps)
+
+
+def lists_of_64(steps: int) -> Iterable[object]:
+    return loop_with(FAR)(steps).chunks(64)
+
+
+def epochs_of_10(steps: int) -> Loop[None]:
+    return Loop([None] * 10, FAR, max_epochs=steps // 10)
 
 
 def go_through(pairs: Iterable[object]) -> None:
@@ -85,6 +98,9 @@ CASES = [
     Case("quiet step", loop_with(FAR), go_through),
     Case("quiet step, with timers", loop_with({**FAR, **TIMERS}), go_through),
     Case("step at which one event fires", loop_with({"Log": Event(every_n_steps=1)}), go_through),
+    Case("quiet step, source without a length", loop_without_length, go_through),
+    Case("quiet step, in lists of 64", lists_of_64, go_through),
+    Case("step, epochs of 10", epochs_of_10, go_through),
     Case("'in' on the empty set", set_of_step(0), ask_for_log),
     Case("'in' on a full set, which has it", set_of_step(1), ask_for_log),
     Case("'in' on a full set, which has it not", set_of_step(1), ask_for_save),

@@ -11,12 +11,16 @@ import time
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice, repeat
 from typing import Any, NamedTuple
 
 import dloop._core_py
 from dloop import Event, Loop, LoopEvents, LoopState, _backend
+
+from .floor import compiled
 
 STEP_EVENTS = {
     "OptimizerStep": Event(every_n_steps=16),
@@ -109,9 +113,9 @@ def by_hand(data: list[int]) -> int:
     return n
 
 
-def six_checks(loop: Loop[int]) -> int:
+def six_checks(pairs: Iterable[tuple[int, AbstractSet[object]]]) -> int:
     n = 0
-    for _batch, events in loop:
+    for _batch, events in pairs:
         if "OptimizerStep" in events:
             n += 1
         if "Log" in events:
@@ -127,20 +131,23 @@ def six_checks(loop: Loop[int]) -> int:
     return n
 
 
-@contextmanager
-def core_in_python() -> Iterator[None]:
-    """Loops that are made inside have the core in Python; they keep it."""
-    before = _backend.core
-    _backend.core = dloop._core_py
-    try:
-        yield
-    finally:
-        _backend.core = before
-
-
-def loop_in_python(data: list[int]) -> Loop[int]:
-    with core_in_python():
-        return Loop(data, EVENTS, max_epochs=1)
+def six_checks_under_one(pairs: Iterable[tuple[int, AbstractSet[object]]]) -> int:
+    n = 0
+    for _batch, events in pairs:
+        if events:
+            if "OptimizerStep" in events:
+                n += 1
+            if "Log" in events:
+                n += 1
+            if "DropLR" in events:
+                n += 1
+            if "Checkpoint" in events:
+                n += 1
+            if "Warn" in events:
+                n += 1
+            if LoopEvents.EPOCH_END in events:
+                n += 1
+    return n
 
 
 # Many events
@@ -149,6 +156,53 @@ def loop_in_python(data: list[int]) -> Loop[int]:
 def many(number: int) -> dict[Any, Event]:
     """Events of slightly different periods."""
     return {name: Event(every_n_steps=10_000 + name) for name in range(number)}
+
+
+# A source without a length: what follows is fetched first, to know which batch is the last
+
+
+def without_length(data: list[int]) -> Loop[int]:
+    return Loop(partial(iter, data), max_epochs=1)
+
+
+def with_last(data: list[int]) -> Iterator[tuple[int, bool]]:
+    batches = iter(data)
+    batch = next(batches)
+    for following in batches:
+        yield batch, False
+        batch = following
+    yield batch, True
+
+
+# Short epochs
+
+
+def epochs_of_10(data: list[int]) -> Loop[int]:
+    return Loop(data[:10], {"Log": Event(every_n_steps=100)}, max_epochs=len(data) // 10)
+
+
+def two_checks(loop: Loop[int]) -> int:
+    n = 0
+    for _batch, events in loop:
+        if events:
+            if "Log" in events:
+                n += 1
+            if LoopEvents.EPOCH_END in events:
+                n += 1
+    return n
+
+
+def epochs_by_hand(data: list[int]) -> int:
+    batches = data[:10]
+    n = global_step = 0
+    for _epoch in range(len(data) // 10):
+        for step, _batch in enumerate(batches):
+            if (global_step + 1) % 100 == 0:
+                n += 1
+            if step == len(batches) - 1:
+                n += 1
+            global_step += 1
+    return n
 
 
 # Lists of batches
@@ -216,6 +270,30 @@ def condition_check(loop: Loop[int]) -> int:
     return n
 
 
+# The core in Python
+
+
+@contextmanager
+def core_in_python() -> Iterator[None]:
+    """Loops that are made inside have the core in Python; they keep it."""
+    before = _backend.core
+    _backend.core = dloop._core_py
+    try:
+        yield
+    finally:
+        _backend.core = before
+
+
+def in_python(side: Side) -> Side:
+    """The same with the core in Python."""
+
+    def make(data: list[int]) -> Any:
+        with core_in_python():
+            return side.make(data)
+
+    return Side(make, side.run)
+
+
 # What has no rival
 
 
@@ -255,14 +333,58 @@ def memory_growth(epoch: int = 100_000, epochs: int = 101) -> float:
     return max(held[:-1]) - held[0]
 
 
-EXAMPLE = Side(loop_with(EVENTS), six_checks)
+# The floor
+
+
+def over_floor(side: Side, kind: str = "Floor") -> Side:
+    """The same over the floor, which always hands over the events of the loop's first step."""
+
+    def make(data: list[int]) -> Any:
+        _batch, events = next(iter(side.make(data)))
+        return getattr(compiled(), kind)(data, events, len(data))
+
+    return Side(make, side.run)
+
+
 BY_HAND = Side(as_it_is, by_hand)
 ZIP = Side(with_repeat, last_batch)
+SIX_CHECKS = Side(loop_with(EVENTS), six_checks)
+SIX_CHECKS_UNDER_ONE = Side(loop_with(EVENTS), six_checks_under_one)
+STEPS_ALONE = Side(loop_with(STEP_EVENTS), last_batch)
+TIMERS_ALONE = Side(loop_with(EVENTS), last_batch)
+EVERY_STEP = Side(loop_with({"Log": Event(every_n_steps=1)}), last_batch)
+CONDITION = Side(loop_with({"Custom": Event(condition)}), condition_check)
+CONDITION_BY_HAND = Side(as_it_is, condition_by_hand)
+NO_LENGTH = Side(without_length, last_batch)
+WITH_LAST = Side(with_last, last_batch)
+EPOCHS = Side(epochs_of_10, two_checks)
+EPOCHS_BY_HAND = Side(as_it_is, epochs_by_hand)
+CHUNKS = Side(chunks_of_64, last_of_chunks)
+SLICES = Side(as_it_is, last_of_slices)
+
+FLOOR_ROWS = [
+    Row(
+        "six checks / the floor with a coarse clock, six checks",
+        SIX_CHECKS,
+        over_floor(SIX_CHECKS, "FloorWithClock"),
+        1.1,
+    ),
+    Row("iteration, step events / the floor", STEPS_ALONE, over_floor(STEPS_ALONE), 1.1),
+    Row(
+        "iteration, with timers / the floor with a coarse clock",
+        TIMERS_ALONE,
+        over_floor(TIMERS_ALONE, "FloorWithClock"),
+        1.1,
+    ),
+    Row("an event in every step / the floor", EVERY_STEP, over_floor(EVERY_STEP), 1.8),
+]
 
 ROWS = [
-    Row("five events and EPOCH_END, six checks / by hand", EXAMPLE, BY_HAND, 0.40, 0.33),
-    Row("iteration, step events / zip", Side(loop_with(STEP_EVENTS), last_batch), ZIP, 2.2, 1.8),
-    Row("iteration, with timers / zip", Side(loop_with(EVENTS), last_batch), ZIP, 3.2, 2.4),
+    Row("five events and EPOCH_END, six checks / by hand", SIX_CHECKS, BY_HAND, 0.40, 0.33),
+    Row("six checks under one 'if events:' / by hand", SIX_CHECKS_UNDER_ONE, BY_HAND, 0.25),
+    *FLOOR_ROWS,
+    Row("iteration, step events / zip", STEPS_ALONE, ZIP),
+    Row("iteration, with timers / zip", TIMERS_ALONE, ZIP),
     Row(
         "1,000 events / 5 events",
         Side(loop_with(many(1000)), last_batch),
@@ -270,27 +392,19 @@ ROWS = [
         1.3,
         1.1,
     ),
+    Row("a condition per step / by hand", CONDITION, CONDITION_BY_HAND, 0.5, 0.4),
+    Row("no length / by hand, one fetched ahead", NO_LENGTH, WITH_LAST, 0.7),
+    Row("epochs of 10 batches / by hand", EPOCHS, EPOCHS_BY_HAND, 4.0),
+    Row("chunks(64), per batch / islice in lists of 64", CHUNKS, SLICES, 1.0, 0.9),
+    Row("the core in Python: six checks / by hand", in_python(SIX_CHECKS), BY_HAND, 1.2, 1.0),
+    Row("the core in Python: no length / by hand, one ahead", in_python(NO_LENGTH), WITH_LAST, 4.0),
     Row(
-        "chunks(64), per batch / islice in lists of 64",
-        Side(chunks_of_64, last_of_chunks),
-        Side(as_it_is, last_of_slices),
-        1.1,
-        0.9,
+        "the core in Python: a condition per step / by hand",
+        in_python(CONDITION),
+        CONDITION_BY_HAND,
+        4.0,
     ),
-    Row(
-        "a condition per step / by hand",
-        Side(loop_with({"Custom": Event(condition)}), condition_check),
-        Side(as_it_is, condition_by_hand),
-        0.5,
-        0.4,
-    ),
-    Row(
-        "the core in Python: six checks / by hand",
-        Side(loop_in_python, six_checks),
-        BY_HAND,
-        1.25,
-        1.0,
-    ),
+    Row("the core in Python: chunks(64) / islice", in_python(CHUNKS), SLICES, 6.0),
 ]
 
 COSTS = [

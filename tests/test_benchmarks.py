@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("benchmarks", reason="the benchmarks are no part of an installation")
-from benchmarks import instructions, peers, rows
+from benchmarks import floor, instructions, peers, rows
+from dloop import LoopEvents
 
 ROOT = Path(__file__).parent.parent
 BUDGETS = {"cython": {"here": {"quiet step": 100.0, "firing step": 1000.0}}}
 
 
-@pytest.mark.parametrize("row", [*rows.ROWS, *peers.PEERS], ids=lambda row: row.name)
+OTHER_ROWS = [row for row in [*rows.ROWS, *peers.PEERS] if row not in rows.FLOOR_ROWS]
+
+
+@pytest.mark.parametrize("row", OTHER_ROWS, ids=lambda row: row.name)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those of the peers
 def test_both_sides_of_a_row_see_the_same(row: rows.Row) -> None:
     if row.needs is not None and find_spec(row.needs) is None:
@@ -27,15 +32,59 @@ def test_both_sides_of_a_row_see_the_same(row: rows.Row) -> None:
     assert ours == rival > 0
 
 
+@pytest.mark.parametrize("row", rows.FLOOR_ROWS, ids=lambda row: row.name)
+def test_the_floor_hands_over_what_most_steps_do(row: rows.Row) -> None:
+    assert row.ours.run is row.rival.run
+    data = list(range(12_000))
+    ours, floor = [list(side.make(data)) for side in (row.ours, row.rival)]
+    assert [batch for batch, _events in floor] == [batch for batch, _events in ours] == data
+    assert len({id(pair) for pair in floor}) == len(floor), "fresh pairs"
+    assert len({id(events) for _batch, events in floor}) == 1
+    (_batch, events) = floor[0]
+    assert type(events) is type(ours[0][1])
+    assert sum(due == events for _batch, due in ours) > 0.9 * len(ours)
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("kind", ["Floor", "FloorWithClock"])
+def test_the_floor_ends_at_its_bound_and_with_its_source(kind: str) -> None:
+    def fails() -> Iterator[int]:
+        yield 1
+        raise OSError
+
+    make = getattr(floor.compiled(), kind)
+    assert list(make([1, 2, 3], "events", 2)) == [(1, "events"), (2, "events")]
+    assert list(make([1], "events", 2)) == [(1, "events")]
+    with pytest.raises(OSError):
+        list(make(fails(), "events", 2))
+
+
+@pytest.mark.no_core
+def test_a_floor_that_cannot_be_compiled_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(
+        SystemExit, match=r"^benchmarks/floor\.c needs setuptools and a C compiler: .+$"
+    ):
+        floor.compiled.__wrapped__()
+
+
 def test_the_example_counts_every_event() -> None:
     data = list(range(12_000))
     assert rows.by_hand(data) == 12_000 // 16 + 12_000 // 100 + 1 + 1
 
 
-@pytest.mark.no_core
+def test_the_last_batch_is_known_without_a_length() -> None:
+    data = list(range(100))
+    pairs = rows.without_length(data)
+    ends = [(batch, LoopEvents.EPOCH_END in events) for batch, events in pairs]
+    assert ends == list(rows.with_last(data))
+
+
 def test_a_row_runs_over_the_core_in_python() -> None:
-    loop = rows.loop_in_python([1])
-    list(loop)
+    loop = rows.in_python(rows.SIX_CHECKS).make([1])
+    next(iter(loop))
     assert type(loop.state).__module__ == "dloop._core_py"
 
 

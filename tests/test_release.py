@@ -250,7 +250,7 @@ def workflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 STAGES = ["lint", "workflows", "distributions", "readme", "wheels", "pure+bare", "faults"]
-STAGES += ["budgets+frameworks", "sanitizers+sid", "debug+pypy+fuzz"]
+STAGES += ["budgets+frameworks", "sanitizers+sid", "debug+pypy", "free+fuzz"]
 
 
 def test_a_line_that_is_not_known(workflows: Path) -> None:
