@@ -68,6 +68,7 @@ cdef int64_t LONGEST = (<int64_t>1 << 62) - 1  # the training time at which it s
 cdef int64_t BEHIND = 4 * min(coarse_resolution(), NEVER >> 3)
 cdef object MISSING = _MISSING
 cdef int MOST_SETS = 4096  # how many event sets are kept ready
+cdef int MOST_RECENT = 8  # how many sets `EventSets.last_steps` has to look at
 cdef int FIRST = 12  # how many names are compared by identity
 cdef int WORD = 64  # how many places have their bits in a word
 
@@ -189,6 +190,8 @@ cdef class EventSets:
 
     cdef inline int mark_set(self, EventSet events, int64_t step) except -1:
         if not events.counted:
+            if len(self._recent) == MOST_RECENT:
+                self.last_steps(max([(<EventSet>recent).last for recent in self._recent]), False)
             self._recent.append(events)
             events.counted = True
         if events.last != step:

@@ -34,6 +34,8 @@ LONGEST = 2**62 - 1
 """The training time, in nanoseconds, at which it stands still."""
 MOST_SETS = 4096
 """How many event sets are kept ready."""
+MOST_RECENT = 8
+"""How many sets `EventSets.last_steps` has to look at."""
 
 
 class EventSet(frozenset):  # type: ignore[type-arg]
@@ -127,6 +129,8 @@ class EventSets:
         if events is QUIET:
             return
         if not events.counted:
+            if len(self._recent) == MOST_RECENT:
+                self.last_steps(max([recent.last for recent in self._recent]), False)
             self._recent.append(events)
             events.counted = True
         if events.last != step:

@@ -236,16 +236,18 @@ def check_path(path: str | os.PathLike[str]) -> None:
     """Refuse a path beside which `write` could have no draft.
 
     Raises:
-        ValueError: its name is too long.
+        OSError: its name is too long.
     """
     folder, name = os.path.split(os.path.realpath(path))
     try:
         os.lstat(os.path.join(folder, f".{name}.9.draft"))
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise ValueError(
-                f"state_file={checks.shown(path)}: this name is too long for the draft beside it, "
-                "which has some letters more; pass a shorter one"
+            raise OSError(
+                error.errno,
+                "state_file=: this name is too long for the draft beside it, which has some "
+                "letters more; pass a shorter one",
+                os.fspath(path),
             ) from None
 
 

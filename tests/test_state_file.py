@@ -734,7 +734,7 @@ def test_a_process_that_is_killed_at_any_moment_loses_nothing(tmp_path: Path) ->
 def test_a_name_that_is_too_long_for_a_draft_is_refused_when_the_loop_is_made(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(ValueError, match="this name is too long"):
+    with pytest.raises(OSError, match="this name is too long"):
         Loop(range(3), max_epochs=1, state_file=tmp_path / ("n" * 250))
     loop = Loop(range(3), max_epochs=1, state_file=tmp_path / ("n" * 240))
     next(iter(loop))
