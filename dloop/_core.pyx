@@ -184,9 +184,8 @@ cdef class EventSets:
         return events
 
     cpdef object mark(self, events, int64_t step):
-        """Note that `step` has these events."""
-        if events is not QUIET:
-            self.mark_set(<EventSet>events, step)
+        """Note that `step` has these events, of which there are some."""
+        self.mark_set(<EventSet?>events, step)
 
     cdef inline int mark_set(self, EventSet events, int64_t step) except -1:
         if not events.counted:

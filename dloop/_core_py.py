@@ -125,9 +125,7 @@ class EventSets:
         return events
 
     def mark(self, events: Any, step: int) -> None:
-        """Note that `step` has these events."""
-        if events is QUIET:
-            return
+        """Note that `step` has these events, of which there are some."""
         if not events.counted:
             if len(self._recent) == MOST_RECENT:
                 self.last_steps(max([recent.last for recent in self._recent]), False)

@@ -80,26 +80,24 @@ class LastBatchTold:
     It ends before that one, which it then holds.
     """
 
-    __slots__ = ("_batches", "_loader", "_told", "fetched", "held")
+    __slots__ = ("_batches", "_loader", "fetched", "held")
 
     def __init__(self, loader: Any, batches: Iterator[Any]) -> None:
         self._loader = loader
         self._batches = batches
         self.held: Any = MISSING
-        self._told = False
         self.fetched = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        if not self._told:
-            for batch in self._batches:
-                self.fetched = True
-                if not self._loader.end_of_dataloader:
-                    return batch
-                self._told, self.held = True, batch
-                break
+        for batch in self._batches:
+            self.fetched = True
+            if not self._loader.end_of_dataloader:
+                return batch
+            self.held = batch
+            break
         raise StopIteration
 
     def rest(self) -> Iterator[Any]:

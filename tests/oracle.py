@@ -467,6 +467,7 @@ class OracleLoop:
         self.pending: Exception | None = None  # what comes after all that is held
         # time, in ns; what the time criteria remember, each by its event's and its part's number
         self.elapsed = 0
+        self.promises: dict[int, int | None] = {}
         self.last_reading = 0
         self.last_due: dict[tuple[int, int], int] = {}
         self.times_fired: set[tuple[int, int, float]] = set()
@@ -587,6 +588,8 @@ class OracleLoop:
         walk("loader" if nodes else None)
         self.refuse_lookahead()
         self.promise = self.read_promise()
+        if self.promises.setdefault(self.epoch, self.promise) != self.promise:
+            raise Undecided("an epoch that is opened anew has another length")
         if self.promise == 0:
             if self.taken > 0:
                 raise Undecided("an epoch that is opened anew promises less than was fetched of it")
