@@ -918,7 +918,7 @@ cdef class Steps:
     def __next__(self):
         # `stepper` is not given a local name: that would count references at every step
         cdef PyObject *fetched
-        cdef int64_t reading = NEVER
+        cdef int64_t reading
         with critical_section(self.stepper):
             if self.stepper.step >= self.token.until or self.stepper.busy:
                 return self.decide()
@@ -930,14 +930,15 @@ cdef class Steps:
             batch = <object>fetched
             Py_DECREF(batch)
             if self.stepper.step < self.token.quiet_until:
-                if self.stepper.coarse_until:
-                    reading = coarse_clock()
-                if not self.stepper.timed or reading < self.stepper.coarse_until:
-                    if self.stepper.timed and reading > self.stepper.clock.last:
-                        self.stepper.clock.last = reading  # it may lag behind
-                    self.stepper.step += 1
-                    self.stepper.busy = False
-                    return batch, QUIET
+                if self.stepper.timed:
+                    reading = coarse_clock() if self.stepper.coarse_until else NEVER
+                    if reading >= self.stepper.coarse_until:
+                        return self.hand_over(batch)
+                    if reading > self.stepper.clock.last:  # it may lag behind
+                        self.stepper.clock.last = reading
+                self.stepper.step += 1
+                self.stepper.busy = False
+                return batch, QUIET
             return self.hand_over(batch)
 
     cdef object hand_over(self, batch):
