@@ -82,6 +82,7 @@ def test_the_last_batch_is_known_without_a_length() -> None:
     assert ends == list(rows.with_last(data))
 
 
+@pytest.mark.no_core
 def test_a_row_runs_over_the_core_in_python() -> None:
     loop = rows.in_python(rows.SIX_CHECKS).make([1])
     next(iter(loop))
