@@ -331,7 +331,8 @@ class Run:
         epoch = self._epoch
         if isinstance(exception, Exception) or not errors.is_from_outside(exception):
             return
-        assert epoch is not None
+        if epoch is None:  # the source has closed the loop
+            return
         self._set_doubt("interrupted")
         if self.source.may_look_ahead(epoch):  # only the true end counts from here on
             epoch.look_ahead(self._core.Lookahead)
@@ -530,7 +531,8 @@ class Run:
         reading = stepper.reading
         assert self._epoch is not None
         quiet_until = until = -1
-        if not (training_end or epoch_end or rest or self._doubt or self._deferred):
+        more_to_come = rest or self._doubt or self._deferred is not None
+        if not (training_end or epoch_end or more_to_come):
             quiet_until, until = self._next_decision(step, timers)
         next_reading = NEVER
         if stepper.timed:

@@ -6,6 +6,7 @@ every k: those are the points at which CPython looks for signals.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from collections.abc import Callable, Iterator
@@ -246,3 +247,40 @@ def test_an_iterator_that_has_ended_stays_so_after_a_restart(enter: Enter) -> No
     assert len(list(pairs)) <= 3
     loop.restart()
     assert list(pairs) == []
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_an_interrupt_of_a_source_that_has_closed_the_loop_comes_out(at: int, enter: Enter) -> None:
+    def batches() -> Iterator[int]:
+        for number in range(9):
+            if number == at:
+                loop.close()
+                raise KeyboardInterrupt
+            yield number
+
+    loop: Loop[Any] = Loop(batches(), max_steps=9)
+    with pytest.raises(KeyboardInterrupt), contextlib.suppress(ValueError):
+        for _ in enter(loop):
+            pass
+    with pytest.raises(dloop.LoopError, match="closed"):
+        iter(loop)
+
+
+class FalseError(Exception):
+    def __bool__(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+def test_an_error_that_is_false_is_an_error(enter: Enter) -> None:
+    def batches() -> Iterator[int]:
+        yield from range(2)
+        raise FalseError
+
+    for lookahead in (None, True):
+        seen: list[Any] = []
+        with pytest.raises(FalseError):
+            for batch, _ in enter(Loop(batches, max_epochs=2, lookahead=lookahead)):
+                seen += batch if isinstance(batch, list) else [batch]
+        assert seen == [0, 1]
