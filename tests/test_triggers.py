@@ -410,7 +410,7 @@ def run_slowly(kind: type[Slow], event: Event, epochs: int = 1) -> tuple[list[st
 def test_the_clock_is_read_after_all_fetching_just_before_the_batch_is_handed_over() -> None:
     notes, elapsed = run_slowly(SizedSlow, Event(every_n_seconds=9))
     first = ["set_epoch", "iter", "clock", "batch 0", "clock", "body 0"]
-    assert notes == [*first, "batch 1", "end", "clock", "body 1"]
+    assert notes == [*first, "batch 1", "clock", "body 1", "end"]
     assert elapsed == [1.0, 2.0]
 
 
