@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from cores import CORES, use_core
+from dloop import Loop
 
 pytest.importorskip("benchmarks", reason="the benchmarks are no part of an installation")
 from benchmarks import instructions, peers, rows
@@ -34,8 +38,19 @@ def test_the_example_counts_every_event() -> None:
 
 @pytest.mark.no_core
 def test_a_row_runs_over_the_core_in_python() -> None:
-    loop = rows.loop_in_python([1])
-    assert type(loop._core).__module__ == "dloop._core_py"
+    def kind_of_state(make: Callable[[], Loop[int]]) -> type:
+        loop = make()
+        next(iter(loop))
+        return type(loop.state)
+
+    kinds = {}
+    for core in CORES:
+        with use_core(core):
+            kinds[core] = kind_of_state(lambda: Loop([1], max_epochs=1))
+    found = kind_of_state(lambda: rows.loop_in_python([1]))
+    assert [core for core, kind in kinds.items() if kind is found] == [
+        core for core in CORES if core == "python"
+    ]
 
 
 def test_costs_are_measured() -> None:

@@ -842,6 +842,7 @@ def test_a_loader_that_fails_to_close_leaves_nothing_behind(handled: list[int], 
 
 
 @pytest.mark.skipif(sys.implementation.name == "pypy", reason="it collects when it likes")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # half made
 def test_an_interrupt_while_handlers_are_installed_leaves_none(handled: list[int]) -> None:
     before = [signal.getsignal(number) for number in TERM_AND_INT]
     lines = 0
