@@ -992,12 +992,16 @@ def test_an_error_in_the_last_request_is_logged_after_the_loop_was_entered_again
     assert {(record.name, record.levelno) for record in caplog.records} == {("dloop", logging.INFO)}
 
 
+class Interrupt(BaseException):
+    """Like KeyboardInterrupt, which would end pytest where a test fails."""
+
+
 def test_an_interrupt_in_the_last_request_of_an_epoch_is_not_made_up_for() -> None:
-    loader = asked_once_more(KeyboardInterrupt())
+    loader = asked_once_more(Interrupt())
     loop = Loop(loader, max_epochs=2)
     iterator = iter(loop)
     assert [next(iterator)[0], next(iterator)[0]] == [0, 1]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupt):
         next(iterator)
     assert loop.stop_reason is None
     assert next(iterator)[0] == 0
@@ -1006,11 +1010,11 @@ def test_an_interrupt_in_the_last_request_of_an_epoch_is_not_made_up_for() -> No
 
 
 def test_an_interrupt_in_the_last_request_of_a_run_leaves_it_finished() -> None:
-    loader = asked_once_more(KeyboardInterrupt())
+    loader = asked_once_more(Interrupt())
     loop = Loop(loader, max_epochs=1)
     iterator = iter(loop)
     assert [next(iterator)[0], next(iterator)[0]] == [0, 1]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupt):
         next(iterator)
     assert loop.stop_reason == "max_epochs"
     assert list(iterator) == []
