@@ -456,7 +456,7 @@ cdef class StepTrigger:
     cdef int64_t start
     cdef int64_t stop
     cdef int64_t origin  # the global step that counts as 0
-    cdef EventSet events  # the set of a step at which this alone is due
+    cdef EventSet events  # the set of a step at which this aonly is due
 
     def __init__(self, Py_ssize_t place, int64_t period, tuple points, int64_t start, int64_t stop):
         self.place = place
@@ -801,18 +801,18 @@ cdef class Stepper:
         return self.state
 
     @critical_section
-    def steps(self, run, rider):
-        """A new iterator on the run, in place of the current one; it keeps `rider` till its end."""
+    def steps(self, run, keep_alive):
+        """A new iterator, in place of the current one. It keeps an object alive till its end."""
         cdef Steps steps = Steps.__new__(Steps, self, run)
-        steps.rider = rider
+        steps.keep_alive = keep_alive
         steps.token = self._enter()
         return steps
 
     @critical_section
-    def lists(self, run, sizes, rider):
+    def lists(self, run, sizes, keep_alive):
         """A new iterator over lists of batches."""
         cdef Lists lists = Lists.__new__(Lists, self, run)
-        lists.rider = rider
+        lists.keep_alive = keep_alive
         lists.sizes = sizes
         lists.most = sizes if isinstance(sizes, int) else sizes[0]
         lists.token = self._enter()
@@ -837,13 +837,13 @@ cdef class Stepper:
         return step <= token.quiet_until
 
     cdef object fire(self, Token token, int64_t step, int64_t size, int64_t reading):
-        """Make a step at which step triggers and conditions alone have a say; return its events.
+        """Make a step at which step triggers and conditions aonly have a say; return its events.
 
         None where it takes a decision, and nothing is done.
         """
         cdef Conditions conditions = self.conditions
         cdef Triggers triggers = self.triggers
-        cdef StepTrigger lone = None
+        cdef StepTrigger only = None
         cdef LoopState asked = None
         cdef int64_t quiet_until
         cdef object found = 0
@@ -851,8 +851,8 @@ cdef class Stepper:
         if step > token.until or (self.timed and reading >= self._next_reading):
             return None
         if triggers.next_due() <= step:
-            lone = triggers.only_due_at(step)
-            if lone is None or self.has_stop:
+            only = triggers.only_due_at(step)
+            if only is None or self.has_stop:
                 bits = triggers.bits_at(step)
                 if self.has_stop and bits & self.stop_bit:
                     return None
@@ -873,13 +873,13 @@ cdef class Stepper:
                 self.asked = asked
                 return None
         if found:
-            if lone is not None:
-                bits = <object>1 << lone.place
+            if only is not None:
+                bits = <object>1 << only.place
             events = self.sets.of(bits | found, self.step)
-        elif lone is not None:
-            if lone.events is None:
-                lone.events = self.sets.make(<object>1 << lone.place)
-            events = lone.events
+        elif only is not None:
+            if only.events is None:
+                only.events = self.sets.make(<object>1 << only.place)
+            events = only.events
         else:
             events = self.sets.of(bits, self.step)
         if token is not self.token:  # the loop was closed or restarted in a condition
@@ -906,7 +906,7 @@ cdef class Steps:
     cdef Stepper stepper
     cdef object run
     cdef Token token
-    cdef object rider
+    cdef object keep_alive
 
     def __cinit__(self, Stepper stepper not None, run not None):
         self.stepper = stepper
@@ -987,7 +987,7 @@ cdef class Steps:
             self.token.over = True
         finally:
             self.stepper.busy = False
-        self.rider = None
+        self.keep_alive = None
         raise StopIteration
 
     cdef object decide_after_fetch(self):
@@ -1082,7 +1082,7 @@ cdef class Lists(Steps):
             self.token.over = True
         finally:
             self.stepper.busy = False
-        self.rider = None
+        self.keep_alive = None
         raise StopIteration
 
 

@@ -564,8 +564,9 @@ class Stepper:
     """
 
     __slots__ = (
-        "_entering",
-        "_walking",
+        "_generator",
+        "_lock",
+        "_making",
         "asked",
         "batches",
         "clock",
@@ -608,8 +609,9 @@ class Stepper:
         self.epoch = state.epoch
         self.epoch_start = state.global_step - state.epoch_step
         self.token = Token()
-        self._entering = RLock()
-        self._walking: ref[Any] | None = None  # the generator that began to make steps last
+        self._lock = RLock()
+        self._generator: ref[Any] | None = None  # the one that began to make steps last
+        self._making: object = None  # the mark of a list that is being made
         self.batches: Iterator[Any] = iter(())
         self.queue: list[Any] = []
         self.reading: int | None = None
@@ -627,52 +629,51 @@ class Stepper:
             )
         return self.state
 
-    def steps(self, run: Run, rider: object) -> Iterator[Pair]:
-        """A new iterator on the run, in place of the current one; it keeps `rider` till its end."""
-        return self._enter(partial(self._walk, run), rider)
+    def steps(self, run: Run, keep_alive: object) -> Iterator[Pair]:
+        """A new iterator, in place of the current one. It keeps an object alive till its end."""
+        token = self._enter()
+        next_pair = partial(self._next_pair, run, token)
+        next_pair.keep_alive = keep_alive  # type: ignore[attr-defined]
+        return chain(self._new_generator(run, token), iter(next_pair, MISSING))
 
-    def lists(self, run: Run, sizes: Sizes, rider: object) -> Iterator[Pair]:
+    def lists(self, run: Run, sizes: Sizes, keep_alive: object) -> Iterator[Pair]:
         """A new iterator over lists of batches."""
-        return self._enter(partial(self._walk_lists, run, sizes), rider)
+        next_list = partial(self._next_list, run, sizes, self._enter())
+        # no argument: the frame of an error would keep it
+        next_list.keep_alive = keep_alive  # type: ignore[attr-defined]
+        return iter(next_list, MISSING)
 
-    def _enter(self, walk: Callable[..., Iterator[Pair]], rider: object) -> Iterator[Pair]:
-        with self._entering:
+    def _enter(self) -> Token:
+        with self._lock:
             self._refuse_while_busy()
-            before, self.token = self.token, Token()
-            before.set_back()
-            token = self.token
-        return chain(
-            self._begin(walk, token), iter(partial(self._go_on, walk, token, rider), MISSING)
-        )
-
-    def _begin(self, walk: Callable[..., Iterator[Pair]], token: Token) -> Iterator[Pair]:
-        """A generator that makes steps, and knows itself."""
-        own: list[ref[Any]] = []
-        walking = walk(token, own)
-        own.append(ref(walking))
-        return walking
+            self.token.set_back()
+            self.token = Token()
+            return self.token
 
     def _refuse_while_busy(self) -> None:
-        """Raise where the generator that began to make steps last is making one."""
-        walking = None if self._walking is None else self._walking()
-        if walking is not None and walking.gi_running:
+        """Raise where a step is being made: here, or in the generator that was started last."""
+        generator = None if self._generator is None else self._generator()
+        if self._making is not None or (generator is not None and generator.gi_running):
             raise errors.in_use()
 
-    def _walks(self, own: list[ref[Any]]) -> None:
-        """Let a generator begin to make steps, unless another one makes one."""
-        with self._entering:
-            self._refuse_while_busy()
-            self._walking = own[0]
+    def _new_generator(self, run: Run, token: Token) -> Iterator[Pair]:
+        """A generator that makes steps, and has a reference to itself."""
+        own: list[ref[Any]] = []
+        generator = self._make_steps(run, token, own)
+        own.append(ref(generator))
+        return generator
 
-    def _go_on(self, walk: Callable[..., Iterator[Pair]], token: Token, _rider: object) -> Pair:
+    def _next_pair(self, run: Run, token: Token) -> Pair:
         """The next pair, where an exception has ended the generator; MISSING at the end."""
         while not token.over:
-            for pair in self._begin(walk, token):
+            for pair in self._new_generator(run, token):
                 return pair
         return MISSING  # type: ignore[no-any-return]
 
-    def _walk(self, run: Run, token: Token, own: list[ref[Any]]) -> Iterator[Pair]:
-        self._walks(own)
+    def _make_steps(self, run: Run, token: Token, own: list[ref[Any]]) -> Iterator[Pair]:
+        with self._lock:
+            self._refuse_while_busy()
+            self._generator = own[0]
         # A pair is yielded without a name for its batch: the body's `del batch` frees it. A batch
         # comes out of `for`, where a signal cannot strike between its arrival and its name.
         batch: Any = QUIET
@@ -720,59 +721,70 @@ class Stepper:
                     raise
         token.over = True
 
-    def _walk_lists(
-        self, run: Run, sizes: Sizes, token: Token, own: list[ref[Any]]
-    ) -> Iterator[Pair]:
-        self._walks(own)
-        batches: Any = QUIET
-        most = sizes if isinstance(sizes, int) else sizes[0]
+    def _next_list(self, run: Run, sizes: Sizes, token: Token) -> Pair:
+        """The next list and the events at its last step; MISSING at the end."""
+        mark = object()
+        try:
+            if not token.over:
+                run.check(token)
+            with self._lock:
+                self._refuse_while_busy()
+                self._making = mark
+            if not token.over:
+                pair = self._list_before_decision(run, sizes, token)
+                if pair is not None:
+                    return pair
+                if size := run.gather(token, sizes):
+                    return run.hand_over(token, sizes, size)
+                token.over = True
+            return MISSING  # type: ignore[no-any-return]
+        finally:
+            if self._making is mark:
+                self._making = None
+
+    def _list_before_decision(self, run: Run, sizes: Sizes, token: Token) -> Pair | None:
+        """A list whose steps take no decision. None where one does: what was fetched is queued."""
         conditions = self.conditions
-        clock = self.clock
+        step = self.step
+        last = step + (sizes if isinstance(sizes, int) else sizes[0])
+        last = min(last, self.triggers.next_due())
+        if last > token.until or (conditions.start <= last and step < conditions.stop):
+            return None
+        size = fitting(sizes, last - step)
+        step += size
         reading = -NEVER
-        while size := run.gather(token, sizes):
-            yield run.hand_over(token, sizes, size)
-            try:
-                while True:
-                    step = self.step
-                    last = min(step + most, self.triggers.next_due())
-                    if last > token.until or (conditions.start <= last and step < conditions.stop):
-                        break
-                    size = fitting(sizes, last - step)
-                    batches = []
-                    batches.extend(islice(self.batches, size))
-                    if len(batches) < size:
-                        self.queue, batches = batches, QUIET
-                        self.batches = iter(())
-                        break
-                    step += size
-                    if self.timed:
-                        reading = clock.tick()
-                    if step <= token.quiet_until and reading < self.next_reading:
+        events: Any = None
+        batches: list[Any] = []
+        try:
+            batches.extend(islice(self.batches, size))
+            if len(batches) < size:
+                self.batches = iter(())
+            else:
+                if self.timed:
+                    reading = self.clock.tick()
+                if reading < self.next_reading:
+                    if step <= token.quiet_until:
                         if self.timed:
-                            clock.last = reading
+                            self.clock.last = reading
                         self.step = step
                         self.size = size
-                        yield batches, (batches := QUIET)
-                        continue
-                    events = None
-                    if step <= token.until and reading < self.next_reading:
+                        return batches, QUIET
+                    if step <= token.until:
                         events = self._fire(token, step, size, reading)
-                    if events is None:
-                        self.queue, batches = batches, QUIET
-                        if self.timed:
-                            self.reading = reading
-                        break
-                    yield batches, (batches := QUIET) or events
-            except BaseException as exception:
-                fetching = batches is not QUIET and len(batches) < size
-                if batches is not QUIET:
-                    self.queue, batches = batches, QUIET
-                if not fetching:
-                    run.goes_on_after(token, exception, False)
-                    raise
-                if not run.goes_on_after_fetch(token, exception):
-                    raise
-        token.over = True
+        except BaseException as exception:
+            self.queue, token.until, token.quiet_until = batches, -1, -1
+            if len(batches) == size:
+                run.goes_on_after(token, exception, False)
+                raise
+            if not run.goes_on_after_fetch(token, exception):
+                raise
+            return None
+        if events is not None:
+            return batches, events
+        self.queue, token.until, token.quiet_until = batches, -1, -1
+        if self.timed and len(batches) == size:
+            self.reading = reading
+        return None
 
     def _fire(self, token: Token, step: int, size: int, reading: int) -> Any:
         """Make a step at which step triggers and conditions alone have a say; return its events.

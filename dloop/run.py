@@ -94,14 +94,16 @@ class Run:
 
     # Entering and leaving
 
-    def enter(self, sizes: Sizes | None, rider: object) -> Iterator[Any]:
+    def enter(self, sizes: Sizes | None, keep_alive: object) -> Iterator[Any]:
         """A new iterator, in place of the current one: over lists where there are `sizes`."""
         stepper = self.stepper
         self.check(stepper.token)
         if self.stop_reason is not None and self.pending is None:
             raise errors.finished()
         iterator = (
-            stepper.steps(self, rider) if sizes is None else stepper.lists(self, sizes, rider)
+            stepper.steps(self, keep_alive)
+            if sizes is None
+            else stepper.lists(self, sizes, keep_alive)
         )
         if not self._doubt:
             self._set_doubt("left")

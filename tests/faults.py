@@ -255,8 +255,8 @@ FAULTS = [
     Fault("the batch is kept", "            Py_DECREF(batch)\n", "", ("cython",)),
     Fault(
         "a step enters the loop",
-        "if walking is not None and walking.gi_running:",
-        "if False:",
+        "(generator is not None and generator.gi_running)",
+        "False",
         ("python",),
     ),
     Fault(
@@ -266,12 +266,23 @@ FAULTS = [
         ("cython",),
     ),
     Fault(
+        "a list asks for another",
+        "self._making is not None or ",
+        "",
+        ("python",),
+    ),
+    Fault(
         "a step asks for another",
         "        if self.stepper.busy:\n            raise errors.in_use()\n",
         "",
         ("cython",),
     ),
-    Fault("an older iterator goes on", "            before.set_back()\n", "", ("python",)),
+    Fault(
+        "an older iterator goes on",
+        "            self.token.set_back()\n            self.token = Token()",
+        "            self.token = Token()",
+        ("python",),
+    ),
     Fault(
         "an older iterator goes on",
         "        self.token.set_back()\n        self.token = Token",
@@ -282,16 +293,18 @@ FAULTS = [
         "an iterator that has ended begins again",
         "            self.token.over = True\n"
         "        finally:\n            self.stepper.busy = False\n"
-        "        self.rider = None\n        raise StopIteration\n\n    cdef object decide_after",
+        "        self.keep_alive = None\n        raise StopIteration\n\n"
+        "    cdef object decide_after",
         "        finally:\n            self.stepper.busy = False\n"
-        "        self.rider = None\n        raise StopIteration\n\n    cdef object decide_after",
+        "        self.keep_alive = None\n        raise StopIteration\n\n"
+        "    cdef object decide_after",
         ("cython",),
     ),
     # Lists, in both cores
     Fault(
         "a list runs over a trigger",
-        "last = min(step + most, self.triggers.next_due())",
-        "last = step + most",
+        "        last = min(last, self.triggers.next_due())\n",
+        "",
         ("python",),
     ),
     Fault(
@@ -302,8 +315,8 @@ FAULTS = [
     ),
     Fault(
         "a list runs over a decision",
-        "                    if last > token.until or",
-        "                    if",
+        "        if last > token.until or (",
+        "        if (",
         ("python",),
     ),
     Fault("a list runs over a decision", "or last > self.token.until or", "or", ("cython",)),
@@ -321,8 +334,9 @@ FAULTS = [
     ),
     Fault(
         "an interrupt loses a list that is gathered",
-        "                if batches is not QUIET:\n                    self.queue",
-        "                if False:\n                    self.queue",
+        "            self.queue, token.until, token.quiet_until = batches, -1, -1\n"
+        "            if len",
+        "            token.until = token.quiet_until = -1\n            if len",
         ("python",),
     ),
     Fault(

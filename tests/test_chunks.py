@@ -206,9 +206,9 @@ def test_an_epoch_that_nobody_foresaw_to_end_ends_its_list_without_an_event() ->
     assert handed(loop, 64) == [([0, 1, 2], set()), ([0, 1], {TRAINING_END})]
 
 
-def test_batches_that_are_too_many_are_dropped_from_lists_too() -> None:
+def test_lists_have_no_batches_beyond_the_length() -> None:
     loop = Loop(Sized(range(5), promise=3), max_epochs=1)
-    with pytest.warns(LoopWarning, match="more than the 3 batches"):
+    with pytest.warns(LoopWarning, match="had more than the 3 batches"):
         assert handed(loop, 64) == [([0, 1, 2], BOTH)]
 
 
@@ -1086,6 +1086,23 @@ def test_the_promised_end_of_the_epoch_counts_and_after_it_that_of_the_next() ->
     assert [told.steps_to_next_event() for _ in told] == [2, 1, 3, 2, 1, None]
     ignored = Loop(range(3), max_epochs=1, lookahead=True)
     assert [ignored.steps_to_next_event() for _ in ignored] == [None] * 3
+
+
+def test_a_length_that_is_too_short_counts_as_it_is() -> None:
+    loop = Loop(Sized(range(4), promise=2), max_epochs=2)
+    with pytest.warns(LoopWarning, match="had more than the 2 batches"):
+        found = [loop.steps_to_next_event() for _ in loop]
+    assert found == [1, 2, 1, None]
+
+
+def test_after_an_interrupted_fetch_the_length_of_its_epoch_counts_no_more() -> None:
+    loop = Loop(Sized([0, 1, KeyboardInterrupt(), 2, 3, 4], promise=5), max_epochs=1)
+    chunks = loop.chunks((4, 1))
+    with pytest.raises(KeyboardInterrupt):
+        next(chunks)
+    assert loop.steps_to_next_event() is None
+    # the end that the look finds is the epoch's
+    assert handed(loop, (4, 1)) == [([0, 1, 2, 3], set()), ([4], BOTH)]
 
 
 def test_the_length_of_a_callables_epoch_is_known_once_it_is_open() -> None:

@@ -32,11 +32,22 @@ class Sized:
         return self.promise
 
 
+class SaysItsEnd(Sized):
+    """A loader that says too early which batch is its last."""
+
+    end_of_dataloader = False
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.length):
+            self.end_of_dataloader = number + 1 == self.promise
+            yield number
+
+
 LOOPS: dict[str, Callable[[], Loop[int]]] = {
     "longer": lambda: Loop(Sized(5, 2), max_epochs=1),
     "longer in a later epoch": lambda: Loop(next_length, max_epochs=2),
-    "surplus": lambda: Loop(Sized(5, 2), max_epochs=2, lookahead=False),
-    "surplus of the last epoch": lambda: Loop(Sized(5, 2), max_epochs=1, lookahead=False),
+    "longer in each epoch": lambda: Loop(Sized(5, 2), max_epochs=2),
+    "longer than it says itself": lambda: Loop(SaysItsEnd(5, 2), max_epochs=2),
     "dry": lambda: Loop(iter([1, 2]), max_steps=9),
     "dry under lookahead": lambda: Loop(iter([1, 2]), max_steps=9, lookahead=True),
     "dry between epochs": lambda: Loop(iter([1, 2]), max_epochs=9, dataloader_len=1),

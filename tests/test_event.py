@@ -618,12 +618,22 @@ def test_a_loop_needs_exactly_one_stopping_condition(given_: dict[str, Any], got
     ],
     ids=repr,
 )
-def test_epochs_of_a_source_that_is_consumed_once_need_a_length(given_: dict[str, Any]) -> None:
+def test_epochs_of_a_single_pass_source_need_a_length(given_: dict[str, Any]) -> None:
     untouched = iter([1, 2, 3])
     with pytest.raises(ValueError, match="dataloader_len") as caught:
         Loop(untouched, **given_)
     assert "\n" not in str(caught.value)
     assert list(untouched) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 3}, {"max_seconds": 3}])
+def test_looking_ahead_and_a_given_length_are_refused_together(limit: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="lookahead") as caught:
+        Loop(Untouched(), dataloader_len=3, lookahead=True, **limit)
+    assert "dataloader_len" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for lookahead in (None, False):
+        assert Loop(Untouched(), dataloader_len=3, lookahead=lookahead, **limit)
 
 
 def test_epochs_that_may_not_be_looked_ahead_need_a_length() -> None:

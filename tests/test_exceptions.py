@@ -374,15 +374,15 @@ def test_another_value_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("sizes", [None, 3])
 @pytest.mark.parametrize("lookahead", [None, True])
-@pytest.mark.parametrize("struck", range(6))
+@pytest.mark.parametrize("at", range(6))
 def test_a_generator_that_ctrl_c_has_ended_is_made_anew(
-    struck: int, lookahead: Any, sizes: Any
+    at: int, lookahead: Any, sizes: Any
 ) -> None:
     strikes = [KeyboardInterrupt]
 
     def load() -> Iterator[int]:
         for number in range(5):
-            if strikes and number == struck:
+            if strikes and number == at:
                 raise strikes.pop()
             yield number
         if strikes:
@@ -403,7 +403,7 @@ def test_a_generator_that_ctrl_c_has_ended_is_made_anew(
     assert [number for batch, _ in seen for number in (batch if sizes else [batch])] == [*range(5)]
     assert [bool("Third" in events) for _, events in seen].count(True) == 1
     assert seen[-1][1] >= {LoopEvents.EPOCH_END, LoopEvents.TRAINING_END}
-    assert ["fetched and dropped" in str(each.message) for each in caught] == [True] * bool(struck)
+    assert ["fetched and dropped" in str(each.message) for each in caught] == [True] * bool(at)
 
 
 @pytest.mark.parametrize("sizes", [None, 3])
@@ -441,7 +441,7 @@ def test_an_epoch_in_which_ctrl_c_cost_a_batch_has_its_end(sizes: Any) -> None:
     assert ends == [3, 8]
 
 
-def test_a_lost_generator_that_cannot_be_made_anew_is_an_error() -> None:
+def test_a_generator_that_ctrl_c_has_ended_cannot_be_made_anew() -> None:
     strikes = [KeyboardInterrupt]
 
     def load() -> Iterator[int]:
@@ -451,7 +451,7 @@ def test_a_lost_generator_that_cannot_be_made_anew_is_an_error() -> None:
     loop = Loop(load(), max_steps=3)
     with pytest.raises(KeyboardInterrupt):
         list(loop)
-    with pytest.raises(LoopError, match="callable"):
+    with pytest.raises(LoopError, match="single-pass"):
         list(loop)
 
 
@@ -485,27 +485,27 @@ def test_a_state_after_ctrl_c_in_a_loader_is_that_of_the_steps_that_were_done() 
     assert seen + rest == seen + [batch for batch, _ in loop] == [*range(6)]
 
 
-def test_an_error_after_an_interrupt_is_delivered_by_the_same_iterator() -> None:
-    class Struck:
+def test_an_error_of_a_single_pass_source_after_an_interrupt_becomes_an_event() -> None:
+    class Fails:
         errors: ClassVar[list[BaseException]] = [KeyboardInterrupt(), OSError("disk")]
 
         def __init__(self) -> None:
             self.left = list(self.errors)
 
-        def __iter__(self) -> Struck:
+        def __iter__(self) -> Fails:
             return self
 
         def __next__(self) -> int:
             raise self.left.pop(0)
 
-    loop = Loop(Struck(), max_steps=3, on_exception="event")
+    loop = Loop(Fails(), max_steps=3, on_exception="event")
     pairs = iter(loop)
     with pytest.raises(KeyboardInterrupt):
         next(pairs)
     assert next(pairs) == (None, {LoopEvents.EXCEPTION, LoopEvents.TRAINING_END})
     with pytest.raises(LoopError, match="single-pass") as caught:
         next(pairs)
-    assert repr(caught.value.__cause__) == "OSError('disk')"
+    assert str(caught.value.__cause__) == "disk"
 
 
 def causes(error: BaseException) -> list[str]:

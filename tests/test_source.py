@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -84,7 +85,7 @@ class Sized(Loader):
         return self.promise
 
 
-def once(batches: Iterable[Any]) -> Batches:
+def single_pass(batches: Iterable[Any]) -> Batches:
     return Batches(batches, [])
 
 
@@ -120,7 +121,7 @@ def test_without_a_length_the_loop_looks_one_batch_ahead() -> None:
     ]
 
 
-def test_a_length_is_trusted_and_its_iterator_asked_once_more_at_the_next_request() -> None:
+def test_a_length_is_trusted_and_at_an_epochs_end_the_iterator_is_asked_once_more() -> None:
     loader = Sized([0, 1, 2], promise=3)
     assert run(Loop(loader, max_epochs=2), loader.notes) == [
         *["iter", "next 0", "body 0", "next 1", "body 1", "next 2", "body 2 E", "end"],
@@ -135,15 +136,98 @@ def test_max_steps_fetches_nothing_after_the_last_step_of_a_sized_loader() -> No
     ]
 
 
-def test_max_steps_at_the_promised_end_still_lets_the_iterator_end() -> None:
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {"max_steps": 2},
+        {"max_seconds": 2},
+        {"max_epochs": 1},
+        {"max_epochs": 9, "stop_when": Event(at_step=1)},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("lookahead", [None, False])
+def test_whatever_ends_the_run_at_an_epochs_end_its_iterator_is_asked_once_more(
+    given_: dict[str, Any], lookahead: bool | None
+) -> None:
     loader = Sized([0, 1], promise=2)
+    loop = Loop(loader, clock=iter(range(9)).__next__, lookahead=lookahead, **given_)
     ended = ["iter", "next 0", "body 0", "next 1", "body 1 ET", "end"]
-    assert run(Loop(loader, max_steps=2), loader.notes) == ended
+    assert run(loop, loader.notes) == ended
+
+
+def test_stop_at_an_epochs_end_has_the_last_request_too() -> None:
+    loader = Sized([0, 1], promise=2)
+    loop = Loop(loader, max_epochs=9)
+    loop.stop()
+    assert run(loop, loader.notes) == ["iter", "next 0", "body 0 T"]
+    loop.restart()
+    loader.notes.clear()
+    for batch, _ in loop:
+        loader.notes.append(f"body {batch}")
+        loop.stop()
+    assert loader.notes == ["iter", "next 0", "body 0", "next 1", "body 1", "end"]
+
+
+def test_who_leaves_at_the_last_batch_makes_no_last_request() -> None:
+    loader = Sized([0, 1], promise=2)
+    with Loop(loader, max_epochs=1) as loop:
+        for _, events in loop:
+            if TRAINING_END in events:
+                break
+    assert loader.notes == ["iter", "next 0", "next 1"]
+    loader = Sized([0, 1], promise=2)
+    loop = Loop(loader, max_epochs=2)
+    for _, events in loop:
+        if EPOCH_END in events:
+            loop.close()
+            break
+    assert loader.notes == ["iter", "next 0", "next 1"]
+
+
+def test_a_loader_that_does_something_at_its_end_does_it_after_the_last_body() -> None:
+    class Loader:
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[int]:
+            notes.append("begins")
+            yield from range(2)
+            notes.append("ends")
+
+    notes: list[str] = []
+    assert run(Loop(Loader(), max_epochs=2), notes) == [
+        *["begins", "body 0", "body 1 E", "ends"],
+        *["begins", "body 0", "body 1 ET", "ends"],
+    ]
+
+
+@pytest.mark.parametrize("sizes", [2, (2, 1), 64], ids=repr)
+def test_the_last_request_comes_before_the_next_list(sizes: Any) -> None:
+    loader = Sized([0, 1], promise=2)
+    for batches, _ in Loop(loader, max_epochs=2).chunks(sizes):
+        loader.notes.append(f"body {batches}")
+    epoch = ["iter", "next 0", "next 1", "body [0, 1]", "end"]
+    assert loader.notes == epoch * 2
+
+
+def test_a_callable_is_called_after_the_last_request() -> None:
+    notes: list[str] = []
+
+    def source() -> Sized:
+        notes.append("call")
+        loader = Sized([0], promise=1)
+        loader.notes = notes
+        return loader
+
+    epoch = ["call", "iter", "next 0"]
+    expected = [*epoch, "body 0 E", "end", *epoch, "body 0 ET", "end"]
+    assert run(Loop(source, max_epochs=2), notes) == expected
 
 
 @pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_seconds": 3}])
 def test_a_stream_is_taken_exactly_when_asked_for(limit: dict[str, int]) -> None:
-    stream = once(range(9))
+    stream = single_pass(range(9))
     loop = Loop(stream, clock=iter(range(9)).__next__, **limit)  # type: ignore[arg-type]
     assert run(loop, stream.notes) == [
         *["next 0", "body 0", "next 1", "body 1", "next 2", "body 2 T"],
@@ -161,7 +245,7 @@ def test_the_length_of_a_stream_says_nothing_where_no_epoch_is_at_stake() -> Non
 
 
 def test_the_one_epoch_of_a_stream_is_looked_ahead() -> None:
-    stream = once([0, 1])
+    stream = single_pass([0, 1])
     loop = Loop(stream, max_epochs=1)
     assert run(loop, stream.notes) == ["next 0", "next 1", "body 0", "end", "body 1 ET"]
     assert loop.stop_reason == "max_epochs"
@@ -176,11 +260,11 @@ def test_a_given_length_cuts_epochs_and_is_never_looked_beyond() -> None:
 
 
 def test_an_endless_stream_has_epochs_of_the_given_length() -> None:
-    stream = once(iter(range(10**9)))
+    stream = single_pass(iter(range(10**9)))
     assert run(Loop(stream, max_epochs=2, dataloader_len=2), stream.notes) == [
         *["next 0", "body 0", "next 1", "body 1 E", "next 2", "body 2", "next 3", "body 3 ET"],
     ]
-    stream = once(iter(range(10**9)))
+    stream = single_pass(iter(range(10**9)))
     assert run(Loop(stream, max_steps=3, dataloader_len=2), stream.notes) == [
         *["next 0", "body 0", "next 1", "body 1 E", "next 2", "body 2 T"],
     ]
@@ -190,23 +274,29 @@ def test_lookahead_true_looks_at_every_step_and_ignores_len() -> None:
     expected = ["iter", "next 0", "next 1", "body 0", "end", "body 1 ET"]
     loader = Sized([0, 1], promise=7)
     assert run(Loop(loader, max_epochs=1, lookahead=True), loader.notes) == expected
-    with pytest.raises(ValueError, match="lookahead=True: dataloader_len=1"):
-        Loop(loader, max_epochs=1, lookahead=True, dataloader_len=1)
+    loader = Sized([0, 1], promise=1)
+    assert run(Loop(loader, max_epochs=1, lookahead=True), loader.notes) == expected
 
 
 def test_lookahead_true_forces_a_stream() -> None:
-    stream = once(range(9))
+    stream = single_pass(range(9))
     assert run(Loop(stream, max_steps=2, lookahead=True), stream.notes) == [
         *["next 0", "next 1", "body 0", "next 2", "body 1 T"],
     ]
 
 
-def test_lookahead_false_ends_epochs_where_their_length_says() -> None:
+def test_lookahead_false_takes_exactly_n_batches_and_trusts_the_length() -> None:
     loader = Sized([0, 1], promise=2)
     loop = Loop(loader, max_steps=4, lookahead=False)
     assert run(loop, loader.notes) == [
         *["iter", "next 0", "body 0", "next 1", "body 1 E", "end"],
         *["iter", "next 0", "body 0", "next 1", "body 1 ET", "end"],
+    ]
+    loader = Sized([0, 1], promise=2)
+    loop = Loop(loader, max_steps=3, lookahead=False)
+    assert run(loop, loader.notes) == [
+        *["iter", "next 0", "body 0", "next 1", "body 1 E", "end"],
+        *["iter", "next 0", "body 0 T"],
     ]
 
 
@@ -295,11 +385,31 @@ def test_a_sequence_without_iter_is_iterable() -> None:
 # Lengths that prove wrong
 
 
+@pytest.mark.parametrize("lookahead", [None, False])
+@pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_steps": 4}], ids=repr)
+def test_what_is_more_than_the_length_is_dropped_with_a_warning_in_each_epoch(
+    limit: dict[str, int], lookahead: bool | None
+) -> None:
+    loader = Sized([0, 1, 2, 3], promise=2)
+    loop = Loop(loader, lookahead=lookahead, **limit)  # type: ignore[arg-type]
+    with pytest.warns(LoopWarning) as caught:
+        notes = run(loop, loader.notes)
+    assert [str(warning.message) for warning in caught] == [
+        f"epoch {epoch} had more than the 2 batches that len(dataloader) promised;"
+        " the rest is dropped; pass lookahead=True to use it"
+        for epoch in (0, 1)
+    ]
+    assert notes == [
+        *["iter", "next 0", "body 0", "next 1", "body 1 E", "next 2"],
+        *["iter", "next 0", "body 0", "next 1", "body 1 ET", "next 2"],
+    ]
+
+
 def test_every_loop_warns_of_its_own_longer_source() -> None:
     loader = Sized([0, 1], promise=1)
     for _ in range(2):
         with pytest.warns(LoopWarning, match="had more than the 1 batches"):
-            batches_of(Loop(loader, max_epochs=1))
+            assert batches_of(Loop(loader, max_epochs=1)) == [0]
 
 
 @pytest.mark.parametrize(
@@ -330,55 +440,81 @@ def test_lookahead_true_is_the_way_out_of_wrong_lengths() -> None:
         assert run(loop, []) == ["body 0", "body 1 E", "body 0", "body 1 ET"]
 
 
-@pytest.mark.parametrize("lookahead", [None, False])
-def test_a_surplus_is_dropped_with_a_warning_at_the_next_request(lookahead: Any) -> None:
-    loader = Sized([0, 1, 2, 3], promise=2)
-    loop = Loop(loader, max_epochs=2, lookahead=lookahead)
-    with pytest.warns(LoopWarning) as caught:
-        notes = run(loop, loader.notes)
-    assert [str(warning.message) for warning in caught] == [
-        f"epoch {epoch} had more than the 2 batches that len(dataloader) promised;"
-        " the rest is dropped; pass lookahead=True to use it"
-        for epoch in (0, 1)
-    ]
-    assert notes == [
-        *["iter", "next 0", "body 0", "next 1", "body 1 E", "next 2"],
-        *["iter", "next 0", "body 0", "next 1", "body 1 ET", "next 2"],
-    ]
-
-
-@pytest.mark.parametrize("lookahead", [None, False])
-def test_max_steps_within_an_epoch_asks_for_nothing_more(lookahead: Any) -> None:
-    loader = Sized([0, 1, 2], promise=3)
-    loop = Loop(loader, max_steps=2, lookahead=lookahead)
-    assert run(loop, loader.notes) == ["iter", "next 0", "body 0", "next 1", "body 1 T"]
-
-
-@pytest.mark.parametrize("error", [TypeError, NotImplementedError])
-def test_a_len_that_does_not_know_is_no_length(error: type[Exception]) -> None:
-    class Unknown(Loader):
+def test_a_single_pass_source_with_a_length_is_never_asked_for_more() -> None:
+    class SizedStream(Batches):
         def __len__(self) -> int:
-            raise error("no length")
+            return 2
 
-    assert run(Loop(Unknown([0, 1]), max_epochs=1), []) == ["body 0", "body 1 ET"]
+    stream = SizedStream(range(9), [])
+    notes = run(Loop(stream, max_epochs=1), stream.notes)
+    assert notes == ["next 0", "body 0", "next 1", "body 1 ET"]
+    assert next(stream) == 2
+
+
+class Unknown(Loader):
+    """A loader whose `len()` raises."""
+
+    def __init__(self, *epochs: Iterable[Any], error: BaseException) -> None:
+        super().__init__(*epochs)
+        self.error = error
+        self.asked = 0
+
+    def __len__(self) -> int:
+        self.asked += 1
+        raise self.error
+
+
+LOOKED_AHEAD = ["iter", "next 0", "next 1", "body 0", "end", "body 1 E"]
+
+
+@pytest.mark.parametrize("error", [TypeError("no length"), NotImplementedError("no length")])
+def test_a_len_that_does_not_know_is_no_length(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = Unknown([0, 1], error=error)
+    with caplog.at_level(logging.INFO, "dloop"):
+        notes = run(Loop(loader, max_epochs=2), loader.notes)
+    assert notes == [*LOOKED_AHEAD, *LOOKED_AHEAD[:-1], "body 1 ET"]
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("by nought"), OSError("disk"), StopIteration()]
+)
+def test_a_len_that_fails_is_no_length_and_is_logged(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = Unknown([0, 1], error=error)
+    with caplog.at_level(logging.INFO, "dloop"):
+        notes = run(Loop(loader, max_epochs=2), loader.notes)
+    assert notes == [*LOOKED_AHEAD, *LOOKED_AHEAD[:-1], "body 1 ET"]
+    assert caplog.records
+    assert {(record.name, record.levelno) for record in caplog.records} == {("dloop", logging.INFO)}
+    assert "len" in caplog.records[0].getMessage()
+
+
+def test_a_negative_length_is_no_length() -> None:
+    loader = Sized([0, 1], promise=-1)
+    assert run(Loop(loader, max_epochs=1), loader.notes) == [*LOOKED_AHEAD[:-1], "body 1 ET"]
+
+
+def test_a_len_that_fails_is_not_asked_where_it_does_not_count() -> None:
+    for given_ in ({"lookahead": True}, {"dataloader_len": 2}):
+        arguments: dict[str, Any] = given_
+        loader = Unknown([0, 1], error=OSError("disk"))
+        batches_of(Loop(loader, max_epochs=2, **arguments))
+        assert loader.asked == 0
+
+
+def test_max_epochs_without_looking_ahead_refuses_a_len_that_fails() -> None:
+    loader = Unknown([0, 1], error=OSError("disk"))
+    with pytest.raises(ValueError, match="lookahead"):
+        Loop(loader, max_epochs=1, lookahead=False)
+    assert loader.notes == []
 
 
 def test_a_length_that_is_too_long_for_len_is_never_reached() -> None:
     assert batches_of(Loop(range(2**70), max_steps=3)) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError, StopIteration, AttributeError])
-def test_any_other_error_of_len_is_no_length_and_is_logged(
-    error: type[Exception], caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken(Loader):
-        def __len__(self) -> int:
-            raise error("not today")
-
-    loader = Broken([0, 1])
-    with caplog.at_level("INFO", "dloop"):
-        assert run(Loop(loader, max_epochs=1), loader.notes)[-2:] == ["end", "body 1 ET"]
-    assert "not today" in caplog.text
 
 
 class IterableDataset:
@@ -412,6 +548,129 @@ def test_a_loader_over_any_other_data_set_has_its_length(dataset: Any) -> None:
     loader = Sized([0, 1, 2], promise=3)
     loader.dataset = dataset  # type: ignore[attr-defined]
     assert run(Loop(loader, max_epochs=1), loader.notes)[:3] == ["iter", "next 0", "body 0"]
+
+
+# Loaders that say themselves which batch is an epoch's last
+
+
+class SaysItsEnd(Loader):
+    """Like a loader of Accelerate: it sets `end_of_dataloader` before it hands over the last."""
+
+    end_of_dataloader = False
+
+    def __init__(self, *epochs: Iterable[Any], says: int | None = None) -> None:
+        super().__init__(*epochs)
+        self.says = says  # after how many batches, if that is not the last
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        epoch = list(self.epochs[(len(self.iterators) - 1) % len(self.epochs)])
+        last = len(epoch) if self.says is None else self.says
+        return self.told(batches, last)
+
+    def told(self, batches: Batches, last: int) -> Iterator[Any]:
+        self.end_of_dataloader = False
+        for number, batch in enumerate(batches, 1):
+            self.end_of_dataloader = self.end_of_dataloader or number == last
+            yield batch
+
+
+class SizedSaysItsEnd(SaysItsEnd):
+    def __len__(self) -> int:
+        raise AssertionError("its length says nothing")
+
+
+EPOCH_OF_TWO = ["iter", "next 0", "body 0", "next 1", "body 1 E", "end"]
+LAST_EPOCH_OF_TWO = [*EPOCH_OF_TWO[:-2], "body 1 ET", "end"]
+
+
+@pytest.mark.parametrize("lookahead", [None, False])
+@pytest.mark.parametrize("kind", [SaysItsEnd, SizedSaysItsEnd])
+@pytest.mark.parametrize("called", [False, True])
+def test_a_loader_that_says_its_end_is_asked_and_nothing_is_looked_ahead(
+    called: bool, kind: type[SaysItsEnd], lookahead: bool | None
+) -> None:
+    loader = kind([0, 1])
+    source: Any = (lambda: loader) if called else loader
+    loop = Loop(source, max_epochs=2, lookahead=lookahead)
+    assert run(loop, loader.notes) == [*EPOCH_OF_TWO, *LAST_EPOCH_OF_TWO]
+
+
+def test_a_loader_that_says_its_end_may_have_epochs_of_any_length() -> None:
+    loop = Loop(SaysItsEnd([0, 1], [2], [3, 4, 5]), max_steps=7)
+    assert run(loop, []) == [
+        *["body 0", "body 1 E", "body 2 E", "body 3", "body 4", "body 5 E", "body 0 T"],
+    ]
+
+
+@pytest.mark.parametrize("sizes", [3, (4, 2, 1), 64], ids=repr)
+def test_a_loader_that_says_its_end_closes_lists(sizes: Any) -> None:
+    loader = SaysItsEnd(range(5), range(2))
+    ends = []
+    seen = []
+    loop = Loop(loader, max_epochs=2)
+    for batches, events in loop.chunks(sizes):
+        seen += batches
+        ends += [loop.global_step] * (EPOCH_END in events)
+    assert seen == [*range(5), *range(2)]
+    assert ends == [4, 6]
+
+
+def test_lookahead_true_is_refused_for_a_loader_that_says_its_end() -> None:
+    loader = SaysItsEnd([0, 1])
+    with pytest.raises(ValueError, match="lookahead") as caught:
+        Loop(loader, max_epochs=1, lookahead=True)
+    assert "\n" not in str(caught.value)
+    loop = Loop(lambda: loader, max_epochs=1, lookahead=True)
+    with pytest.raises(ValueError, match="lookahead"):
+        next(iter(loop))
+    assert loader.notes == []
+
+
+def test_a_given_length_goes_before_what_a_loader_says() -> None:
+    loader = SaysItsEnd([0, 1, 2, 3], says=1)
+    loop = Loop(loader, max_epochs=2, dataloader_len=2)
+    assert run(loop, loader.notes) == [
+        *["iter", "next 0", "body 0", "next 1", "body 1 E"],
+        *["iter", "next 0", "body 0", "next 1", "body 1 ET"],
+    ]
+
+
+@pytest.mark.parametrize("value", [None, 0, 1, "yes", lambda: True])
+def test_what_is_no_bool_says_nothing(value: Any) -> None:
+    loader = Loader([0, 1])
+    loader.end_of_dataloader = value  # type: ignore[attr-defined]
+    assert run(Loop(loader, max_epochs=1), loader.notes) == [*LOOKED_AHEAD[:-1], "body 1 ET"]
+
+
+def test_what_a_loader_gives_after_its_end_is_dropped_with_a_warning() -> None:
+    loader = SaysItsEnd([0, 1, 2, 3], says=2)
+    with pytest.warns(LoopWarning) as caught:
+        notes = run(Loop(loader, max_epochs=2), loader.notes)
+    assert [str(warning.message) for warning in caught] == [
+        f"epoch {epoch} had more batches after the one at which its loader's end_of_dataloader"
+        " was true; the rest is dropped"
+        for epoch in (0, 1)
+    ]
+    assert notes == [*EPOCH_OF_TWO[:-1], "next 2", *LAST_EPOCH_OF_TWO[:-1], "next 2"]
+
+
+def test_a_loader_that_ends_without_having_said_so_is_an_error() -> None:
+    loop = Loop(SaysItsEnd([0, 1], says=9), max_epochs=2)
+    notes: list[str] = []
+    with pytest.raises(DataLengthError) as caught:
+        run(loop, notes)
+    assert str(caught.value) == (
+        "epoch 0 ended after 2 batches, but its loader's end_of_dataloader did not say so;"
+        " pass dataloader_len"
+    )
+    assert notes == ["body 0", "body 1"]
+    assert loop.stop_reason == "exception"
+
+
+def test_a_loader_that_says_its_end_without_a_batch_is_an_error() -> None:
+    with pytest.raises(DataExhaustedError, match="epoch 0 has no batch"):
+        batches_of(Loop(SaysItsEnd([]), max_epochs=1))
 
 
 # Sources without batches, and sources that run dry
@@ -454,7 +713,7 @@ def test_a_callable_that_returns_the_same_iterator_again_is_found_out() -> None:
 
 
 def test_a_stream_that_runs_dry_ends_the_run_with_a_warning() -> None:
-    stream = once([0, 1, 2])
+    stream = single_pass([0, 1, 2])
     loop = Loop(stream, max_steps=9)
     reasons = []
     with pytest.warns(LoopWarning) as caught:
@@ -473,7 +732,7 @@ def test_a_stream_that_runs_dry_ends_the_run_with_a_warning() -> None:
 
 
 def test_a_stream_that_runs_dry_under_lookahead_ends_with_its_last_batch() -> None:
-    stream = once([0, 1, 2])
+    stream = single_pass([0, 1, 2])
     loop = Loop(stream, {"Save": Event(at_step=0) | TRAINING_END}, max_steps=9, lookahead=True)
     seen = []
     with pytest.warns(LoopWarning) as caught:
@@ -499,13 +758,13 @@ def test_a_stream_that_runs_dry_under_lookahead_ends_with_its_last_batch() -> No
 def test_a_stream_that_ends_where_training_ends_anyway_is_not_dry(
     given_: dict[str, Any], reason: str
 ) -> None:
-    loop = Loop(once([0, 1, 2]), lookahead=True, **given_)
+    loop = Loop(single_pass([0, 1, 2]), lookahead=True, **given_)
     assert run(loop, []) == ["body 0", "body 1", "body 2 ET"]
     assert loop.stop_reason == reason
 
 
 def test_a_stream_that_runs_dry_between_given_epochs_ends_the_run_with_a_warning() -> None:
-    loop = Loop(once(range(4)), max_epochs=3, dataloader_len=2)
+    loop = Loop(single_pass(range(4)), max_epochs=3, dataloader_len=2)
     notes: list[str] = []
     with pytest.warns(LoopWarning, match="ran dry at global_step 3"):
         run(loop, notes)
@@ -514,7 +773,7 @@ def test_a_stream_that_runs_dry_between_given_epochs_ends_the_run_with_a_warning
 
 
 def test_a_stream_that_runs_dry_within_a_given_epoch_is_an_error() -> None:
-    loop = Loop(once(range(5)), max_epochs=3, dataloader_len=2)
+    loop = Loop(single_pass(range(5)), max_epochs=3, dataloader_len=2)
     with pytest.raises(DataLengthError, match=r"^epoch 2 ended after 1 of the 2 batches"):
         batches_of(loop)
 
@@ -618,11 +877,13 @@ def test_attributes_that_cannot_be_followed_do_no_harm() -> None:
         (lambda wrong: Loader([wrong]), []),
         (lambda wrong: Loader([0, 1, wrong, 3]), ["body 0", "body 1"]),
         (lambda wrong: Sized([0, 1, wrong, 3], promise=4), ["body 0", "body 1"]),
+        # in the last request
         (lambda wrong: Sized([0, 1, wrong], promise=2), ["body 0", "body 1 E"]),
+        (lambda wrong: SaysItsEnd([0, 1, wrong], says=2), ["body 0", "body 1 E"]),
         (lambda wrong: Loader([0], [1, wrong]), ["body 0 E", "body 1"]),
         (lambda wrong: lambda: Batches([0, wrong], []), ["body 0"]),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_an_exception_of_the_source_comes_out_unchanged_and_ends_the_run(
     source: Callable[[Exception], Any], before: list[str]
@@ -759,6 +1020,89 @@ def test_an_exception_met_while_looking_beyond_the_last_step_never_comes() -> No
     loop = Loop(Loader([0, 1, OSError("disk")]), max_steps=2)
     assert run(loop, []) == ["body 0", "body 1 T"]
     assert loop.stop_reason == "max_steps"
+
+
+def asked_once_more(*wrong: Any) -> Sized:
+    """A loader whose last request in each epoch, and what comes after it, is this."""
+    return Sized([0, 1, *wrong], promise=2)
+
+
+@pytest.mark.parametrize("on_exception", ["raise", "event"])
+def test_an_error_in_the_last_request_of_a_run_ends_it_as_a_failure(on_exception: str) -> None:
+    wrong = OSError("disk")
+    loop = Loop(asked_once_more(wrong), max_epochs=1, on_exception=on_exception)
+    iterator = iter(loop)
+    assert [next(iterator)[0], next(iterator)[0]] == [0, 1]
+    assert loop.stop_reason == "max_epochs"
+    with pytest.raises(OSError) as caught:  # it becomes no event: the last step has gone by
+        next(iterator)
+    assert caught.value is wrong
+    assert loop.stop_reason == "exception"
+    assert loop.state.training_end
+    for ask in (lambda: next(iterator), lambda: iter(loop)):
+        with pytest.raises(LoopError) as later:
+            ask()
+        assert later.value.__cause__ is wrong
+    loop.restart()
+    assert next(iter(loop))[0] == 0
+
+
+def test_an_error_in_the_last_request_of_an_epoch_becomes_an_event() -> None:
+    loop = Loop(asked_once_more(OSError("disk")), max_epochs=2, on_exception="event")
+    steps = []
+    with pytest.raises(OSError, match="disk"):
+        for batch, events in loop:
+            steps.append((batch, set(events)))
+    assert steps == [
+        *((0, set()), (1, {EPOCH_END})),
+        (None, {LoopEvents.EXCEPTION, TRAINING_END}),
+    ]
+
+
+def test_an_error_in_the_last_request_is_logged_after_the_loop_was_entered_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loader = asked_once_more(OSError("disk"))
+    loop = Loop(loader, max_epochs=2)
+    for _, events in loop:
+        if EPOCH_END in events:
+            break
+    with caplog.at_level(logging.INFO, "dloop"):
+        assert next(iter(loop))[0] == 0
+    assert loader.notes == ["iter", "next 0", "next 1", "error", "iter", "next 0"]
+    assert "disk" in caplog.text or "OSError" in caplog.text
+    assert {(record.name, record.levelno) for record in caplog.records} == {("dloop", logging.INFO)}
+
+
+class Interrupt(BaseException):
+    """Like KeyboardInterrupt, which would end pytest where a test fails."""
+
+
+def test_an_interrupt_in_the_last_request_of_an_epoch_is_not_made_up_for() -> None:
+    loader = asked_once_more(Interrupt())
+    loop = Loop(loader, max_epochs=2)
+    iterator = iter(loop)
+    assert [next(iterator)[0], next(iterator)[0]] == [0, 1]
+    with pytest.raises(Interrupt):
+        next(iterator)
+    assert loop.stop_reason is None
+    assert next(iterator)[0] == 0
+    assert (loop.epoch, loop.global_step) == (1, 2)
+    assert loader.notes == ["iter", "next 0", "next 1", "error", "iter", "next 0"]
+
+
+def test_an_interrupt_in_the_last_request_of_a_run_leaves_it_finished() -> None:
+    loader = asked_once_more(Interrupt())
+    loop = Loop(loader, max_epochs=1)
+    iterator = iter(loop)
+    assert [next(iterator)[0], next(iterator)[0]] == [0, 1]
+    with pytest.raises(Interrupt):
+        next(iterator)
+    assert loop.stop_reason == "max_epochs"
+    assert list(iterator) == []
+    with pytest.raises(LoopError, match="this run is finished"):
+        iter(loop)
+    assert loader.notes == ["iter", "next 0", "next 1", "error"]
 
 
 class Fails(Loader):
@@ -1140,7 +1484,7 @@ def test_a_single_pass_source_that_an_interrupt_has_ended_is_an_error(
     limit: dict[str, int], lookahead: bool | None, wrong: Exception | None
 ) -> None:
     batches: list[Any] = [0, 1, 2, KeyboardInterrupt(), *([] if wrong is None else [wrong])]
-    loop = Loop(once(batches), lookahead=lookahead, **limit)  # type: ignore[arg-type]
+    loop = Loop(single_pass(batches), lookahead=lookahead, **limit)  # type: ignore[arg-type]
     seen: list[Any] = []
     with pytest.raises(KeyboardInterrupt):
         cell(loop, None, seen, [])
@@ -1342,7 +1686,7 @@ def test_leaving_the_with_closes_generators() -> None:
 
 
 def test_the_with_never_closes_an_iterator_that_is_the_users_own() -> None:
-    stream = once(range(5))
+    stream = single_pass(range(5))
     with Loop(stream, max_steps=5) as loop:
         next(iter(loop))
     assert not stream.closed
@@ -1502,9 +1846,10 @@ def test_after_a_failed_step_the_state_has_the_reading_of_the_one_before() -> No
     assert (loop.state.global_step, loop.state.elapsed) == (2, 30.0)
 
 
-def test_how_many_batches_come_is_counted_down_and_none_after_closing() -> None:
-    loop = Loop(Sized([0, 1, 2], promise=3), max_epochs=1)
-    assert [len(loop) for _ in loop] == [2, 1, 0]
+def test_how_many_batches_come_goes_by_the_length_and_none_come_after_closing() -> None:
+    loop = Loop(Sized([0, 1, 2, 3, 4], promise=3), max_epochs=1)
+    with pytest.warns(LoopWarning, match="had more than the 3"):
+        assert [len(loop) for _ in loop] == [2, 1, 0]
     many = Loop([1, 2, 3], max_epochs=2**62, stop_when=Event(at_step=5))
     assert len(list(many)) == 6
     with Loop([1, 2, 3], max_epochs=1) as closed:
@@ -1514,17 +1859,11 @@ def test_how_many_batches_come_is_counted_down_and_none_after_closing() -> None:
 
 
 def test_a_loop_that_is_only_made_does_not_ask_for_the_length() -> None:
-    asked: list[str] = []
-
-    class Asked(list[int]):
-        def __len__(self) -> int:
-            asked.append("len")
-            return 1
-
-    loop = Loop(Asked([1]), max_steps=1)
-    assert asked == []
-    next(iter(loop))
-    assert asked
+    loader = Unknown([0, 1], error=OSError("disk"))
+    loop = Loop(loader, max_steps=1)
+    iter(loop)
+    assert loader.asked == 0
+    assert next(iter(loop))[0] == 0
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="reference counts")

@@ -25,8 +25,8 @@ ENTER: dict[str, Enter] = {"steps": iter, "lists": lambda loop: loop.chunks(2)}
 
 def refused(core: str, enter: str) -> Any:
     """The error of asking an iterator for a step in a step of its own."""
-    if core == "python":  # it is a generator
-        return pytest.raises(ValueError, match="already executing")
+    if (core, enter) == ("python", "steps"):  # it may be a generator
+        return pytest.raises((ValueError, LoopError), match=r"already executing|in use")
     return pytest.raises(LoopError, match="this loop is in use")
 
 
@@ -310,6 +310,26 @@ def test_a_loop_may_be_looked_at_and_stopped_from_other_threads(enter: str) -> N
     assert loop.stop_reason == "stop"
 
 
+@by_entry
+def test_a_state_during_which_another_thread_goes_on_is_of_one_step_or_refused(enter: str) -> None:
+    asking = Asking("clock", 3)
+    loop = Loop(range(9), max_epochs=1, clock=asking.clock)
+    pairs = ENTER[enter](loop)
+    next(pairs)
+    before = loop.global_step
+    assert loop.state_dict()["steps"] == before + 1
+
+    def go_on() -> None:
+        thread = threading.Thread(target=next, args=(pairs,))
+        thread.start()
+        thread.join()
+
+    asking.ask = go_on
+    with contextlib.suppress(LoopError):
+        assert loop.state_dict()["steps"] in (before + 1, loop.global_step + 1)
+    assert loop.global_step > before
+
+
 @pytest.mark.usefixtures("switching")
 @by_entry
 def test_each_thread_goes_over_loops_of_its_own(enter: str) -> None:
@@ -399,8 +419,9 @@ def test_a_batch_that_comes_when_the_loop_was_closed_is_let_go(enter: str) -> No
 @pytest.mark.parametrize("enter", list(ENTER))
 def test_an_iterator_of_no_loop_is_refused_or_empty(core: str, enter: str) -> None:
     kind = type(ENTER[enter](Loop([1], max_epochs=1)))
-    if core == "python":  # it is an itertools.chain
-        assert list(kind()) == []
+    if (core, enter) == ("python", "steps"):  # it may be one of the standard library
+        with contextlib.suppress(TypeError):
+            assert list(kind()) == []
     else:
         with pytest.raises(TypeError):
             kind()
