@@ -98,7 +98,7 @@ cdef class EventSet(frozenset):
     cdef object _on_unknown
     cdef int64_t last  # the latest step with these events, -1 if there was none
     cdef int64_t before  # and the one before it
-    cdef bint counted  # whether `EventSets.last_steps` has yet to look at it
+    cdef bint in_recent  # whether it is in `EventSets._recent`
 
     def __cinit__(self, names=()):
         self.last = self.before = -1
@@ -188,11 +188,11 @@ cdef class EventSets:
         self.mark_set(<EventSet?>events, step)
 
     cdef inline int mark_set(self, EventSet events, int64_t step) except -1:
-        if not events.counted:
+        if not events.in_recent:
             if len(self._recent) == MOST_RECENT:
                 self.last_steps(max([(<EventSet>recent).last for recent in self._recent]), False)
             self._recent.append(events)
-            events.counted = True
+            events.in_recent = True
         if events.last != step:
             events.before = events.last
             events.last = step
@@ -213,7 +213,7 @@ cdef class EventSets:
                 still_recent.append(events)
                 last = events.before
             else:
-                events.counted = False
+                events.in_recent = False
             if last >= 0:
                 for name in events:
                     if steps.get(name, -1) < last:
@@ -456,7 +456,7 @@ cdef class StepTrigger:
     cdef int64_t start
     cdef int64_t stop
     cdef int64_t origin  # the global step that counts as 0
-    cdef EventSet events  # the set of a step at which this aonly is due
+    cdef EventSet events  # the set of a step at which this alone is due
 
     def __init__(self, Py_ssize_t place, int64_t period, tuple points, int64_t start, int64_t stop):
         self.place = place
@@ -832,12 +832,13 @@ cdef class Stepper:
                 reading[0] = coarse_clock()
             if reading[0] >= self.coarse_until:
                 reading[0] = self.clock.read()
+            reading[0] = max(reading[0], self.clock.last)  # the coarse clock lags behind
             if reading[0] >= self._next_reading:
                 return False
         return step <= token.quiet_until
 
     cdef object fire(self, Token token, int64_t step, int64_t size, int64_t reading):
-        """Make a step at which step triggers and conditions aonly have a say; return its events.
+        """Make a step at which step triggers and conditions alone have a say; return its events.
 
         None where it takes a decision, and nothing is done.
         """
@@ -892,7 +893,7 @@ cdef class Stepper:
             self.sets.mark_set(<EventSet>events, step)
         if asked is not None:
             self.state = asked
-        if self.timed and reading > self.clock.last:  # the coarse clock lags behind
+        if self.timed:
             self.clock.last = reading
         self.step = step
         self.size = size
@@ -949,7 +950,7 @@ cdef class Steps:
         cdef int64_t reading = NEVER
         try:
             if stepper.is_quiet(token, step, &reading):
-                if stepper.timed and reading > stepper.clock.last:
+                if stepper.timed:
                     stepper.clock.last = reading
                 stepper.step = step
                 stepper.busy = False
@@ -996,7 +997,10 @@ cdef class Steps:
             end_or_error()
             self.stepper.batches = iter(())
         except BaseException as exception:
-            if not self.run.goes_on_after_fetch(self.token, exception):
+            try:
+                if not self.run.goes_on_after_fetch(self.token, exception):
+                    raise
+            except BaseException:
                 self.stepper.busy = False
                 raise
         return self.decide_now()
@@ -1012,9 +1016,11 @@ cdef class Lists(Steps):
         cdef Stepper stepper = self.stepper
         cdef int64_t last
         with critical_section(stepper):
+            if stepper.busy or stepper.step >= self.token.until:
+                return self.decide()
             last = stepper.step + min(self.most, NEVER - stepper.step)
             last = min(last, stepper.triggers.next_due())
-            if stepper.busy or last > self.token.until or (
+            if last > self.token.until or (
                 stepper.conditions.start <= last and stepper.step < stepper.conditions.stop
             ):
                 return self.decide()
@@ -1045,7 +1051,7 @@ cdef class Lists(Steps):
             else:
                 fetching = False
                 if stepper.is_quiet(token, step, &reading):
-                    if stepper.timed and reading > stepper.clock.last:
+                    if stepper.timed:
                         stepper.clock.last = reading
                     stepper.step = step
                     stepper.size = size

@@ -44,21 +44,21 @@ class EventSet(frozenset):  # type: ignore[type-arg]
     Asked for a name that the loop does not know, it calls `on_unknown(name)`.
     """
 
-    __slots__ = ("_known", "_names", "_on_unknown", "before", "counted", "last")
+    __slots__ = ("_known", "_names", "_on_unknown", "before", "in_recent", "last")
 
     _names: frozenset[Hashable]
     _known: dict[Hashable, int] | None  # None in a set that somebody else made
     _on_unknown: Callable[[Hashable], object]
     last: int  # the latest step with these events, -1 if there was none
     before: int  # and the one before it
-    counted: bool  # whether `EventSets.last_steps` has yet to look at it
+    in_recent: bool  # whether it is in `EventSets._recent`
 
     def __new__(cls, names: Iterable[Hashable] = ()) -> EventSet:
         events = super().__new__(cls, names)
         events._names = frozenset(events)
         events._known = None
         events.last = events.before = -1
-        events.counted = False
+        events.in_recent = False
         return events
 
     def __contains__(self, name: Hashable) -> bool:
@@ -126,11 +126,11 @@ class EventSets:
 
     def mark(self, events: Any, step: int) -> None:
         """Note that `step` has these events, of which there are some."""
-        if not events.counted:
+        if not events.in_recent:
             if len(self._recent) == MOST_RECENT:
                 self.last_steps(max([recent.last for recent in self._recent]), False)
             self._recent.append(events)
-            events.counted = True
+            events.in_recent = True
         if events.last != step:
             events.before, events.last = events.last, step
 
@@ -147,7 +147,7 @@ class EventSets:
                 still_recent.append(events)
                 last = events.before
             else:
-                events.counted = False
+                events.in_recent = False
             if last >= 0:
                 for name in events:
                     if steps.get(name, -1) < last:
@@ -725,18 +725,15 @@ class Stepper:
         """The next list and the events at its last step; MISSING at the end."""
         mark = object()
         try:
-            if not token.over:
-                run.check(token)
+            run.check(token)
             with self._lock:
                 self._refuse_while_busy()
                 self._making = mark
-            if not token.over:
-                pair = self._list_before_decision(run, sizes, token)
-                if pair is not None:
-                    return pair
-                if size := run.gather(token, sizes):
-                    return run.hand_over(token, sizes, size)
-                token.over = True
+            pair = self._list_before_decision(run, sizes, token)
+            if pair is not None:
+                return pair
+            if size := run.gather(token, sizes):
+                return run.hand_over(token, sizes, size)
             return MISSING  # type: ignore[no-any-return]
         finally:
             if self._making is mark:

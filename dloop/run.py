@@ -78,8 +78,8 @@ class Run:
         self._number = epoch + epoch_end  # of it, or of the one to open
         self._first_step = steps if epoch_end else first
         self._epoch_last = NEVER  # its last step, where that is known
-        # Why the next fetch is not to be believed: "left", where the loop was entered again, or
-        # "interrupted", where an interrupt came out of a fetch
+        # Why the iterator may be broken: "left", where the loop was entered again, so that an error
+        # of the next fetch is not believed; or "interrupted", in a fetch, so that no end is either
         self._doubt = ""
         self._settled = 0  # the batches of the queue whose conditions were asked, and do not hold
         self._deferred: Exception | None = None  # to be raised after the batches of the queue
@@ -160,7 +160,7 @@ class Run:
             self.fail(self._deferred)
             return True
         try:
-            while not self._fetch(token):
+            while not self._fetch(token) and not self.stepper.queue:
                 self.stop_reason = self._end_unforeseen()
                 if self.stop_reason is not None:
                     self._finish()
@@ -175,13 +175,13 @@ class Run:
         """Have one more batch of the epoch in the queue. False where it has no more."""
         stepper = self.stepper
         epoch = self._epoch
-        if epoch is None or epoch.over or epoch.lost:
+        if epoch is None or epoch.over or epoch.must_reopen:
             epoch = self._open_epoch()
             self.check(token)
         if not self.clock.ticking:
             self.clock.start()
             self.check(token)
-        if self._epoch_last <= stepper.step:  # resumed where it is longer than it is now
+        if self._epoch_last <= stepper.step:  # resumed beyond the length that it has now
             return False
         finder = epoch.end_finder
         try:
@@ -195,7 +195,7 @@ class Run:
         last = stepper.step + 1 + len(stepper.queue)
         if self._doubt == "interrupted" and (finder is None or not finder.fetched):
             if not self.source.single_pass:
-                epoch.lost = True
+                epoch.must_reopen = True
                 return self._fetch(token)
             if not self._queue_held(epoch):
                 self._doubt = ""
@@ -218,7 +218,7 @@ class Run:
         if not self.source.has_next_epoch(epoch, taken, step):
             return "exhausted"
         if self._number + 1 >= self.schedule.max_epochs:
-            self.source.lacks_batches(epoch, taken)
+            self.source.warn_no_batches_left(epoch, taken)
             return "max_epochs"
         epoch.over = True
         epoch.ends_itself = False  # that has been seen
@@ -231,7 +231,7 @@ class Run:
         if epoch is not None and epoch.over:
             self._leave_epoch(epoch)
         elif epoch is not None:
-            self.source.lose(self._number, self._taken())
+            self.source.prepare_to_reopen(self._number, self._taken())
         stepper.batches = iter(())
         self._doubt = ""
         opened = self.source.open_epoch(self._number, self._taken())
@@ -299,12 +299,14 @@ class Run:
         stepper.reading = None
         stepper.triggers.schedule(stepper.step + 1, self._first_step)
         epoch = self._epoch
-        if epoch is not None and epoch.end_finder is not None and not epoch.lost:
+        if epoch is not None and epoch.end_finder is not None:
             stepper.batches = iter(epoch.end_finder)
+            if epoch.end_finder.fetched:
+                self._doubt = ""
         if not isinstance(exception, Exception):
             return False
         if epoch is not None and by_source and self._is_doubted():
-            epoch.lost = True
+            epoch.must_reopen = True
             return True
         error = exception
         if by_source and self._doubt == "interrupted":  # single-pass, as far as it comes here
@@ -379,9 +381,9 @@ class Run:
         stepper = self.stepper
         foreseen = min(stepper.triggers.next_due(), self.schedule.max_steps - 1, self._epoch_last)
         size = self._core.fitting(sizes, foreseen - stepper.step)
-        while len(stepper.queue) < size and self.stop_asked is None:
+        while self.stop_asked is None:
             try:
-                if not self._settle():
+                if not self._settle(size - 1):
                     size = self._settled + 1
                     break
             except BaseException as exception:
@@ -389,7 +391,7 @@ class Run:
                     self.goes_on_after(token, exception, False)
                     raise
                 break
-            if self._deferred is not None:
+            if self._deferred is not None or len(stepper.queue) >= size:
                 break
             try:
                 self.check(token)
@@ -403,14 +405,14 @@ class Run:
             return 1
         return self._core.fitting(sizes, min(size, len(stepper.queue)))
 
-    def _settle(self) -> bool:
-        """Ask the conditions of the steps in the queue, as long as none holds.
+    def _settle(self, count: int) -> bool:
+        """Ask the conditions of the first `count` steps in the queue, as long as none holds.
 
         False where the list has to end with the first whose step is not settled.
         """
         stepper = self.stepper
         conditions = stepper.conditions
-        while self._settled < len(stepper.queue):
+        while self._settled < min(count, len(stepper.queue)):
             step = stepper.step + 1 + self._settled
             if step == self._epoch_last or stepper.found is not None:
                 return False
@@ -502,7 +504,7 @@ class Run:
             try:
                 found, state = conditions.ask(state, bool(bits & schedule.stop_bit))
             except Exception as exception:
-                if count == 1 or sizes is None:
+                if count == 1 or sizes is None or token is not stepper.token:
                     raise
                 self._deferred, self._deferred_by_source = exception, False
                 stepper.queue = stepper.queue[: count - 1]
@@ -517,7 +519,7 @@ class Run:
             if asked_stop is not None:
                 bits |= asked_stop[1]
             if reason == "exhausted":
-                self.source.ran_dry(step)
+                self.source.warn_ran_dry(step)
         if (epoch_end or training_end) and (state is None or state.training_end != training_end):
             state = self._state(step, epoch_end, training_end, now)
         events = stepper.sets.of(bits, stepper.step)

@@ -45,10 +45,10 @@ class Epoch:
         ends_itself: whether the iterator has more to do after the last batch: it is asked once
             more, as a `for` does.
         over: whether its last batch was handed over.
-        lost: whether the iterator is of no use any more, and the epoch has to be opened anew.
+        must_reopen: whether the iterator is of no use any more, so that another has to be made.
     """
 
-    __slots__ = ("batches", "end_finder", "ends_itself", "length", "lost", "number", "over")
+    __slots__ = ("batches", "end_finder", "ends_itself", "length", "must_reopen", "number", "over")
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Epoch:
         self.end_finder = end_finder
         self.ends_itself = ends_itself
         self.over = False
-        self.lost = False
+        self.must_reopen = False
 
     def look_ahead(self, kind: type[Lookahead]) -> None:
         """Find the end by looking ahead from here on."""
@@ -288,7 +288,7 @@ class Source:
             f"to go on in epoch {epoch}{unsure}"
         )
 
-    def lose(self, epoch: int, taken: int) -> None:
+    def prepare_to_reopen(self, epoch: int, taken: int) -> None:
         """Let `epoch`, of which so many batches were taken, be opened anew."""
         self._resumed = self.state(taken, 1, epoch, False)
         self._batches = None
@@ -342,7 +342,7 @@ class Source:
                 "did not say so; pass dataloader_len"
             )
         if self.single_pass:
-            self.ran_dry(step)
+            self.warn_ran_dry(step)
         return not self.single_pass
 
     def ask_once_more(self, epoch: Epoch, left: bool) -> None:
@@ -374,14 +374,14 @@ class Source:
                 "len(dataloader) promised; the rest is dropped; pass lookahead=True to use it"
             )
 
-    def lacks_batches(self, epoch: Epoch, taken: int) -> None:
+    def warn_no_batches_left(self, epoch: Epoch, taken: int) -> None:
         """Warn that the last epoch was resumed after `taken` batches, and has no more."""
         warn(
             f"the run is over: epoch {epoch.number}, its last, was resumed after {taken} batches "
             "and has no more"
         )
 
-    def ran_dry(self, step: int) -> None:
+    def warn_ran_dry(self, step: int) -> None:
         """Warn that the source ended at `step`, before the run's limit."""
         warn(f"the dataloader ran dry at global_step {step}, before the run's limit")
 

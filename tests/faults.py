@@ -155,7 +155,7 @@ FAULTS = [
     ),
     Fault(
         "windows are counted once",
-        "                events.counted = False\n",
+        "                events.in_recent = False\n",
         "                pass\n",
     ),
     Fault(
@@ -319,7 +319,7 @@ FAULTS = [
         "        if (",
         ("python",),
     ),
-    Fault("a list runs over a decision", "or last > self.token.until or", "or", ("cython",)),
+    Fault("a list runs over a decision", "if last > self.token.until or (", "if (", ("cython",)),
     Fault(
         "a list has any length",
         "size = fitting(sizes, last - step)",
@@ -398,8 +398,9 @@ FAULTS = [
     ),
     Fault(
         "the clock starts before the epoch is opened",
-        "        if epoch is None or epoch.over or epoch.lost:\n",
-        "        self.clock.start()\n        if epoch is None or epoch.over or epoch.lost:\n",
+        "        if epoch is None or epoch.over or epoch.must_reopen:\n",
+        "        self.clock.start()\n"
+        "        if epoch is None or epoch.over or epoch.must_reopen:\n",
         SHARED,
         RUN,
     ),
@@ -566,7 +567,7 @@ FAULTS = [
         SHARED,
         RUN,
     ),
-    Fault("a stream runs dry in silence", "self.source.ran_dry(step)", "pass", SHARED, RUN),
+    Fault("a stream runs dry in silence", "self.source.warn_ran_dry(step)", "pass", SHARED, RUN),
     Fault(
         "the next event is one late",
         "else due - stepper.step",
@@ -691,7 +692,7 @@ FAULTS = [
     ),
     Fault(
         "a condition's error at the last step drops the list",
-        "if count == 1 or sizes is None:",
+        "if count == 1 or sizes is None or token is not stepper.token:",
         "if True:",
         SHARED,
         RUN,

@@ -35,8 +35,8 @@ FAULTS = [
         "heap-buffer-overflow",
     ),
     Fault(
-        "Py_DECREF(batch)\n",
-        "Py_DECREF(batch); Py_DECREF(batch)\n",
+        "            Py_DECREF(batch)\n",
+        "            Py_DECREF(batch); Py_DECREF(batch)\n",
         "for batch, events in Loop((object() for _ in range(9)), max_steps=9): hash(batch)",
         "heap-use-after-free",
     ),

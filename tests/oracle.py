@@ -588,7 +588,8 @@ class OracleLoop:
         walk("loader" if nodes else None)
         self.refuse_lookahead()
         self.promise = self.read_promise()
-        self.promises.setdefault(self.epoch, self.promise)
+        if self.promises.setdefault(self.epoch, self.promise) != self.promise:
+            raise Undecided("an epoch that is opened anew has another length")
         if self.promise == 0:
             if self.taken > 0:
                 raise Undecided("an epoch that is opened anew promises less than was fetched of it")
@@ -642,12 +643,6 @@ class OracleLoop:
                 self.world.fetch(self.stream)
             except StopIteration:
                 break
-            except KeyboardInterrupt:
-                if self.promise != self.promises[self.epoch]:
-                    raise Undecided(
-                        "interrupted while it is set forward, with a new length"
-                    ) from None
-                raise
         self.distrusted = False  # what comes now counts; if interrupted before, it begins again
         if self.promise is not None and count >= self.promise:
             raise Undecided("an epoch that is opened anew promises no more than was fetched of it")

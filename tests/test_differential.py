@@ -107,7 +107,7 @@ def test_plans_that_once_went_wrong(plan: Plan) -> None:
     check(plan, oracle_trace(plan))
 
 
-SIZED = Source(lengths=(3, 2), promised=(3, 2))
+SIZED = Source(lengths=(3,), promised=(3,))
 ONE_PASS = Source("single-pass", lengths=(5,))
 
 

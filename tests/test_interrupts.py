@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -292,3 +293,58 @@ def test_an_error_that_is_false_is_an_error(enter: Enter) -> None:
             for batch, _ in enter(Loop(batches, max_epochs=2, lookahead=lookahead)):
                 seen += batch if isinstance(batch, list) else [batch]
         assert seen == [0, 1]
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+def test_a_second_interrupt_while_the_first_is_noted_lets_the_run_go_on(enter: Enter) -> None:
+    struck: list[str] = []
+
+    def batches() -> Iterator[int]:
+        for number in range(9):
+            if number == 7 and not struck:
+                struck.append("fetch")
+                raise KeyboardInterrupt
+            yield number
+
+    def strike(frame: Any, event: str, _argument: object) -> None:
+        if event == "call" and "after_fetch" in frame.f_code.co_name and len(struck) == 1:
+            struck.append("note")
+            raise KeyboardInterrupt
+
+    loop = Loop(batches, max_epochs=1, dataloader_len=9)
+    seen: list[int] = []
+
+    def cell() -> None:
+        for batch, _ in enter(loop):
+            seen.extend(batch if isinstance(batch, list) else [batch])
+
+    try:
+        sys.setprofile(strike)
+        with pytest.raises(KeyboardInterrupt):
+            cell()
+    finally:
+        sys.setprofile(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dloop.LoopWarning)  # of what is fetched again
+        try:
+            cell()
+        except dloop.DataLengthError:  # the note was lost, and with it that the iterator is
+            assert len(struck) == 2
+            return
+    assert seen == list(range(9))
+
+
+@pytest.mark.parametrize("leave", ["close", "restart"])
+def test_what_a_condition_raises_after_it_has_left_the_loop_comes_out(leave: str) -> None:
+    asked: list[int] = []
+
+    def condition(state: dloop.LoopState) -> None:
+        asked.append(state.global_step)
+        if state.global_step == 3:
+            getattr(loop, leave)()
+            raise OSError("disk")
+
+    loop = Loop(range(8), {"C": Event(condition), "E": Event(at_step=3)}, max_epochs=1)
+    with pytest.raises(OSError, match="disk"):
+        next(loop.chunks(4))
+    assert asked == [0, 1, 2, 3]

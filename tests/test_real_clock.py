@@ -52,3 +52,15 @@ def test_a_state_keeps_the_time_that_it_told() -> None:
     loop = Loop(range(9), {"Hourly": Event(every_n_seconds=3600)}, max_epochs=1)
     told = [(loop.state, loop.state.elapsed) for _ in loop]
     assert [state.elapsed for state, _ in told] == [elapsed for _, elapsed in told]
+
+
+def test_elapsed_never_goes_back_in_conditions_either() -> None:
+    times: list[float] = []
+    events = {
+        "Hourly": Event(every_n_seconds=3600),
+        "Seen": Event(lambda state: times.append(state.elapsed)),
+    }
+    for _ in Loop(range(5000), events, max_epochs=1):
+        pass
+    assert times == sorted(times)
+    assert times[0] > 0
