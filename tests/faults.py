@@ -826,8 +826,8 @@ FAULTS = [
     ),
     Fault(
         "a loop that ends takes the signals of the other",
-        "before = before if replaced is _handle else replaced",
-        "before = replaced",
+        "previous = previous if replaced is _handle else replaced",
+        "previous = replaced",
         SHARED,
         "dloop/signals.py",
     ),
