@@ -81,17 +81,17 @@ def _add_listener(number: int, signals: StopSignals) -> None:
 
 
 def _remove_listener(number: int, signals: StopSignals) -> None:
-    in_main_thread = _in_main_thread()
+    listeners = _listeners.get(number, [])
+    if not _in_main_thread():
+        _listeners[number] = [(None if each is signals else each, old) for each, old in listeners]
+        return
     kept: list[tuple[StopSignals | None, Any]] = []
     previous: Any = _handle
-    for listener, replaced in _listeners.get(number, ()):
+    for listener, replaced in listeners:
         previous = previous if replaced is _handle else replaced
-        if listener is signals or listener is None:
-            if in_main_thread:
-                continue  # the next listener takes over the handler that this one replaced
-            listener = None
-        kept.append((listener, previous))
-        previous = _handle
+        if listener is not signals and listener is not None:
+            kept.append((listener, previous))  # with the handlers of those removed before it
+            previous = _handle
     _listeners[number] = kept
     _restore(number, previous)
 
