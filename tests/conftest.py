@@ -1,4 +1,4 @@
-"""One fixture runs every test over both cores."""
+"""Fixtures; `core` runs every test with both cores."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import Phase, settings
 
 from cores import CORES, use_core
 
-# No deadline: machines are busy. No explanations: our messages say more. In CI the same examples
-# each time, so that a change that fails there has itself to blame.
+# No deadline, since a busy machine is slow. No explain phase, since our messages say more. CI
+# always runs the same examples, so that a failure there is due to the change.
 settings.register_profile(
     "default",
     deadline=None,
@@ -48,7 +48,7 @@ def core(request: pytest.FixtureRequest) -> Iterator[str | None]:
 
 @pytest.fixture
 def uncompiled() -> Iterator[None]:
-    """On PyPy no machine code is made: it would keep objects from being collected."""
+    """Turn PyPy's JIT off: compiled code keeps objects alive."""
     if sys.implementation.name != "pypy":
         yield
         return
