@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -44,6 +45,15 @@ def core(request: pytest.FixtureRequest) -> Iterator[str | None]:
         return
     with use_core(name):
         yield name
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The garbage collector does not run during the test."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

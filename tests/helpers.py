@@ -1,4 +1,4 @@
-"""What several test files use: loaders that record their requests, a manual clock, marks."""
+"""What several test files use: loaders, a clock, ways to enter a loop, marks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
+from dloop import Loop
+
 CPYTHON = sys.implementation.name == "cpython"
+
+Enter = Callable[[Loop[Any]], Iterator[tuple[Any, Any]]]
+ENTER: dict[str, Enter] = {"steps": iter, "lists": lambda loop: loop.chunks(2)}
+"""The ways to iterate over a loop, by name."""
+
 needs_reference_counts = pytest.mark.skipif(not CPYTHON, reason="needs reference counts")
 
 
@@ -85,7 +92,7 @@ class ManualClock:
 
 
 class Batch:
-    """A batch that can have weak references."""
+    """A batch that weak references can refer to."""
 
 
 def flat(pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
