@@ -1,4 +1,4 @@
-"""Timers with the real clock, which the compiled core does not read through `clock`."""
+"""Timers with the real clock, for which the compiled core has its own code."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from time import perf_counter
 from dloop import Event, Loop
 
 
-def endless() -> Iterator[int]:
+def many_batches() -> Iterator[int]:
     """More batches than any run here takes, but not infinitely many."""
     return iter(range(10**8))
 
 
 def test_a_timer_fires_when_its_period_has_passed_and_not_before() -> None:
     events = {"Tick": Event(every_n_seconds=0.1), "Often": Event(every_n_steps=3)}
-    loop = Loop(endless(), events, max_seconds=0.35)
+    loop = Loop(many_batches(), events, max_seconds=0.35)
     began = perf_counter()
     ticks = [loop.state.elapsed for _, due in loop if "Tick" in due]
     assert perf_counter() - began >= 0.35
@@ -26,7 +26,7 @@ def test_a_timer_fires_when_its_period_has_passed_and_not_before() -> None:
 
 def test_each_at_time_fires_once_and_max_seconds_ends_the_run() -> None:
     at_times = (0, 0.05, 0.1)
-    loop = Loop(endless(), {"Now": Event(at_time=at_times)}, max_seconds=0.15)
+    loop = Loop(many_batches(), {"Now": Event(at_time=at_times)}, max_seconds=0.15)
     times = [loop.state.elapsed for _, due in loop if "Now" in due]
     assert 1 <= len(times) <= 3  # on a busy machine several fire together
     assert times == sorted(set(times))
