@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fuzz import TARGETS, Bytes, told
+from fuzz import TARGETS, Bytes, checked
 
 
 @pytest.mark.no_core
@@ -26,7 +26,7 @@ def test_random_bytes_give_runs_or_documented_errors(target: object) -> None:
 @pytest.mark.parametrize("made", [AttributeError("a"), ValueError("a\nb"), ValueError("")])
 def test_undocumented_errors_and_messages_that_are_not_one_line_fail(made: Exception) -> None:
     with pytest.raises(AssertionError):
-        told(made)
+        checked(made)
 
 
 @pytest.mark.no_core
