@@ -155,7 +155,7 @@ FAULTS = [
     Fault("the clock is read at every access to elapsed", "if self._elapsed < 0:", "if True:"),
     Fault("unknown names do not warn", "self._on_unknown(name)", "pass"),
     Fault(
-        "windows ignore the step of the resumed state",
+        "an undone step forgets when its events were due before",
         "last = events.before\n",
         "last = -1\n",
     ),
