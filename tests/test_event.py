@@ -446,17 +446,22 @@ def event_refusals() -> Iterator[tuple[dict[str, Any], type[Exception], Any]]:
     )
 
 
+def assert_names(caught: Any, parameter: str, kind: type[Exception], value: Any) -> None:
+    """The error is of exactly this type, and has one line that names parameter and value."""
+    text = str(caught.value)
+    assert caught.type is kind
+    assert parameter in text
+    assert repr(value) in text
+    assert "\n" not in text
+
+
 @pytest.mark.parametrize(("given_", "kind", "value"), list(event_refusals()))
 def test_an_events_error_names_the_wrong_parameter_and_value_in_one_line(
     given_: dict[str, Any], kind: type[Exception], value: Any
 ) -> None:
     with pytest.raises(kind) as caught:
         Event(**given_)
-    text = str(caught.value)
-    assert caught.type is kind
-    assert list(given_)[-1] in text
-    assert repr(value) in text
-    assert "\n" not in text
+    assert_names(caught, list(given_)[-1], kind, value)
 
 
 @pytest.mark.parametrize("name", [*CRITERIA, "from_step", "until_step"])
@@ -543,11 +548,7 @@ def test_a_loops_error_names_the_wrong_parameter_and_value_in_one_line(
 ) -> None:
     with pytest.raises(kind) as caught:
         Loop(**{"dataloader": Untouched(), **given_})
-    text = str(caught.value)
-    assert caught.type is kind
-    assert list(given_)[-1] in text
-    assert repr(value) in text
-    assert "\n" not in text
+    assert_names(caught, list(given_)[-1], kind, value)
 
 
 @pytest.mark.parametrize("value", [3, None, is_first, LoopEvents.EPOCH_END, [Event(at_step=1)]])

@@ -164,6 +164,15 @@ def test_after_an_interrupt_at_any_point_all_batches_and_events_come(
             assert interrupted.steps == undisturbed.steps, interrupted.interrupted_at
 
 
+def batches_before_error(loop: Loop[Any], enter: Enter, leave: str) -> list[Any]:
+    """The batches that came before the LoopError about a `close` or `restart` within a step."""
+    batches: list[Any] = []
+    with pytest.raises(dloop.LoopError, match="closed" if leave == "close" else "entered again"):
+        for batch, _events in enter(loop):
+            batches += batch if isinstance(batch, list) else [batch]
+    return batches
+
+
 @pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
 @pytest.mark.parametrize("leave", ["close", "restart"])
 @pytest.mark.parametrize("step", [0, 1, 2, 5, 6])
@@ -175,10 +184,7 @@ def test_a_condition_may_close_or_restart_the_loop_at_any_step(
             getattr(loop, leave)()
 
     loop = Loop(range(7), {"C": Event(condition)}, max_epochs=1)
-    batches: list[Any] = []
-    with pytest.raises(dloop.LoopError, match="closed" if leave == "close" else "entered again"):
-        for batch, _events in enter(loop):
-            batches += batch if isinstance(batch, list) else [batch]
+    batches = batches_before_error(loop, enter, leave)
     assert batches == list(range(7))[: len(batches)]
     assert len(batches) <= step
 
@@ -201,10 +207,7 @@ def test_a_dataloader_may_close_or_restart_the_loop_at_any_fetch(
             return Leaving(self)
 
     loop: Loop[Any] = Loop(LeavingLoader(), max_epochs=1)
-    batches: list[Any] = []
-    with pytest.raises(dloop.LoopError, match="closed" if leave == "close" else "entered again"):
-        for batch, _events in enter(loop):
-            batches += batch if isinstance(batch, list) else [batch]
+    batches = batches_before_error(loop, enter, leave)
     assert [place for _, place in batches] == list(range(7))[: len(batches)]
     assert len(batches) <= fetch
 
@@ -223,10 +226,7 @@ def test_a_clock_may_close_or_restart_the_loop(reading: int, leave: str, enter: 
         return readings
 
     loop = Loop(range(7), {"T": Event(every_n_seconds=2)}, max_epochs=1, clock=clock)
-    batches: list[Any] = []
-    with pytest.raises(dloop.LoopError, match="closed" if leave == "close" else "entered again"):
-        for batch, _events in enter(loop):
-            batches += batch if isinstance(batch, list) else [batch]
+    batches = batches_before_error(loop, enter, leave)
     assert batches == list(range(7))[: len(batches)]
     assert len(batches) < 7
 
