@@ -372,7 +372,7 @@ cdef struct Entry:
 
 
 cdef class Agenda:
-    """Numbered things by when they are due: a binary heap, whose last entry is never due."""
+    """Numbered things by when they are due: a binary heap. One more entry is never due."""
 
     cdef Entry *heap
     cdef Py_ssize_t size
@@ -825,8 +825,7 @@ cdef class Stepper:
     cdef inline bint is_quiet(self, Token token, int64_t step, int64_t *reading) except -1:
         """Whether nothing is due at `step`; what the clock says there, where steps need it."""
         if self.timed:
-            if self.coarse_until:
-                reading[0] = coarse_clock()
+            reading[0] = coarse_clock() if self.coarse_until else NEVER
             if reading[0] >= self.coarse_until:
                 reading[0] = self.clock.read()
             reading[0] = max(reading[0], self.clock.last)  # the coarse clock lags behind
@@ -868,7 +867,7 @@ cdef class Stepper:
                 only.events = self.sets.make(<object>1 << only.place)
             events = only.events
         else:
-            events = self.sets.of(bits, self.step)
+            events = self.sets.of(bits, self.step) if bits else QUIET
         if token is not self.token:  # the loop was closed or restarted in a condition
             return None
         triggers.advance(step)
@@ -933,7 +932,7 @@ cdef class Steps:
         cdef Stepper stepper = self.stepper
         cdef Token token = self.token
         cdef int64_t step = stepper.step + 1
-        cdef int64_t reading = NEVER
+        cdef int64_t reading = 0
         try:
             if stepper.is_quiet(token, step, &reading):
                 if stepper.timed:
@@ -1025,7 +1024,7 @@ cdef class Lists(Steps):
         cdef Token token = self.token
         cdef list gathered = list_with_room(min(size, 4096))
         cdef int64_t step = stepper.step + size
-        cdef int64_t reading = NEVER
+        cdef int64_t reading = 0
         cdef bint fetching = True
         cdef PyObject *fetched
         cdef iternextfunc fetch
@@ -1073,7 +1072,10 @@ cdef class Lists(Steps):
 
 
 cpdef int64_t fitting(sizes, int64_t most) except -1:
-    """The greatest of `sizes`, or of all up to it where it is one number, that is within `most`."""
+    """The greatest of `sizes` (descending, the last is 1) that is within `most`.
+
+    Where `sizes` is one number, all lengths up to it are allowed.
+    """
     if isinstance(sizes, int):
         return min(most, <int64_t>sizes)
     for size in sizes[:-1]:

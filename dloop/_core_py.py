@@ -502,7 +502,10 @@ class Lookahead:
 
 
 def fitting(sizes: Sizes, most: int) -> int:
-    """The greatest of `sizes`, or of all up to it where it is one number, that is within `most`."""
+    """The greatest of `sizes` (descending, the last is 1) that is within `most`.
+
+    Where `sizes` is one number, all lengths up to it are allowed.
+    """
     if isinstance(sizes, int):
         return min(most, sizes)
     for size in sizes[:-1]:
@@ -825,7 +828,7 @@ class Stepper:
             if events is None:
                 events = only.events = self.sets.make(1 << only.place)
         else:
-            events = self.sets.of(bits, self.step)
+            events = self.sets.of(bits, self.step) if bits else QUIET
         if token is not self.token:  # the loop was closed or restarted in a condition
             return None
         triggers.advance(step)
