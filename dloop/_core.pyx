@@ -68,7 +68,6 @@ cdef int64_t LONGEST = (<int64_t>1 << 62) - 1  # the training time at which it s
 cdef int64_t BEHIND = 4 * min(coarse_resolution(), NEVER >> 3)
 cdef object MISSING = _MISSING
 cdef int MOST_SETS = 4096  # how many event sets are kept ready
-cdef int MOST_RECENT = 8  # how many sets `EventSets.last_steps` has to look at
 cdef int FIRST = 12  # how many names are compared by identity
 cdef int WORD = 64  # how many places have their bits in a word
 
@@ -189,8 +188,6 @@ cdef class EventSets:
 
     cdef inline int mark_set(self, EventSet events, int64_t step) except -1:
         if not events.in_recent:
-            if len(self._recent) == MOST_RECENT:
-                self.last_steps(max([(<EventSet>recent).last for recent in self._recent]), False)
             self._recent.append(events)
             events.in_recent = True
         if events.last != step:
@@ -338,15 +335,15 @@ cdef class LoopState:
 
     cdef LoopState at_training_end(self):
         """The same, for the last step of the run."""
-        return make_state(
-            self.epoch,
-            self.global_step,
-            self.epoch_step,
-            self.epoch_end,
-            True,
-            self._elapsed,
-            self._clock,
-        )
+        cdef LoopState state = LoopState.__new__(LoopState)
+        state.epoch = self.epoch
+        state.global_step = self.global_step
+        state.epoch_step = self.epoch_step
+        state.epoch_end = self.epoch_end
+        state.training_end = True
+        state._elapsed = self._elapsed
+        state._clock = self._clock
+        return state
 
     cdef tuple _values(self):
         return tuple([getattr(self, name) for name in _FIELDS])
@@ -369,33 +366,13 @@ cdef class LoopState:
         return f"LoopState({values})"
 
 
-cdef LoopState make_state(
-    int64_t epoch,
-    int64_t global_step,
-    int64_t epoch_step,
-    bint epoch_end,
-    bint training_end,
-    int64_t elapsed,
-    Clock clock,
-):
-    cdef LoopState state = LoopState.__new__(LoopState)
-    state.epoch = epoch
-    state.global_step = global_step
-    state.epoch_step = epoch_step
-    state.epoch_end = epoch_end
-    state.training_end = training_end
-    state._elapsed = elapsed
-    state._clock = clock
-    return state
-
-
 cdef struct Entry:
     int64_t due
     Py_ssize_t number
 
 
 cdef class Agenda:
-    """Numbered things by when they are due: a binary heap, whose last entry is never due."""
+    """Numbered things by when they are due: a binary heap. One more entry is never due."""
 
     cdef Entry *heap
     cdef Py_ssize_t size
@@ -709,14 +686,16 @@ cdef class Stepper:
     Attributes:
         step: the latest step that was handed over.
         size: how many steps were handed over with it.
-        epoch: its epoch.
-        epoch_start: the first step of that epoch.
         state: the LoopState of that step, or of an earlier one.
+        epoch: the epoch of the next step.
+        epoch_start: the first step of that epoch.
+        epoch_end: the latest step that was the last of an epoch.
+        training_end: the last step of the run, once it was handed over.
         batches: the iterator to fetch from; an empty one after it has ended.
         queue: the batches that were fetched and not handed over.
         reading: what the clock said for the step that is being made, or None.
-        found: the bits of the conditions that hold at that step, or None, and `asked` what they
-            were given.
+        answers: the bits of the conditions that hold at that step, and the state that they were
+            given, if that is its final one; None as long as they were not asked.
         next_reading: the reading at which the time is due to be looked at.
     """
 
@@ -732,12 +711,13 @@ cdef class Stepper:
     cdef public int64_t size
     cdef public int64_t epoch
     cdef public int64_t epoch_start
+    cdef public int64_t epoch_end
+    cdef public int64_t training_end
     cdef public Token token
     cdef public object batches
     cdef public list queue
     cdef public object reading
-    cdef public object found
-    cdef public LoopState asked
+    cdef public tuple answers
     cdef int64_t _next_reading
     cdef int64_t coarse_until  # up to where the coarse clock will do
     cdef bint busy  # a step is being made: what it calls may not ask for another
@@ -762,14 +742,16 @@ cdef class Stepper:
         self.state = state
         self.step = state.global_step
         self.size = 0
-        self.epoch = state.epoch
-        self.epoch_start = state.global_step - state.epoch_step
+        self.epoch = state.epoch + state.epoch_end
+        self.epoch_start = state.global_step + 1
+        if not state.epoch_end:
+            self.epoch_start -= state.epoch_step + 1
+        self.epoch_end = self.training_end = -1
         self.token = Token.__new__(Token)
         self.batches = iter(())
         self.queue = []
         self.reading = None
-        self.found = None
-        self.asked = None
+        self.answers = None
         self.next_reading = NEVER
         self.busy = False
 
@@ -784,21 +766,36 @@ cdef class Stepper:
         if self.clock._tick is not None or self.coarse_until <= self.clock.last:
             self.coarse_until = 0
 
+    cpdef LoopState state_at(
+        self, int64_t step, bint epoch_end, bint training_end, int64_t elapsed
+    ):
+        """The LoopState of a step of the epoch, at so many nanoseconds of training time."""
+        cdef LoopState state = LoopState.__new__(LoopState)
+        state.epoch = self.epoch
+        state.global_step = step
+        state.epoch_step = step - self.epoch_start
+        state.epoch_end = epoch_end
+        state.training_end = training_end
+        state._elapsed = elapsed
+        state._clock = self.clock
+        return state
+
     @critical_section
     def latest_state(self):
         """The LoopState of the latest step, the same object while that step lasts."""
         cdef int64_t step = self.step
         if self.state.global_step != step:
-            self.state = make_state(
-                self.epoch,
+            self.state = self.state_at(
                 step,
-                step - self.epoch_start,
-                False,
-                False,
-                self.clock.elapsed(self.clock.last) if self.timed else -1,
-                self.clock,
+                step == self.epoch_end,
+                step == self.training_end,
+                self.elapsed_at(self.clock.last),
             )
         return self.state
+
+    cdef inline int64_t elapsed_at(self, int64_t reading) noexcept:
+        """The training time of a step; -1 where steps do not read the clock."""
+        return self.clock.elapsed(reading) if self.timed else -1
 
     @critical_section
     def steps(self, run, keep_alive):
@@ -828,8 +825,7 @@ cdef class Stepper:
     cdef inline bint is_quiet(self, Token token, int64_t step, int64_t *reading) except -1:
         """Whether nothing is due at `step`; what the clock says there, where steps need it."""
         if self.timed:
-            if self.coarse_until:
-                reading[0] = coarse_clock()
+            reading[0] = coarse_clock() if self.coarse_until else NEVER
             if reading[0] >= self.coarse_until:
                 reading[0] = self.clock.read()
             reading[0] = max(reading[0], self.clock.last)  # the coarse clock lags behind
@@ -846,7 +842,6 @@ cdef class Stepper:
         cdef Triggers triggers = self.triggers
         cdef StepTrigger only = None
         cdef LoopState asked = None
-        cdef int64_t quiet_until
         cdef object found = 0
         cdef object bits = 0
         if step > token.until or (self.timed and reading >= self._next_reading):
@@ -858,20 +853,10 @@ cdef class Stepper:
                 if self.has_stop and bits & self.stop_bit:
                     return None
         if conditions.start <= step < conditions.stop:
-            asked = make_state(
-                self.epoch,
-                step,
-                step - self.epoch_start,
-                False,
-                False,
-                self.clock.elapsed(reading) if self.timed else -1,
-                self.clock,
-            )
+            asked = self.state_at(step, False, False, self.elapsed_at(reading))
             found = conditions.holding(asked, False)
-            asked = conditions.asked
             if self.has_stop and found & self.stop_bit:
-                self.found = found
-                self.asked = asked
+                self.answers = found, conditions.asked
                 return None
         if found:
             if only is not None:
@@ -882,13 +867,13 @@ cdef class Stepper:
                 only.events = self.sets.make(<object>1 << only.place)
             events = only.events
         else:
-            events = self.sets.of(bits, self.step)
+            events = self.sets.of(bits, self.step) if bits else QUIET
         if token is not self.token:  # the loop was closed or restarted in a condition
             return None
         triggers.advance(step)
-        quiet_until = min(triggers.next_due() - 1, token.until)
+        token.quiet_until = min(triggers.next_due() - 1, token.until)
         if step + 1 < conditions.stop:
-            quiet_until = min(quiet_until, max(step, conditions.start - 1))
+            token.quiet_until = min(token.quiet_until, max(step, conditions.start - 1))
         if events is not QUIET:
             self.sets.mark_set(<EventSet>events, step)
         if asked is not None:
@@ -897,7 +882,6 @@ cdef class Stepper:
             self.clock.last = reading
         self.step = step
         self.size = size
-        token.quiet_until = quiet_until
         return events
 
 
@@ -906,6 +890,7 @@ cdef class Steps:
 
     cdef Stepper stepper
     cdef object run
+    cdef object sizes  # of lists; None where the steps are single ones
     cdef Token token
     cdef object keep_alive
 
@@ -947,7 +932,7 @@ cdef class Steps:
         cdef Stepper stepper = self.stepper
         cdef Token token = self.token
         cdef int64_t step = stepper.step + 1
-        cdef int64_t reading = NEVER
+        cdef int64_t reading = 0
         try:
             if stepper.is_quiet(token, step, &reading):
                 if stepper.timed:
@@ -959,7 +944,7 @@ cdef class Steps:
         except BaseException as exception:
             stepper.queue = [batch]
             stepper.busy = False
-            self.run.goes_on_after(token, exception, False)
+            self.run.fail_step(token, exception)
             raise
         if events is not None:
             stepper.busy = False
@@ -973,7 +958,6 @@ cdef class Steps:
         """A step that takes a decision."""
         if self.token.over:
             raise StopIteration
-        self.run.check(self.token)
         if self.stepper.busy:
             raise errors.in_use()
         self.stepper.busy = True
@@ -981,15 +965,24 @@ cdef class Steps:
 
     cdef object decide_now(self):
         """The same, where this is marked as the step that is being made."""
-        self.token.set_back()  # until it is made, whatever interrupts it
+        cdef Stepper stepper = self.stepper
+        cdef Token token = self.token
+        cdef int64_t in_hand
+        token.set_back()  # until it is made, whatever interrupts it
         try:
-            if self.run.fetch(self.token):
-                return self.run.hand_over(self.token, None, 1)
-            self.token.over = True
+            if self.sizes is None:
+                in_hand = self.run.fetch(token)
+            else:
+                in_hand = self.run.gather(token, self.sizes)
+            if in_hand > 0:
+                return self.run.hand_over(token, self.sizes, in_hand)
+            token.over = not in_hand
         finally:
-            self.stepper.busy = False
-        self.keep_alive = None
-        raise StopIteration
+            stepper.busy = False
+        if token.over:
+            self.keep_alive = None
+            raise StopIteration
+        return next(self)
 
     cdef object decide_after_fetch(self):
         """The same, where a fetch gave no batch, but an end or an error."""
@@ -1009,7 +1002,6 @@ cdef class Steps:
 cdef class Lists(Steps):
     """An iterator over lists of a run's batches."""
 
-    cdef object sizes
     cdef int64_t most
 
     def __next__(self):
@@ -1032,7 +1024,7 @@ cdef class Lists(Steps):
         cdef Token token = self.token
         cdef list gathered = list_with_room(min(size, 4096))
         cdef int64_t step = stepper.step + size
-        cdef int64_t reading = NEVER
+        cdef int64_t reading = 0
         cdef bint fetching = True
         cdef PyObject *fetched
         cdef iternextfunc fetch
@@ -1065,7 +1057,7 @@ cdef class Lists(Steps):
             stepper.queue = gathered
             try:
                 if not fetching:
-                    self.run.goes_on_after(token, exception, False)
+                    self.run.fail_step(token, exception)
                     raise
                 if not self.run.goes_on_after_fetch(token, exception):
                     raise
@@ -1078,22 +1070,12 @@ cdef class Lists(Steps):
             stepper.reading = reading
         return self.decide_now()
 
-    cdef object decide_now(self):
-        cdef object size
-        self.token.set_back()
-        try:
-            size = self.run.gather(self.token, self.sizes)
-            if size:
-                return self.run.hand_over(self.token, self.sizes, size)
-            self.token.over = True
-        finally:
-            self.stepper.busy = False
-        self.keep_alive = None
-        raise StopIteration
-
 
 cpdef int64_t fitting(sizes, int64_t most) except -1:
-    """The greatest of `sizes`, or of all up to it where it is one number, that is within `most`."""
+    """The greatest of `sizes` (descending, the last is 1) that is within `most`.
+
+    Where `sizes` is one number, all lengths up to it are allowed.
+    """
     if isinstance(sizes, int):
         return min(most, <int64_t>sizes)
     for size in sizes[:-1]:

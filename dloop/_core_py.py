@@ -34,8 +34,6 @@ LONGEST = 2**62 - 1
 """The training time, in nanoseconds, at which it stands still."""
 MOST_SETS = 4096
 """How many event sets are kept ready."""
-MOST_RECENT = 8
-"""How many sets `EventSets.last_steps` has to look at."""
 
 
 class EventSet(frozenset):  # type: ignore[type-arg]
@@ -127,8 +125,6 @@ class EventSets:
     def mark(self, events: Any, step: int) -> None:
         """Note that `step` has these events, of which there are some."""
         if not events.in_recent:
-            if len(self._recent) == MOST_RECENT:
-                self.last_steps(max([recent.last for recent in self._recent]), False)
             self._recent.append(events)
             events.in_recent = True
         if events.last != step:
@@ -383,26 +379,24 @@ class Triggers:
         """The next step at which any is due."""
         return self._agenda[0][0]
 
-    def due_at(self, step: int) -> list[StepTrigger]:
-        """Those that are due at `step`, before which none is."""
+    def only_due_at(self, step: int) -> StepTrigger | None:
+        """The only one that is due at `step`, before which none is; None if there are more."""
         agenda = self._agenda
-        due: list[StepTrigger] = []
+        if agenda[1][0] <= step or (len(agenda) > 2 and agenda[2][0] <= step):
+            return None
+        return self._triggers[agenda[0][1]]
+
+    def bits_at(self, step: int) -> int:
+        """The bits of those that are due at `step`, before which none is."""
+        agenda = self._agenda
         if agenda[0][0] > step:
-            return due
-        if agenda[1][0] > step and (len(agenda) == 2 or agenda[2][0] > step):
-            return [self._triggers[agenda[0][1]]]
+            return 0
+        bits = 0
         entries = [0]
         for entry in entries:
             if entry < len(agenda) and agenda[entry][0] <= step:
-                due.append(self._triggers[agenda[entry][1]])
+                bits |= 1 << self._triggers[agenda[entry][1]].place
                 entries += (2 * entry + 1, 2 * entry + 2)
-        return due
-
-    def bits_at(self, step: int) -> int:
-        """The bits of those that are due at `step`."""
-        bits = 0
-        for trigger in self.due_at(step):
-            bits |= 1 << trigger.place
         return bits
 
     def advance(self, step: int) -> None:
@@ -508,7 +502,10 @@ class Lookahead:
 
 
 def fitting(sizes: Sizes, most: int) -> int:
-    """The greatest of `sizes`, or of all up to it where it is one number, that is within `most`."""
+    """The greatest of `sizes` (descending, the last is 1) that is within `most`.
+
+    Where `sizes` is one number, all lengths up to it are allowed.
+    """
     if isinstance(sizes, int):
         return min(most, sizes)
     for size in sizes[:-1]:
@@ -552,14 +549,16 @@ class Stepper:
     Attributes:
         step: the latest step that was handed over.
         size: how many steps were handed over with it.
-        epoch: its epoch.
-        epoch_start: the first step of that epoch.
-        batches: the iterator to fetch from; an empty one after it has ended.
         state: the LoopState of that step, or of an earlier one.
+        epoch: the epoch of the next step.
+        epoch_start: the first step of that epoch.
+        epoch_end: the latest step that was the last of an epoch.
+        training_end: the last step of the run, once it was handed over.
+        batches: the iterator to fetch from; an empty one after it has ended.
         queue: the batches that were fetched and not handed over.
         reading: what the clock said for the step that is being made, or None.
-        found: the bits of the conditions that hold at that step, or None, and `asked` what they
-            were given.
+        answers: the bits of the conditions that hold at that step, and the state that they were
+            given, if that is its final one; None as long as they were not asked.
         next_reading: the reading at which the time is due to be looked at.
     """
 
@@ -567,13 +566,13 @@ class Stepper:
         "_generator",
         "_lock",
         "_making",
-        "asked",
+        "answers",
         "batches",
         "clock",
         "conditions",
         "epoch",
+        "epoch_end",
         "epoch_start",
-        "found",
         "next_reading",
         "queue",
         "reading",
@@ -584,6 +583,7 @@ class Stepper:
         "stop_bit",
         "timed",
         "token",
+        "training_end",
         "triggers",
     )
 
@@ -606,8 +606,11 @@ class Stepper:
         self.state = state
         self.step = state.global_step
         self.size = 0
-        self.epoch = state.epoch
-        self.epoch_start = state.global_step - state.epoch_step
+        self.epoch = state.epoch + state.epoch_end
+        self.epoch_start = state.global_step + 1
+        if not state.epoch_end:
+            self.epoch_start -= state.epoch_step + 1
+        self.epoch_end = self.training_end = -1
         self.token = Token()
         self._lock = RLock()
         self._generator: ref[Any] | None = None  # the one that began to make steps last
@@ -615,19 +618,27 @@ class Stepper:
         self.batches: Iterator[Any] = iter(())
         self.queue: list[Any] = []
         self.reading: int | None = None
-        self.found: int | None = None
-        self.asked: LoopState | None = None
+        self.answers: tuple[int, LoopState | None] | None = None
         self.next_reading = NEVER
+
+    def state_at(self, step: int, epoch_end: bool, training_end: bool, elapsed: int) -> LoopState:
+        """The LoopState of a step of the epoch, at so many nanoseconds of training time."""
+        epoch_step = step - self.epoch_start
+        return LoopState(self.epoch, step, epoch_step, epoch_end, training_end, elapsed, self.clock)
 
     def latest_state(self) -> LoopState:
         """The LoopState of the latest step, the same object while that step lasts."""
         step = self.step
         if self.state._global_step != step:
-            now = self.clock.elapsed(self.clock.last) if self.timed else -1
-            self.state = LoopState(
-                self.epoch, step, step - self.epoch_start, False, False, now, self.clock
+            elapsed = self.elapsed_at(self.clock.last)
+            self.state = self.state_at(
+                step, step == self.epoch_end, step == self.training_end, elapsed
             )
         return self.state
+
+    def elapsed_at(self, reading: int) -> int:
+        """The training time of a step; -1 where steps do not read the clock."""
+        return self.clock.elapsed(reading) if self.timed else -1
 
     def steps(self, run: Run, keep_alive: object) -> Iterator[Pair]:
         """A new iterator, in place of the current one. It keeps an object alive till its end."""
@@ -681,8 +692,9 @@ class Stepper:
         timed = self.timed
         tick = clock.tick
         reading = -NEVER
-        while run.fetch(token):
-            yield run.hand_over(token, None, 1)
+        while in_hand := run.fetch(token):
+            if in_hand > 0:
+                yield run.hand_over(token, None, 1)
             step = self.step
             next_reading = self.next_reading
             if step >= token.until:
@@ -696,18 +708,15 @@ class Stepper:
                             clock.last = reading
                         self.step = step = step + 1
                         yield batch, (batch := QUIET)
-                    elif step < token.until and reading < next_reading:
+                    else:
                         events = self._fire(token, step + 1, 1, reading)
                         if events is None:
                             self.queue, batch = [batch], QUIET
+                            if timed:
+                                self.reading = reading
                             break
                         step += 1
                         yield batch, (batch := QUIET) or events
-                    else:
-                        self.queue, batch = [batch], QUIET
-                        if timed:
-                            self.reading = reading
-                        break
                     if step >= token.until:
                         break
                 else:
@@ -715,7 +724,7 @@ class Stepper:
             except BaseException as exception:
                 if batch is not QUIET:
                     self.queue, batch = [batch], QUIET
-                    run.goes_on_after(token, exception, False)
+                    run.fail_step(token, exception)
                     raise
                 if not run.goes_on_after_fetch(token, exception):
                     raise
@@ -729,12 +738,15 @@ class Stepper:
             with self._lock:
                 self._refuse_while_busy()
                 self._making = mark
-            pair = self._list_before_decision(run, sizes, token)
-            if pair is not None:
-                return pair
-            if size := run.gather(token, sizes):
-                return run.hand_over(token, sizes, size)
-            return MISSING  # type: ignore[no-any-return]
+            while True:
+                pair = self._list_before_decision(run, sizes, token)
+                if pair is not None:
+                    return pair
+                in_hand = run.gather(token, sizes)
+                if not in_hand:
+                    return MISSING  # type: ignore[no-any-return]
+                if in_hand > 0:
+                    return run.hand_over(token, sizes, in_hand)
         finally:
             if self._making is mark:
                 self._making = None
@@ -759,19 +771,17 @@ class Stepper:
             else:
                 if self.timed:
                     reading = self.clock.tick()
-                if reading < self.next_reading:
-                    if step <= token.quiet_until:
-                        if self.timed:
-                            self.clock.last = reading
-                        self.step = step
-                        self.size = size
-                        return batches, QUIET
-                    if step <= token.until:
-                        events = self._fire(token, step, size, reading)
+                if reading < self.next_reading and step <= token.quiet_until:
+                    if self.timed:
+                        self.clock.last = reading
+                    self.step = step
+                    self.size = size
+                    return batches, QUIET
+                events = self._fire(token, step, size, reading)
         except BaseException as exception:
             self.queue, token.until, token.quiet_until = batches, -1, -1
             if len(batches) == size:
-                run.goes_on_after(token, exception, False)
+                run.fail_step(token, exception)
                 raise
             if not run.goes_on_after_fetch(token, exception):
                 raise
@@ -790,34 +800,41 @@ class Stepper:
         """
         conditions = self.conditions
         triggers = self.triggers
-        due = triggers.due_at(step)
-        if self.stop_bit and triggers.bits_at(step) & self.stop_bit:
-            return self._keep_reading(reading)
-        found = 0
-        asked = None
+        only: StepTrigger | None = None
+        asked: LoopState | None = None
+        bits = found = 0
+        if step > token.until or reading >= self.next_reading:
+            return None
+        if triggers.next_due() <= step:
+            only = triggers.only_due_at(step)
+            if only is None or self.stop_bit:
+                bits = triggers.bits_at(step)
+                if bits & self.stop_bit:
+                    return None
         if conditions.start <= step < conditions.stop:
-            now = self.clock.elapsed(reading) if self.timed else -1
-            state = LoopState(
-                self.epoch, step, step - self.epoch_start, False, False, now, self.clock
-            )
-            found, asked = conditions.ask(state, False)
+            elapsed = self.clock.elapsed(reading) if self.timed else -1
+            asked = self.state_at(step, False, False, elapsed)
+            found, asked = conditions.ask(asked, False)
             if found & self.stop_bit:
-                self.found, self.asked = found, asked
-                return self._keep_reading(reading)
+                self.answers = found, asked
+                return None
         events: Any
-        if len(due) == 1 and not found:
-            events = due[0].events
+        if found:
+            if only is not None:
+                bits = 1 << only.place
+            events = self.sets.of(bits | found, self.step)
+        elif only is not None:
+            events = only.events
             if events is None:
-                events = due[0].events = self.sets.make(1 << due[0].place)
+                events = only.events = self.sets.make(1 << only.place)
         else:
-            events = self.sets.of(triggers.bits_at(step) | found, self.step)
+            events = self.sets.of(bits, self.step) if bits else QUIET
         if token is not self.token:  # the loop was closed or restarted in a condition
             return None
-        if due:
-            triggers.advance(step)
+        triggers.advance(step)
         quiet_until = triggers.next_due() - 1
-        if step + 1 < conditions.stop:
-            quiet_until = min(quiet_until, max(step, conditions.start - 1))
+        if step + 1 < conditions.stop and conditions.start <= quiet_until:
+            quiet_until = step if conditions.start <= step else conditions.start - 1
         if events is not QUIET:
             self.sets.mark(events, step)
         if asked is not None:
@@ -829,7 +846,3 @@ class Stepper:
         # it may have been set back just now
         token.quiet_until = quiet_until if quiet_until < token.until else token.until
         return events
-
-    def _keep_reading(self, reading: int) -> None:
-        if self.timed:
-            self.reading = reading

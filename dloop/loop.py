@@ -244,7 +244,7 @@ class Loop(Generic[Batch]):
     @property
     def epoch(self) -> int:
         """The epoch of the latest step, from 0."""
-        return self._run.stepper.epoch
+        return self.state.epoch
 
     @property
     def global_step(self) -> int:
@@ -254,8 +254,7 @@ class Loop(Generic[Batch]):
     @property
     def epoch_step(self) -> int:
         """The latest step, from 0, counted within its epoch; -1 before the first."""
-        stepper = self._run.stepper
-        return stepper.step - stepper.epoch_start
+        return self.state.epoch_step
 
     @property
     def stop_reason(self) -> str | None:
@@ -389,15 +388,16 @@ class Loop(Generic[Batch]):
         stepped = stepper.step >= self._steps_before
         undone = stepper.size if stepped and not step_done else 0
         done = stepper.step + 1 - undone
-        epoch_steps = done - stepper.epoch_start
-        epoch_end = stepper.latest_state().epoch_end and not undone
+        latest = stepper.latest_state()
+        epoch_steps = latest.epoch_step + 1 - undone
+        epoch_end = latest.epoch_end and not undone
         timers: dict[Any, list[list[Any]]] = {}
         for number, last in enumerate(run.timer_lasts(not undone)):
             kind = "every" if self._schedule.times[number].period else "at"
             timers.setdefault(self._schedule.name_of_timer(number), []).append([kind, last])
         out_of_time = self._over == "max_seconds" or (stepped and run.is_out_of_time())
         return Position(
-            epoch=stepper.epoch,
+            epoch=latest.epoch,
             epoch_steps=epoch_steps,
             steps=done,
             epoch_end=epoch_end,
@@ -411,7 +411,7 @@ class Loop(Generic[Batch]):
                 **stepper.sets.last_steps(stepper.step, not undone),
             },
             loader=self._source.state(
-                epoch_steps, run.fetched_ahead() + undone, stepper.epoch, epoch_end
+                epoch_steps, run.fetched_ahead() + undone, latest.epoch, epoch_end
             ),
         )
 

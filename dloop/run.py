@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     Pair = tuple[Any, frozenset[Hashable]]
 
 NEVER = 2**63 - 1
+NO_BATCHES: Iterator[Any] = iter(())
 
 
 class Run:
     """One run over a source, from its first batch, or a saved position, to its last.
 
     An iterator asks in two parts. `fetch` (`gather`, for a list) has the next batch in hand, in the
-    stepper's queue. `hand_over` decides what is due at its step, and lets the step be done. Before
-    that, nothing but the queue has changed: a step that is interrupted is made again.
+    stepper's queue. `hand_over` decides what is due at its step, and lets the step be done. Until
+    then a step that is interrupted can be made again, with the batches that are in the queue.
 
     Args:
         schedule: what is due when, and the limits.
@@ -75,15 +76,13 @@ class Run:
             core.LoopState(epoch, steps - 1, steps - 1 - first, epoch_end, False, -1, clock),
         )
         self._epoch: Epoch | None = None  # the open one
-        self._number = epoch + epoch_end  # of it, or of the one to open
-        self._first_step = steps if epoch_end else first
         self._epoch_last = NEVER  # its last step, where that is known
         # Why the iterator may be broken: "left", where the loop was entered again, so that an error
         # of the next fetch is not believed; or "interrupted", in a fetch, so that no end is either
         self._doubt = ""
         self._settled = 0  # the batches of the queue whose conditions were asked, and do not hold
-        self._deferred: Exception | None = None  # to be raised after the batches of the queue
-        self._deferred_by_source = False
+        # What ends the run after the batches of the queue, and whether the source raised it
+        self._deferred: tuple[Exception, bool] | None = None
         self.stop_reason: str | None = None
         self.stop_asked: tuple[str, int] | None = None
         self.error: Exception | None = None
@@ -143,44 +142,59 @@ class Run:
 
     # The next batch
 
-    def fetch(self, token: Token) -> bool:
-        """Have the next batch in hand. False where the run is over."""
+    def fetch(self, token: Token) -> int:
+        """Have the next batch in hand.
+
+        Returns how many are: 1, or 0 where the run is over. -1 where an epoch was opened whose
+        first step takes no decision: the core makes it on its own.
+        """
         self.check(token)
         if self.pending is not None:
             return self._deliver(self.pending)
         if self.stop_reason is not None:
             self._finish()
-            return False
+            return 0
         if self.stepper.queue:
-            return True
+            return 1
         if self._deferred is not None:
-            if not (self._deferred_by_source and self.on_exception):
-                self._end_with(self._deferred)
-                raise self._deferred
-            self.fail(self._deferred)
-            return True
+            return self._end_by(*self._deferred)
         try:
-            while not self._fetch(token) and not self.stepper.queue:
+            while True:
+                epoch = self._epoch
+                opens = epoch is None or epoch.over
+                if opens:
+                    self._open_epoch(token)
+                if not self.clock.ticking:
+                    self.clock.start()
+                    self.check(token)
+                if opens and self._core_goes_on(token):
+                    return -1
+                if self._fetch(token) or self.stepper.queue:
+                    return 1
                 self.stop_reason = self._end_unforeseen()
                 if self.stop_reason is not None:
                     self._finish()
-                    return False
+                    return 0
         except BaseException as exception:
-            if not self.goes_on_after(token, exception, True):
+            if not self._goes_on_after_source(token, exception):
                 raise
             return self.fetch(token)
-        return True
+
+    def _core_goes_on(self, token: Token) -> bool:
+        """Let the core make the next step on its own, if that takes no decision."""
+        stepper = self.stepper
+        token.until, stepper.next_reading = self._next_decision(self.timers)
+        if self.stop_asked is not None:
+            token.set_back()
+        return stepper.step < token.until
 
     def _fetch(self, token: Token) -> bool:
         """Have one more batch of the epoch in the queue. False where it has no more."""
         stepper = self.stepper
+        if self._epoch is not None and self._epoch.must_reopen:
+            self._open_epoch(token)
         epoch = self._epoch
-        if epoch is None or epoch.over or epoch.must_reopen:
-            epoch = self._open_epoch()
-            self.check(token)
-        if not self.clock.ticking:
-            self.clock.start()
-            self.check(token)
+        assert epoch is not None
         if self._epoch_last <= stepper.step:  # resumed beyond the length that it has now
             return False
         finder = epoch.end_finder
@@ -192,61 +206,60 @@ class Run:
         except BaseException as exception:
             self._note_interrupt(exception)
             raise
-        last = stepper.step + 1 + len(stepper.queue)
         if self._doubt == "interrupted" and (finder is None or not finder.fetched):
             if not self.source.single_pass:
                 epoch.must_reopen = True
                 return self._fetch(token)
-            if not self._queue_held(epoch):
-                self._doubt = ""
-                raise errors.interrupted()
-            return True
+            if self._queue_held(epoch):  # as it was fetched before the interrupt
+                return True
+            self._doubt = ""
+            raise errors.interrupted()
+        self._doubt = ""
+        last = stepper.step + 1 + len(stepper.queue)
         if self._queue_held(epoch):
             self._epoch_last = last
-            self._doubt = ""
             return True
-        self._doubt = ""
-        stepper.batches = iter(())
+        stepper.batches = NO_BATCHES
         return False
 
     def _end_unforeseen(self) -> str | None:
         """Let the epoch be over, whose end nobody foresaw. The reason, if the run is over too."""
         epoch = self._epoch
         assert epoch is not None
-        step = self.stepper.step
-        taken = step + 1 - self._first_step
+        stepper = self.stepper
+        step = stepper.step
+        taken = step + 1 - stepper.epoch_start
         if not self.source.has_next_epoch(epoch, taken, step):
             return "exhausted"
-        if self._number + 1 >= self.schedule.max_epochs:
+        if stepper.epoch + 1 >= self.schedule.max_epochs:
             self.source.warn_no_batches_left(epoch, taken)
             return "max_epochs"
         epoch.over = True
         epoch.ends_itself = False  # that has been seen
         return None
 
-    def _open_epoch(self) -> Epoch:
+    def _open_epoch(self, token: Token) -> None:
         """Open the next epoch, or the same one anew."""
         stepper = self.stepper
         epoch = self._epoch
         if epoch is not None and epoch.over:
             self._leave_epoch(epoch)
-        elif epoch is not None:
-            self.source.prepare_to_reopen(self._number, self._taken())
-        stepper.batches = iter(())
+            epoch = None
+        taken = stepper.step + 1 - stepper.epoch_start
+        if epoch is not None:
+            taken += self.fetched_ahead()
+            self.source.prepare_to_reopen(stepper.epoch, taken)
+        stepper.batches = NO_BATCHES
         self._doubt = ""
-        opened = self.source.open_epoch(self._number, self._taken())
-        if self._epoch is not None and self._queue_held(self._epoch) and opened.end_finder:
+        opened = self.source.open_epoch(stepper.epoch, taken)
+        if epoch is not None and self._queue_held(epoch) and opened.end_finder is not None:
             *stepper.queue, opened.end_finder.held = stepper.queue
-        stepper.triggers.next_epoch(stepper.step + 1, self._first_step)
+        stepper.triggers.next_epoch(stepper.step + 1, stepper.epoch_start)
         stepper.batches = opened.batches
         length = opened.length
-        self._epoch_last = NEVER if length is None else self._first_step + length - 1
+        self._epoch_last = NEVER if length is None else stepper.epoch_start + length - 1
         self._epoch = opened
-        return opened
-
-    def _taken(self) -> int:
-        """How many batches of the epoch were fetched."""
-        return self.stepper.step + 1 - self._first_step + self.fetched_ahead()
+        self.check(token)
 
     def _queue_held(self, epoch: Epoch) -> bool:
         """Put the batch that was fetched ahead, if there is one, into the queue."""
@@ -258,9 +271,11 @@ class Run:
         return True
 
     def _leave_epoch(self, epoch: Epoch) -> None:
-        """Go on to the next epoch. The old iterator is asked once more, whatever comes of it."""
-        self._number += 1
-        self._first_step = self.stepper.step + 1
+        """Go on to the next epoch. The old iterator is asked once more, as a `for` does."""
+        stepper = self.stepper
+        stepper.latest_state()  # it is kept, still with the old epoch
+        stepper.epoch += 1
+        stepper.epoch_start = stepper.step + 1
         self._epoch = None
         if epoch.ends_itself:
             self.source.ask_once_more(epoch, self._doubt == "left")
@@ -281,54 +296,55 @@ class Run:
             self._let_go()
             self.source.forget()
 
+    def fail_step(self, token: Token, exception: BaseException) -> None:
+        """Undo the step that was being made, for an exception that the source did not raise.
+
+        An Exception ends the run.
+        """
+        if self._undo_step(token) and isinstance(exception, Exception):
+            self._end_with(exception)
+
     def goes_on_after_fetch(self, token: Token, exception: BaseException) -> bool:
         """Whether the run goes on after an exception that came out of a core's fetch."""
         if token is self.stepper.token:
             self._note_interrupt(exception)
-        return self.goes_on_after(token, exception, True)
+        return self._goes_on_after_source(token, exception)
 
-    def goes_on_after(self, token: Token, exception: BaseException, by_source: bool) -> bool:
-        """Whether the run goes on after an exception: it is not believed, or comes later.
+    def _goes_on_after_source(self, token: Token, exception: BaseException) -> bool:
+        """Whether the run goes on after what the source raised: not believed, or raised later."""
+        if not self._undo_step(token) or not isinstance(exception, Exception):
+            return False
+        epoch = self._epoch
+        single_pass = self.source.single_pass
+        if self._doubt and epoch is not None and not epoch.over and not single_pass:
+            epoch.must_reopen = True
+            return True
+        error = exception
+        if self._doubt == "interrupted":  # single-pass, as far as it comes here
+            error = errors.interrupted()
+            error.__cause__ = exception
+        if epoch is not None:
+            self._queue_held(epoch)
+        self._deferred = error, True
+        return True
 
-        `by_source` says that it came out of the source.
+    def _undo_step(self, token: Token) -> bool:
+        """Let the step that was being made be made again.
+
+        False where that is none of this run's: an older iterator is collected, or the loop closed.
         """
         stepper = self.stepper
-        if token is not stepper.token:  # an older iterator that is collected, or a closed loop
+        if token is not stepper.token:
             return False
         token.set_back()
         stepper.reading = None
-        stepper.triggers.schedule(stepper.step + 1, self._first_step)
+        stepper.triggers.schedule(stepper.step + 1, stepper.epoch_start)
         epoch = self._epoch
         if epoch is not None and epoch.end_finder is not None:
             stepper.batches = iter(epoch.end_finder)
             if epoch.end_finder.fetched:
                 self._doubt = ""
-        if not isinstance(exception, Exception):
-            return False
-        if epoch is not None and by_source and self._is_doubted():
-            epoch.must_reopen = True
-            return True
-        error = exception
-        if by_source and self._doubt == "interrupted":  # single-pass, as far as it comes here
-            error = errors.interrupted()
-            error.__cause__ = exception
-        if by_source and epoch is not None:
-            self._queue_held(epoch)
-        if by_source and stepper.queue:  # it comes after these
-            self._deferred, self._deferred_by_source = error, True
-            return True
-        if by_source and self.on_exception:
-            self.fail(error)
-            return True
-        self._end_with(error)
-        if error is not exception:
-            raise error
-        return False
-
-    def _is_doubted(self) -> bool:
-        """Whether an error of the next fetch is not believed, and the epoch opened anew."""
-        in_epoch = self._epoch is not None and not self._epoch.over
-        return bool(self._doubt) and in_epoch and not self.source.single_pass
+        return True
 
     def _note_interrupt(self, exception: BaseException) -> None:
         """Take note of an interrupt of a fetch. It may have cost a batch, or the iterator."""
@@ -357,39 +373,40 @@ class Run:
     def _let_go(self) -> None:
         stepper = self.stepper
         stepper.token.set_back()
-        stepper.batches = iter(())
+        stepper.batches = NO_BATCHES
         stepper.queue = []
-        stepper.found = None
+        stepper.answers = None
         self._epoch = None
         self._settled = 0
 
-    def _deliver(self, exception: Exception) -> bool:
+    def _end_by(self, error: Exception, by_source: bool) -> int:
+        """End the run with an error, once all batches from before it were handed over."""
+        if not (by_source and self.on_exception):
+            self._end_with(error)
+            raise error
+        self.fail(error)
+        return 1
+
+    def _deliver(self, exception: Exception) -> int:
         """Let an exception be delivered as an event; or, where it was, raise it."""
         if not self._delivered:
-            return True
+            return 1
         self.pending = None
         raise errors.not_stop(exception)
 
     # Lists
 
     def gather(self, token: Token, sizes: Sizes) -> int:
-        """Have the batches of the next list in hand. Returns how many; 0 where the run is over."""
-        if not self.fetch(token):
-            return 0
-        if self.pending is not None:
-            return 1
+        """Have the batches of the next list in hand. Returns how many, or what `fetch` does."""
+        in_hand = self.fetch(token)
+        if in_hand <= 0 or self.pending is not None:
+            return in_hand
         stepper = self.stepper
         foreseen = min(stepper.triggers.next_due(), self.schedule.max_steps - 1, self._epoch_last)
         size = self._core.fitting(sizes, foreseen - stepper.step)
         while self.stop_asked is None:
-            try:
-                if not self._settle(size - 1):
-                    size = self._settled + 1
-                    break
-            except BaseException as exception:
-                if not self._defers(token, exception):
-                    self.goes_on_after(token, exception, False)
-                    raise
+            if not self._settle(token, size - 1):
+                size = self._settled + 1
                 break
             if self._deferred is not None or len(stepper.queue) >= size:
                 break
@@ -399,13 +416,13 @@ class Run:
                     break
                 self.check(token)
             except BaseException as exception:
-                if not self.goes_on_after(token, exception, True):
+                if not self._goes_on_after_source(token, exception):
                     raise
         if self.stop_asked is not None:
             return 1
         return self._core.fitting(sizes, min(size, len(stepper.queue)))
 
-    def _settle(self, count: int) -> bool:
+    def _settle(self, token: Token, count: int) -> bool:
         """Ask the conditions of the first `count` steps in the queue, as long as none holds.
 
         False where the list has to end with the first whose step is not settled.
@@ -414,15 +431,18 @@ class Run:
         conditions = stepper.conditions
         while self._settled < min(count, len(stepper.queue)):
             step = stepper.step + 1 + self._settled
-            if step == self._epoch_last or stepper.found is not None:
+            if step == self._epoch_last or stepper.answers is not None:
                 return False
             if conditions.start <= step < conditions.stop:
-                state = self._core.LoopState(
-                    self._number, step, step - self._first_step, False, False, -1, self.clock
-                )
-                found, _ = conditions.ask(state, False)
+                try:
+                    found, _ = conditions.ask(stepper.state_at(step, False, False, -1), False)
+                except BaseException as exception:
+                    if self._defers(token, exception):
+                        return True
+                    self.fail_step(token, exception)
+                    raise
                 if found:
-                    stepper.found, stepper.asked = found, None
+                    stepper.answers = found, None
                     return False
             self._settled += 1
         return True
@@ -443,17 +463,17 @@ class Run:
                 self._note_interrupt(exception)
                 raise
             if stepper.step + len(stepper.queue) < latest + more:
-                stepper.batches = iter(())
+                stepper.batches = NO_BATCHES
         return True
 
     def _defers(self, token: Token, exception: BaseException) -> bool:
-        """Whether what a condition raised comes after the batches that were gathered before it."""
+        """Whether what a condition raised comes later, after the batches that are settled."""
         stepper = self.stepper
         if token is not stepper.token or not isinstance(exception, Exception):
             return False
         if not self._settled:
             return False
-        self._deferred, self._deferred_by_source = exception, False
+        self._deferred = exception, False
         stepper.queue = stepper.queue[: self._settled]
         return True
 
@@ -471,7 +491,7 @@ class Run:
         try:
             return self._decide(token, sizes, count)
         except BaseException as exception:
-            self.goes_on_after(token, exception, False)
+            self.fail_step(token, exception)
             raise
 
     def _decide(self, token: Token, sizes: Sizes | None, count: int) -> Pair:
@@ -483,9 +503,9 @@ class Run:
 
         # What is due, but for conditions
         triggers = stepper.triggers
-        bits = triggers.bits_at(step) if triggers.next_due() <= step else 0
+        bits = triggers.bits_at(step)
         if epoch_end:
-            bits |= schedule.on_epoch_end(self._number, step)
+            bits |= schedule.on_epoch_end(stepper.epoch, step)
         timers = self.timers
         if now >= timers.next_time or step >= timers.next_start:
             due, timers = timers.at(step, now)
@@ -496,35 +516,30 @@ class Run:
         reason = self._limit_reached(step, epoch_end, now) if asked_stop is None else asked_stop[0]
         conditions = stepper.conditions
         state: LoopState | None = None
-        if self._settled == count - 1 and stepper.found is not None:
-            bits |= stepper.found
-            state = stepper.asked
+        if self._settled == count - 1 and stepper.answers is not None:
+            found, state = stepper.answers
+            bits |= found
         elif self._settled < count and conditions.start <= step < conditions.stop:
-            state = self._state(step, epoch_end, reason is not None, now)
+            state = stepper.state_at(step, epoch_end, reason is not None, now)
             try:
                 found, state = conditions.ask(state, bool(bits & schedule.stop_bit))
             except Exception as exception:
-                if count == 1 or sizes is None or token is not stepper.token:
+                if not self._defers(token, exception):
                     raise
-                self._deferred, self._deferred_by_source = exception, False
-                stepper.queue = stepper.queue[: count - 1]
-                return self._decide(token, sizes, self._core.fitting(sizes, count - 1))
+                assert sizes is not None
+                return self._decide(token, sizes, self._core.fitting(sizes, self._settled))
             bits |= found
         if bits & schedule.stop_bit:
             bits ^= schedule.stop_bit
             reason = "stop_when" if asked_stop is None else reason
-        training_end = reason is not None
-        if training_end:
+        if reason is not None:
             bits |= schedule.on_training_end
             if asked_stop is not None:
                 bits |= asked_stop[1]
             if reason == "exhausted":
                 self.source.warn_ran_dry(step)
-        if (epoch_end or training_end) and (state is None or state.training_end != training_end):
-            state = self._state(step, epoch_end, training_end, now)
         events = stepper.sets.of(bits, stepper.step)
-        if token is not stepper.token:
-            self.check(token)
+        self.check(token)
 
         # What comes next
         if bits:
@@ -532,52 +547,45 @@ class Run:
             stepper.sets.mark(events, step)
         queue = stepper.queue
         rest = queue[count:]
-        reading = stepper.reading
+        until, next_reading = -1, NEVER
+        if not (epoch_end or reason or rest or self._doubt or self._deferred):
+            until, next_reading = self._next_decision(timers)
+        settled, answers = 0, None
+        if self._settled >= count:
+            settled, answers = self._settled - count, stepper.answers
         assert self._epoch is not None
-        quiet_until = until = -1
-        more_to_come = rest or self._doubt or self._deferred is not None
-        if not (training_end or epoch_end or more_to_come):
-            quiet_until, until = self._next_decision(step, timers)
-        next_reading = NEVER
-        if stepper.timed:
-            next_reading = self.clock.reading_at(min(timers.next_time, schedule.max_time))
-        settled = max(0, self._settled - count)
-        found_later = stepper.found if self._settled >= count else None
 
         # From here on nothing is called: the step is done as a whole
         pair = (queue[0] if sizes is None else queue[:count]), events
         if timers is not self.timers:
             self._timers_before, self.timers, self._timers_at = self.timers, timers, step
-        if reading is not None:
-            self.clock.last = reading
+        if stepper.reading is not None:
+            self.clock.last = stepper.reading
             stepper.reading = None
-            stepper.next_reading = next_reading
         stepper.step = step
         stepper.size = count
-        stepper.epoch = self._number
-        stepper.epoch_start = self._first_step
+        if epoch_end:
+            stepper.epoch_end = step
+            self._epoch.over = True  # no local name for it: an error would keep its iterator
+        if reason is not None:
+            stepper.training_end = step
+            self.stop_reason = reason
         if state is not None:
             stepper.state = state
         stepper.queue = rest
-        stepper.found = found_later
+        stepper.answers = answers
         self._settled = settled
-        self.stop_reason = reason
-        self._epoch.over = epoch_end  # no local name for it: an error would keep its iterator
-        token.until = until
-        token.quiet_until = quiet_until
-        if self.stop_asked is not asked_stop:  # asked meanwhile
-            token.until = token.quiet_until = -1
+        stepper.next_reading = next_reading
+        token.quiet_until = -1
+        token.until = until if self.stop_asked is asked_stop else -1  # it may be asked meanwhile
         return pair
 
-    def _next_decision(self, step: int, timers: Timers) -> tuple[int, int]:
-        """After `step`, the last step that is quiet, and the last before the next decision."""
-        stepper = self.stepper
-        conditions = stepper.conditions
+    def _next_decision(self, timers: Timers) -> tuple[int, int]:
+        """Up to which step, and which reading of the clock, the core goes on without a decision."""
         until = min(self._epoch_last, self.schedule.max_steps - 1, timers.next_start) - 1
-        quiet_until = min(until, stepper.triggers.next_due() - 1)
-        if step + 1 < conditions.stop:
-            quiet_until = min(quiet_until, max(step, conditions.start - 1))
-        return quiet_until, until
+        if not self.stepper.timed:
+            return until, NEVER
+        return until, self.clock.reading_at(min(timers.next_time, self.schedule.max_time))
 
     def _training_time(self) -> int:
         """The training time of the step that is being made."""
@@ -594,27 +602,12 @@ class Run:
         by_time = "max_seconds" if now >= schedule.max_time else None
         if not epoch_end:
             return by_time
-        if self._number + 1 >= schedule.max_epochs:
+        if self.stepper.epoch + 1 >= schedule.max_epochs:
             return "max_epochs"
-        if self.source.single_pass and self._has_looked():
+        assert self._epoch is not None
+        if self.source.single_pass and isinstance(self._epoch.end_finder, self._core.Lookahead):
             return by_time or "exhausted"
         return by_time
-
-    def _has_looked(self) -> bool:
-        """Whether the end of the epoch was seen, by looking ahead."""
-        epoch = self._epoch
-        return epoch is not None and isinstance(epoch.end_finder, self._core.Lookahead)
-
-    def _state(self, step: int, epoch_end: bool, training_end: bool, now: int) -> LoopState:
-        return self._core.LoopState(
-            self._number,
-            step,
-            step - self._first_step,
-            epoch_end,
-            training_end,
-            now,
-            self.clock,
-        )
 
     # What a saved state holds
 
@@ -644,7 +637,7 @@ class Run:
         schedule = self.schedule
         triggers = stepper.triggers
         epoch = self._epoch
-        first = self._first_step
+        first = stepper.epoch_start
         if epoch is not None:
             epoch_len = epoch.length
         if epoch is None or epoch.over:

@@ -190,21 +190,14 @@ class Source:
             DataExhaustedError: the loader says that it is empty.
             ValueError: `lookahead` does not go with the loader.
         """
-        try:
-            return self._open(number, taken)
-        except StopIteration as exception:
-            raise not_stop(exception) from exception
-
-    def _open(self, number: int, taken: int) -> Epoch:
         if self._tracked is not None:
             self._tracked.let_go()
         self._batches = None  # and its workers, before there are new ones
-        loader: Any = self._loader if self._load is None else self._load()
-        if not _is_iterable(loader):
-            raise TypeError(
-                f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
-            )
-        batches = self._iterate(loader, number, taken)
+        try:
+            loader: Any = self._loader if self._load is None else self._fresh_loader(self._load)
+            batches = self._iterate(loader, number, taken)
+        except StopIteration as exception:
+            raise not_stop(exception) from exception
         if self.given_len is not None:
             return Epoch(number, batches, self.given_len, None, False)
         self._told = _tells_its_last(loader)
@@ -222,6 +215,14 @@ class Source:
         """Whether the end of `epoch`, which was promised, may be looked for instead."""
         return self._lookahead is None and self.given_len is None and epoch.length is not None
 
+    def _fresh_loader(self, load: Callable[[], Iterable[Any]]) -> Iterable[Any]:
+        loader = load()
+        if not _is_iterable(loader):
+            raise TypeError(
+                f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
+            )
+        return loader
+
     def _iterate(self, loader: Any, epoch: int, taken: int) -> Iterator[Any]:
         before = self._tracked_before if self._epoch == epoch else self._tracked
         resumed = self._resumed
@@ -232,12 +233,18 @@ class Source:
             resumed = None
         _set_epoch(loader, epoch)
         self._length = self._promised_length(loader)
-        self._check_lookahead(loader)
+        if self._lookahead is not None:
+            self._check_lookahead(loader)
         if self._length == 0 and not _tells_its_last(loader):
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
-        first, batches = _resumed_at(loader, resumed)
-        if resumed is not None and resumed["whole"] and not first:
-            resumed = None  # the epoch was begun as any other
+        first: list[Any] = []
+        batches: Iterator[Any]
+        if resumed is None:
+            batches = iter(loader)
+        else:
+            first, batches = _resumed_at(loader, resumed)
+            if resumed["whole"] and not first:
+                resumed = None  # the epoch was begun as any other
         self._batches = batches
         owner = _owner_of_state(loader, batches)
         tracked = None
@@ -481,13 +488,13 @@ def _owner_of_state(loader: object, batches: object) -> object | None:
     return batches if callable(getattr(batches, "get_state", None)) else None
 
 
-def _resumed_at(loader: Any, resumed: dict[str, Any] | None) -> tuple[list[Any], Iterator[Any]]:
+def _resumed_at(loader: Any, resumed: dict[str, Any]) -> tuple[list[Any], Iterator[Any]]:
     """An iterator of `loader` from the state on, and the batch before it, if that was taken."""
-    if resumed is not None and _keeps_state(loader):
+    if _keeps_state(loader):
         loader.load_state_dict(resumed["state"])
     batches: Any = iter(loader)
-    owner: Any = None if resumed is None else _owner_of_state(loader, batches)
-    if resumed is None or owner is None:
+    owner: Any = _owner_of_state(loader, batches)
+    if owner is None:
         return [], batches
     if owner is batches:
         (owner.load_state_dict if _keeps_state(owner) else owner.set_state)(resumed["state"])

@@ -139,7 +139,7 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
         or (
             position.loader is not None
             and position.loader["rest"] == 0
-            and position.loader["at"] > position.epoch_steps
+            and position.loader["at"] > (0 if position.epoch_end else position.epoch_steps)
         )
     ):
         raise StateError(

@@ -102,9 +102,9 @@ FAULTS = [
         ("cython",),
     ),
     Fault(
-        "a trigger is taken for the only one that is due",
-        "if len(due) == 1 and not found:",
-        "if due:",
+        "two triggers are taken for one",
+        "(len(agenda) > 2 and agenda[2][0] <= step)",
+        "(len(agenda) > 2 and agenda[2][0] < step)",
         ("python",),
     ),
     Fault(
@@ -128,9 +128,15 @@ FAULTS = [
     Fault("a condition's error has no note", "self._blame(failure, place)", "pass"),
     Fault(
         "a condition gets the step as epoch_step",
-        "            state = LoopState(\n                self.epoch, step, step - self.epoch_start",
-        "            state = LoopState(\n                self.epoch, step, step",
+        "        epoch_step = step - self.epoch_start\n",
+        "        epoch_step = step\n",
         ("python",),
+    ),
+    Fault(
+        "a condition gets the step as epoch_step",
+        "        state.epoch_step = step - self.epoch_start\n",
+        "        state.epoch_step = step\n",
+        ("cython",),
     ),
     Fault(
         "the conditions' state is not the step's",
@@ -139,14 +145,14 @@ FAULTS = [
     ),
     Fault(
         "what stop_when found is lost",
-        "                self.found = found\n",
-        "                self.found = <object>0\n",
+        "self.answers = found, conditions.asked",
+        "self.answers = 0, conditions.asked",
         ("cython",),
     ),
     Fault(
         "what stop_when found is lost",
-        "self.found, self.asked = found, asked",
-        "self.found, self.asked = 0, asked",
+        "self.answers = found, asked",
+        "self.answers = 0, asked",
         ("python",),
     ),
     # States and sets, in both cores
@@ -198,12 +204,19 @@ FAULTS = [
     ),
     Fault(
         "quiet steps skip conditions",
-        "quiet_until = min(quiet_until, max(step, conditions.start - 1))",
+        "token.quiet_until = min(token.quiet_until, max(step, conditions.start - 1))",
         "pass",
+        ("cython",),
+    ),
+    Fault(
+        "quiet steps skip conditions",
+        "quiet_until = step if conditions.start <= step else conditions.start - 1",
+        "pass",
+        ("python",),
     ),
     Fault(
         "steps between decisions run over stop_when",
-        "if self.stop_bit and triggers.bits_at(step) & self.stop_bit:",
+        "if bits & self.stop_bit:",
         "if False:",
         ("python",),
     ),
@@ -215,8 +228,8 @@ FAULTS = [
     ),
     Fault(
         "steps between decisions run over the time",
-        "step < token.until and reading < next_reading",
-        "step < token.until",
+        "if step > token.until or reading >= self.next_reading:",
+        "if step > token.until:",
         ("python",),
     ),
     Fault(
@@ -233,8 +246,8 @@ FAULTS = [
     ),
     Fault(
         "an interrupted clock loses the batch",
-        "self.queue, batch = [batch], QUIET\n                    run.goes_on_after",
-        "batch = QUIET\n                    run.goes_on_after",
+        "self.queue, batch = [batch], QUIET\n                    run.fail_step",
+        "batch = QUIET\n                    run.fail_step",
         ("python",),
     ),
     Fault(
@@ -245,7 +258,7 @@ FAULTS = [
     ),
     Fault(
         "an interrupted decision is skipped",
-        "self.token.set_back()  # until it is made, whatever interrupts it",
+        "token.set_back()  # until it is made, whatever interrupts it",
         "pass",
         ("cython",),
     ),
@@ -300,13 +313,8 @@ FAULTS = [
     ),
     Fault(
         "an exhausted iterator begins again",
-        "            self.token.over = True\n"
-        "        finally:\n            self.stepper.busy = False\n"
-        "        self.keep_alive = None\n        raise StopIteration\n\n"
-        "    cdef object decide_after",
-        "        finally:\n            self.stepper.busy = False\n"
-        "        self.keep_alive = None\n        raise StopIteration\n\n"
-        "    cdef object decide_after",
+        "            token.over = not in_hand\n",
+        "",
         ("cython",),
     ),
     # Lists, in both cores
@@ -407,9 +415,10 @@ FAULTS = [
     ),
     Fault(
         "the clock starts before the epoch is opened",
-        "        if epoch is None or epoch.over or epoch.must_reopen:\n",
-        "        self.clock.start()\n"
-        "        if epoch is None or epoch.over or epoch.must_reopen:\n",
+        "                if opens:\n",
+        "                if not self.clock.ticking:\n"
+        "                    self.clock.start()\n"
+        "                if opens:\n",
         SHARED,
         RUN,
     ),
@@ -429,8 +438,8 @@ FAULTS = [
     ),
     Fault(
         "max_epochs is one late",
-        "if self._number + 1 >= schedule.max_epochs:",
-        "if self._number >= schedule.max_epochs:",
+        "if self.stepper.epoch + 1 >= schedule.max_epochs:",
+        "if self.stepper.epoch >= schedule.max_epochs:",
         SHARED,
         RUN,
     ),
@@ -457,15 +466,15 @@ FAULTS = [
     ),
     Fault(
         "a | EPOCH_END loses its second half",
-        "bits |= schedule.on_epoch_end(self._number, step)",
-        "bits |= schedule.on_epoch_end(self._number, step) & 1",
+        "bits |= schedule.on_epoch_end(stepper.epoch, step)",
+        "bits |= schedule.on_epoch_end(stepper.epoch, step) & 1",
         SHARED,
         RUN,
     ),
     Fault(
         "the epoch's end is that of the epoch before",
-        "on_epoch_end(self._number, step)",
         "on_epoch_end(stepper.epoch, step)",
+        "on_epoch_end(stepper.epoch - 1, step)",
         SHARED,
         RUN,
     ),
@@ -477,9 +486,23 @@ FAULTS = [
         RUN,
     ),
     Fault(
-        "epoch_step is the global step",
-        "            step - self._first_step,\n",
-        "            step,\n",
+        "the latest step is of the epoch that comes",
+        "        stepper.latest_state()  # it is kept, still with the old epoch\n",
+        "",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "an epoch's last step does not say so",
+        "            stepper.epoch_end = step\n",
+        "",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "the last step does not say so",
+        "            stepper.training_end = step\n",
+        "",
         SHARED,
         RUN,
     ),
@@ -493,7 +516,7 @@ FAULTS = [
     ),
     Fault(
         "a condition's error becomes an event",
-        "if not (self._deferred_by_source and self.on_exception):",
+        "if not (by_source and self.on_exception):",
         "if not self.on_exception:",
         SHARED,
         RUN,
@@ -514,8 +537,8 @@ FAULTS = [
     ),
     Fault(
         "a closed loop hands over a batch",
-        "        if token is not stepper.token:\n            self.check(token)\n",
-        "",
+        "        events = stepper.sets.of(bits, stepper.step)\n        self.check(token)\n",
+        "        events = stepper.sets.of(bits, stepper.step)\n",
         SHARED,
         RUN,
     ),
@@ -523,13 +546,6 @@ FAULTS = [
         "an older iterator ends without an error",
         "            raise errors.replaced()\n",
         "            return\n",
-        SHARED,
-        RUN,
-    ),
-    Fault(
-        "a decision runs over a trigger",
-        "quiet_until = min(until, stepper.triggers.next_due() - 1)",
-        "quiet_until = until",
         SHARED,
         RUN,
     ),
@@ -563,8 +579,9 @@ FAULTS = [
     ),
     Fault(
         "an interrupt keeps the triggers",
-        "        stepper.triggers.schedule(stepper.step + 1, self._first_step)\n",
-        "",
+        "        stepper.triggers.schedule(stepper.step + 1, stepper.epoch_start)\n"
+        "        epoch = self._epoch\n",
+        "        epoch = self._epoch\n",
         SHARED,
         RUN,
     ),
@@ -617,7 +634,7 @@ FAULTS = [
     ),
     Fault(
         "an error after an interrupt is believed",
-        "        if epoch is not None and by_source and self._is_doubted():\n",
+        "        if self._doubt and epoch is not None and not epoch.over and not single_pass:\n",
         "        if False:\n",
         SHARED,
         RUN,
@@ -645,7 +662,7 @@ FAULTS = [
     ),
     Fault(
         "a new iterator of an epoch loses the batch fetched ahead",
-        "if self._epoch is not None and self._queue_held(self._epoch) and opened.end_finder:",
+        "if epoch is not None and self._queue_held(epoch) and opened.end_finder is not None:",
         "if False:",
         SHARED,
         RUN,
@@ -667,21 +684,21 @@ FAULTS = [
     ),
     Fault(
         "a list runs over an epoch's end",
-        "if step == self._epoch_last or stepper.found is not None:",
-        "if stepper.found is not None:",
+        "if step == self._epoch_last or stepper.answers is not None:",
+        "if stepper.answers is not None:",
         SHARED,
         RUN,
     ),
     Fault(
         "the conditions of a list's last step are called twice",
-        "if self._settled == count - 1 and stepper.found is not None:",
+        "if self._settled == count - 1 and stepper.answers is not None:",
         "if False:",
         SHARED,
         RUN,
     ),
     Fault(
         "the conditions of a list are not called",
-        "                    stepper.found, stepper.asked = found, None\n",
+        "                    stepper.answers = found, None\n",
         "                    pass\n",
         SHARED,
         RUN,
@@ -709,15 +726,15 @@ FAULTS = [
     ),
     Fault(
         "a condition's error at the last step drops the list",
-        "if count == 1 or sizes is None or token is not stepper.token:",
-        "if True:",
+        "                if not self._defers(token, exception):\n                    raise\n",
+        "                raise\n",
         SHARED,
         RUN,
     ),
     Fault(
         "a source's error drops what was gathered",
-        "        if by_source and stepper.queue:  # it comes after these\n",
-        "        if False:\n",
+        "        self._deferred = error, True\n",
+        "        self._deferred = error, True\n        self.stepper.queue = []\n",
         SHARED,
         RUN,
     ),

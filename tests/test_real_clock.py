@@ -63,4 +63,4 @@ def test_elapsed_never_decreases_in_conditions() -> None:
     for _ in Loop(range(5000), events, max_epochs=1):
         pass
     assert times == sorted(times)
-    assert times[0] > 0
+    assert 0 <= times[0] < times[-1]

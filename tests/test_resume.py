@@ -1338,6 +1338,13 @@ def test_counters_that_contradict_each_other_are_damage() -> None:
             Loop(range(3), max_epochs=1).load_state_dict({**loop.state_dict(), **wrong})
 
 
+def test_a_state_within_an_epoch_that_has_ended_is_damage() -> None:
+    loader: dict[str, Any] = {"state": 0, "at": 3, "whole": False, "cut": False, "rest": 0}
+    state = {**after(3, Loop(range(3), max_epochs=2)), "loader": loader}
+    with pytest.raises(StateError, match="counters"):
+        Loop(range(3), max_epochs=2).load_state_dict(state)
+
+
 TIMED = {"Often": Event(every_n_seconds=2), "Once": Event(at_time=(1, 9))}
 NEAR = 2**62
 
