@@ -161,7 +161,7 @@ FAULTS = [
     Fault("the clock is read at every access to elapsed", "if self._elapsed < 0:", "if True:"),
     Fault("unknown names do not warn", "self._on_unknown(name)", "pass"),
     Fault(
-        "an undone step forgets when its events were due before",
+        "windows forget the step at which they began",
         "last = events.before\n",
         "last = -1\n",
     ),
