@@ -1,10 +1,10 @@
-"""What has to be true of a release, and its making.
+"""Checks a release, and publishes it.
 
-python .github/release.py branch COMMIT              of its pull requests, read from the input,
-                                                     the release's branch that it has merged
-python .github/release.py version release/v1.2.3     is this pyproject.toml's, and a new one?
-python .github/release.py files FOLDER               are all files of the release there, and small?
-python .github/release.py publish release/v1.2.3 COMMIT FOLDER [--dry-run]     on GitHub
+python .github/release.py branch COMMIT            print the release branch that COMMIT merged; its
+                                                   pull requests are read from the input
+python .github/release.py version release/v1.2.3   check that the version is new and declared
+python .github/release.py files FOLDER             check that all files are there, and small enough
+python .github/release.py publish release/v1.2.3 COMMIT FOLDER [--dry-run]     publish on GitHub
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parsed(version: str) -> tuple[int, ...] | None:
 
 
 def declared(root: Path) -> str:
-    """The version in pyproject.toml, the one place where it stands."""
+    """The version in pyproject.toml."""
     import tomllib  # Python 3.11: what else is here runs on 3.10 too
 
     text = (root / "pyproject.toml").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def declared(root: Path) -> str:
 
 
 def git(root: Path, *arguments: str) -> str:
-    """What a git command prints in a repository."""
+    """The output of a git command in a repository."""
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -69,7 +69,7 @@ def merged_branch(pulls: list[dict[str, Any]], commit: str) -> str:
 
 
 def check_version(root: Path, branch: str) -> str:
-    """The version of a release's branch, if it is pyproject.toml's and above all tags."""
+    """The version of a release's branch; exits unless it is pyproject.toml's and above all tags."""
     version = branch_version(branch)
     if version != declared(root):
         sys.exit(f"{branch} has version {declared(root)} in pyproject.toml")
@@ -89,7 +89,7 @@ def identifier(wheel: str) -> str:
 
 
 def wrong_files(folder: Path) -> list[str]:
-    """What is missing from a release's files, too much or too large."""
+    """The files of a release that are missing, unexpected or too large."""
     (version,) = {path.name.split("-")[1].removesuffix(".tar.gz") for path in folder.iterdir()}
     wanted = {"sdist", "none-any"}
     for listed in IDENTIFIERS.glob("*.txt"):
@@ -122,7 +122,7 @@ def publish(branch: str, commit: str, folder: Path, dry_run: bool) -> None:
 
 
 def main() -> None:
-    """Do what the command line says; what is wrong is the exit's message."""
+    """Run the command; if a check fails, exit with its message."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="command", required=True)
     of_branch = commands.add_parser("branch")

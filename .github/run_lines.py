@@ -1,8 +1,8 @@
-"""Runs what the workflows run: every `run:` line, or what stands for it where it would publish.
+"""Runs every `run:` line of the workflows, or a replacement for what cannot run here.
 
 `python .github/run_lines.py STAGE...`, in a clone that may be changed, with the python on the path
-in an environment that may be changed too. The STAGEs are those of .ci/run that are run anyway. It
-fails on a line that it does not know, and on one that it knows and no workflow has.
+in an environment that may be changed too. The STAGEs are those that .ci/run runs anyway. It fails
+on a line that is not listed below, and on a listed line that no workflow has.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import yaml
 
 WORKFLOWS = Path(".github/workflows")
 
-# What is run here in place of a line that cannot be run as it stands.
+# Replacements for lines that cannot run here.
 INSTEAD = {
-    # There is no GitHub to ask.
+    # Needs GitHub.
     'gh api "repos/$GH_REPO/commits/$COMMIT/pulls" | python3 .github/release.py branch "$COMMIT" '
     '>> "$GITHUB_OUTPUT"': (
         """echo '[{"merged_at": "today", "merge_commit_sha": "c0ffee", "base": {"ref": "main"}, """
         """"head": {"ref": "release/v1.2.3"}}]' | python3 .github/release.py branch c0ffee """
         "| grep -x branch=release/v1.2.3"
     ),
-    # A release begins with the README's bump.
+    # A release begins with the command of the README that raises the version.
     'python .github/release.py version "$BRANCH"': (
         "uv version --quiet --frozen --bump patch && "
         'python .github/release.py version "release/v$(uv version --short)"'
     ),
-    # No folder dloop, as in the sparse checkout; the stage `pure` runs the rest of the suite.
+    # Without the folder dloop, as in the sparse checkout; the stage `pure` runs all tests.
     'python -m pytest -m "not typing and not slow"': (
         'rm -r dloop && python -m pytest -q -m "not typing and not slow" tests/test_limits.py'
     ),
-    # Building needs Docker.
+    # Needs Docker.
     "python -m cibuildwheel --output-dir wheels dist/*.tar.gz": (
         "CIBW_BUILD='cp313-*' python -m cibuildwheel --print-build-identifiers dist/*.tar.gz"
     ),
@@ -50,7 +50,7 @@ SAME = [
     "python -m pip install --require-hashes --requirement .github/requirements/wheels.txt",
 ]
 ELSEWHERE = {
-    "python3 .github/release.py files dist": "needs all wheels; test_release.py has it",
+    "python3 .github/release.py files dist": "needs all wheels; test_release.py tests it",
 }
 
 
@@ -69,7 +69,7 @@ def lines(workflows: Path) -> dict[str, dict[str, str]]:
 
 
 def wrong(found: dict[str, dict[str, str]], stages: list[str]) -> list[str]:
-    """What is neither run nor said to be impossible here, and what is said to no end."""
+    """Lines that are not listed, are listed twice, or are in no workflow."""
     single = [name for stage in stages for name in stage.split("+")]
     known = {*INSTEAD, *SAME, *(f"bash .ci/run {stage}" for stage in [*stages, *single])}
     return [
@@ -86,7 +86,7 @@ def main(stages: list[str]) -> None:
         sys.exit("\n".join(problems))
     for line, environment in found.items():
         if line in ELSEWHERE:
-            print(f"--- not here, it {ELSEWHERE[line]}: {line}", flush=True)
+            print(f"--- not run, it {ELSEWHERE[line]}: {line}", flush=True)
         elif line in INSTEAD or line in SAME:
             print(f"--- {line}", flush=True)
             given = {name: value for name, value in environment.items() if "${{" not in value}

@@ -1,4 +1,4 @@
-"""The sdist and the pure wheel: the same bytes from the same commit, wherever and whenever built.
+"""Builds the sdist and the pure wheel reproducibly: a commit always gives the same bytes.
 
 `python .github/sources.py FOLDER`, with the packages of requirements/build.txt installed.
 """
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def output(*command: str) -> str:
-    """What a command prints, run at the repository's top."""
+    """The output of a command that is run in the repository's root."""
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def normalise(sdist: Path, epoch: int) -> None:
-    """Write an sdist anew without what tells when, where and by whom: setuptools keeps that."""
+    """Rewrite an sdist without times, owners and permissions, which setuptools stores."""
     with tarfile.open(sdist) as tar:
         entries = [(entry, tar.extractfile(entry)) for entry in tar.getmembers()]
         with (

@@ -1,1 +1,1 @@
-"""What dloop costs: `python -m benchmarks` in time, `python -m benchmarks.instructions` in CI."""
+"""Benchmarks: `python -m benchmarks` measures times, `python -m benchmarks.instructions` counts."""

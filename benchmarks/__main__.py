@@ -1,7 +1,7 @@
-"""What dloop costs per step, beside what a person would write or take instead.
+"""The time per step of dloop, compared with alternatives.
 
-dloop and its rival run over the same items in one process, in turns. Shown are the medians, each
-with half the range between the quartiles in percent; the ratio is the median of each turn's ratio.
+dloop and the alternative run in turns over the same items, in one process. Medians are printed,
+each with half the interquartile range in percent; the ratio is the median of all turns' ratios.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def timed(side: Side, data: list[int]) -> float:
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """The median, and half the range between the quartiles in percent of it."""
+    """The median, and half the interquartile range in percent of it."""
     if len(values) == 1:
         return {"median": values[0], "spread": 0.0}
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -43,7 +43,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def compare(row: Row, rounds: int) -> dict[str, Any]:
-    """Run both in turns; which goes first changes from turn to turn."""
+    """Run both in turns, of which every second begins with the other one."""
     result = {"name": row.name, "target": row.target, "stretch": row.stretch, "unit": "ns per step"}
     if row.needs is not None and find_spec(row.needs) is None:
         return {**result, "missing": row.needs}
@@ -73,7 +73,7 @@ def cost(row: Cost, rounds: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, or at least its kind."""
+    """The processor's name, or its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -96,7 +96,7 @@ def machine() -> dict[str, Any]:
 
 
 def reached(row: dict[str, Any]) -> str:
-    """Which of the aims."""
+    """Which of its targets the row has reached."""
     if row["target"] is None:
         return ""
     value = row["ratio" if "ratio" in row else "ours"]["median"]
@@ -125,7 +125,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--rounds", type=int, default=15, help="how often to run each")
@@ -133,14 +133,14 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.rounds < 1:
         parser.error(f"--rounds {asked.rounds}: at least one is needed")
-    # Peers come last: what they import stays, and could be in the way of the others.
+    # Peers come last, since the modules that they import stay loaded and could affect the others.
     every: list[Row | Cost] = [*ROWS, *COSTS, *PEERS]
     rows = [row for row in every if asked.rows.lower() in row.name.lower()]
     if not rows:
         parser.error(f"--rows {asked.rows}: no row has this in its name")
 
     if any(row in FLOOR_ROWS for row in rows):
-        compiled()  # before the table begins, should it fail
+        compiled()  # if this fails, then before the table
 
     about = machine()
     if not asked.json:

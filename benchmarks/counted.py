@@ -1,7 +1,7 @@
-"""What callgrind counts: each case at two lengths, all in one process.
+"""The program that callgrind measures: each case with two numbers of steps, in one process.
 
-`benchmarks.instructions` runs this as a file, so that it imports the dloop that is installed and
-not one that lies in the current folder. What is counted lies between two calls of `mark`.
+`benchmarks.instructions` runs this as a file, so that it imports the installed dloop and not one in
+the current folder. The instructions between two calls of `mark` are counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LONG = 30_000
 
 
 class Case(NamedTuple):
-    """`make` prepares for a number of steps, and `run` is counted."""
+    """`make` prepares a run of a number of steps; only `run` is counted."""
 
     name: str
     make: Callable[[int], Any]
@@ -30,12 +30,12 @@ class Case(NamedTuple):
 
 
 def mark() -> None:
-    """Callgrind begins a new part where the C library's getppid is called: nobody else does."""
+    """Begin a new part: callgrind does so at getppid, which nothing else calls."""
     os.getppid()
 
 
 def loop_with(events: dict[Any, Event]) -> Callable[[int], Loop[None]]:
-    # A list, since it makes nothing; and longer than the run, so that no epoch ends.
+    # A list creates no batches; it is longer than the run, so that no epoch ends.
     return lambda steps: Loop([None] * (LONG + 1), events, max_steps=steps)
 
 
@@ -61,10 +61,10 @@ def many(number: int) -> dict[Any, Event]:
 
 
 def set_of_step(step: int) -> Callable[[int], tuple[AbstractSet[object], int]]:
-    """The events of step 0, which is quiet, or 1, at which `Log` fires; and how often to ask.
+    """The events of step 0, which has none, or 1, at which `Log` fires; and the number of lookups.
 
-    The members of LoopEvents are hashed by their addresses, which differ from one environment to
-    the next. Among many names they are not in the way of the one that is asked for.
+    The members of LoopEvents are hashed by their addresses, which differ between environments.
+    Among many names they are unlikely to collide with the name that is looked up.
     """
     events = {"Log": Event(every_n_steps=2), "Save": Event(every_n_steps=1000), **many(1000)}
     sets = [due for _batch, due in Loop(range(4), events, max_steps=3)]
@@ -73,7 +73,7 @@ def set_of_step(step: int) -> Callable[[int], tuple[AbstractSet[object], int]]:
 
 def ask_for_log(asked: tuple[AbstractSet[object], int]) -> None:
     events, times = asked
-    for _ in repeat(None, times):  # five, so that little of the loop is counted
+    for _ in repeat(None, times):  # five, so that the loop itself counts little
         found = "Log" in events
         found = "Log" in events
         found = "Log" in events
@@ -110,7 +110,7 @@ CASES = [
 
 
 def main() -> None:
-    """Run each case at both lengths, after a first time at which the interpreter specialises."""
+    """Run each case with both numbers of steps, after a first run that lets Python specialise."""
     for case in CASES:
         case.run(case.make(SHORT))
         for steps in (SHORT, LONG):

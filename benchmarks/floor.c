@@ -1,8 +1,8 @@
-/* The floor of a step: the least that an iterator does which hands over batches with their events.
+/* The floor: iterators that do no more than any iterator over batches and events must do.
 
-Floor compares the number of its steps with a bound, fetches a batch, counts it and hands over a fresh
-pair. The events are always the same. FloorWithClock also reads a coarse clock in each step and
-compares the reading with a bound. At a bound both end. */
+Floor compares the number of its steps with a limit, fetches a batch, counts it and yields a new pair.
+The events are always the same. FloorWithClock also reads a coarse clock in each step and compares the
+reading with a limit. Both end at a limit. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -1,4 +1,4 @@
-"""Compiles floor.c, once in each process and by what compiles Python's extensions."""
+"""Compiles floor.c as a Python extension, once in each process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ setup(name="floor", ext_modules=[Extension("floor", ["floor.c"])], script_args=b
 
 @cache
 def compiled() -> Any:
-    """The module, which has Floor and FloorWithClock; SystemExit where it cannot be compiled."""
+    """The module with Floor and FloorWithClock; SystemExit if it cannot be compiled."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         done = subprocess.run(
             [sys.executable, "-c", SETUP, folder],

@@ -1,8 +1,8 @@
-"""Instructions per step, counted by callgrind and held to the budgets in budgets.json.
+"""Instructions per step, counted by callgrind and compared with the budgets in budgets.json.
 
-Times are noisy; these counts repeat to the digit where Python and dloop were built alike. Each is
-the difference between two run lengths. More than 2 % above its budget fails, and so does a build
-that has no budgets yet; more than 2 % below asks for the budget to be lowered.
+Times are noisy, but these counts are exactly the same if Python and dloop were built in the same
+way. Each is the difference between runs of two lengths. A count that is more than 2 % above its
+budget fails, and so does a build without budgets; one more than 2 % below gives a hint to lower it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ Budgets = dict[str, dict[str, Counts]]
 
 
 class Counted(NamedTuple):
-    """What a core took, and the file that it is in."""
+    """The counts of a core, and the file that it was loaded from."""
 
     counts: Counts
     file: str
 
 
 class Verdict(NamedTuple):
-    """What breaks a budget, and what would allow a lower one."""
+    """Counts above their budgets, and those below, whose budgets can be lowered."""
 
     failures: list[str]
     hints: list[str]
 
 
 def build() -> str:
-    """How this Python was built, and so how it builds extensions: what counts depend on."""
+    """How this Python was built, and so how it builds extensions; counts depend on that."""
     config = sysconfig.get_config_var
     arguments = config("CONFIG_ARGS") or ""
     levels = re.findall(r"-O\w+", config("OPT") or "")
@@ -68,10 +68,10 @@ def build() -> str:
 
 
 def count(core: str) -> Counted:
-    """Run all cases on the core under callgrind; SystemExit where that is impossible."""
+    """Run all cases with the core in callgrind; SystemExit if that fails."""
     if shutil.which("valgrind") is None:
         raise SystemExit("valgrind is not installed")
-    # Nothing of the environment but what Python may need to start
+    # only the environment variables that Python may need to start
     environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     environment |= {
         "DLOOP_BACKEND": core,
@@ -99,7 +99,7 @@ def count(core: str) -> Counted:
 
 
 def per_step(parts: list[int], cases: list[str], steps: int) -> Counts:
-    """Every second part is a run: each case short, then long, with `steps` between them."""
+    """Every second part is a run: of each case a short and a long one, which differ by `steps`."""
     runs = parts[1::2]
     if len(runs) != 2 * len(cases):
         raise SystemExit(f"callgrind wrote {len(parts)} parts for {len(cases)} cases")
@@ -110,7 +110,7 @@ def per_step(parts: list[int], cases: list[str], steps: int) -> Counts:
 
 
 def judge(counted: Counts, core: str, build: str, budgets: Budgets) -> Verdict:
-    """Hold what was counted to the budget of its core and build."""
+    """Compare the counts with the budget of their core and build."""
     budget = budgets.get(core, {}).get(build)
     if budget is None:
         missing = json.dumps({core: {build: counted}}, indent=2)
@@ -130,7 +130,7 @@ def judge(counted: Counts, core: str, build: str, budgets: Budgets) -> Verdict:
 
 
 def report(core: str, measured: Counted, verdict: Verdict) -> str:
-    """What a person reads."""
+    """The counts and the verdict as text."""
     lines = [f"{core} core, {measured.file}"]
     lines += [f"{count:12,.1f}  {name}" for name, count in measured.counts.items()]
     lines += [f"FAILED: {failure}" for failure in verdict.failures]
@@ -139,7 +139,7 @@ def report(core: str, measured: Counted, verdict: Verdict) -> str:
 
 
 def main() -> None:
-    """Count, and hold to the budgets or make them."""
+    """Count, and compare with the budgets or replace them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.add_argument("--core", choices=CORES, help="one core alone")
     parser.add_argument("--update", action="store_true", help="make these counts the budgets")

@@ -1,6 +1,6 @@
-"""What a person might take instead of dloop: the same three step events, or a bare progress bar.
+"""Other packages with the same three step events, and a progress bar.
 
-The dependency group `peers` has them; one that is not installed is left out.
+They are in the dependency group `peers`; one that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dloop import Loop
 from .rows import STEP_EVENTS, Row, Side, last_batch, loop_with
 
 STEPS = 20_000
-"""A step of theirs takes microseconds."""
+"""Fewer than in other rows, since a step of theirs takes microseconds."""
 
 
 def three_checks(loop: Loop[int]) -> int:
@@ -31,7 +31,7 @@ def three_checks(loop: Loop[int]) -> int:
 
 
 def ignite(data: list[int]) -> Callable[[], int]:
-    """An Engine, whose process function is the body."""
+    """An Engine whose process function does nothing."""
     engine_of: Any = import_module("ignite.engine")
     engine = engine_of.Engine(lambda engine, batch: None)
     n = 0
@@ -52,7 +52,7 @@ def ignite(data: list[int]) -> Callable[[], int]:
 
 
 def pfn_extras(data: list[int]) -> Callable[[], int]:
-    """An ExtensionsManager around a loop of one's own."""
+    """An ExtensionsManager around a `for` loop."""
     training: Any = import_module("pytorch_pfn_extras.training")
     manager = training.ExtensionsManager(
         {}, {}, 1, iters_per_epoch=len(data), out_dir=tempfile.gettempdir()
@@ -77,7 +77,7 @@ def pfn_extras(data: list[int]) -> Callable[[], int]:
 
 
 class Nowhere:
-    """A file for bars that are drawn, but not seen."""
+    """A file that discards the progress bar."""
 
     def write(self, text: str) -> None: ...
 

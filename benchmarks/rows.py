@@ -1,6 +1,6 @@
-"""What is compared: rows of the table, each a piece of dloop beside what it is measured against.
+"""The rows of the table; each compares dloop with an alternative.
 
-What a side sees is returned, so that the tests can hold both sides of a row to the same work.
+Both sides of a row return what they have seen, so that the tests can check that they do the same.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ EVENTS = {
 
 
 class Side(NamedTuple):
-    """`make` prepares, from the source's items, what `run` goes through; only `run` is timed."""
+    """`make` prepares the argument of `run` from the items; only `run` is timed."""
 
     make: Callable[[list[int]], Any]
     run: Callable[[Any], int]
 
 
 class Row(NamedTuple):
-    """dloop and a rival over the same items: time per step, and the ratio wanted at most."""
+    """dloop and a rival over the same items; `target` and `stretch` are the aims for the ratio."""
 
     name: str
     ours: Side
@@ -51,11 +51,11 @@ class Row(NamedTuple):
     stretch: float | None = None
     steps: int = 200_000
     needs: str | None = None
-    """The package that the rival is in."""
+    """The package of the rival."""
 
 
 class Cost(NamedTuple):
-    """What is measured by itself, and how much is wanted at most."""
+    """A measurement without a rival; `target` and `stretch` are the aims for its value."""
 
     name: str
     unit: str
@@ -63,7 +63,7 @@ class Cost(NamedTuple):
     target: float
     stretch: float | None = None
     once: bool = False
-    """Whether every round would give the same."""
+    """Whether to measure only once, since every round gives the same."""
 
 
 def as_it_is(data: list[int]) -> list[int]:
@@ -75,7 +75,7 @@ def loop_with(events: dict[Any, Event]) -> Callable[[list[int]], Loop[int]]:
 
 
 def last_batch(pairs: Iterable[tuple[Any, object]]) -> Any:
-    """Iteration alone; pairs are taken apart, as loops do, which lets zip use its own again."""
+    """Only iteration. Pairs are unpacked, as in real loops, which lets zip reuse its tuple."""
     for batch, _events in pairs:  # noqa: B007
         pass
     return batch
@@ -86,7 +86,7 @@ def with_repeat(data: list[int]) -> Iterator[tuple[int, None]]:
     return zip(data, repeat(None))
 
 
-# The example: its conditions as a person writes them, and the same with dloop
+# Five events and EPOCH_END: conditions written by hand, and the same with dloop
 
 
 def by_hand(data: list[int]) -> int:
@@ -94,7 +94,7 @@ def by_hand(data: list[int]) -> int:
     t0 = last = perf()
     warned = False
     n = 0
-    for step, batch in enumerate(data):  # noqa: B007 (as people write it)
+    for step, batch in enumerate(data):  # noqa: B007 (as it is usually written)
         now = perf()
         if (step + 1) % 16 == 0:
             n += 1
@@ -158,7 +158,7 @@ def many(number: int) -> dict[Any, Event]:
     return {name: Event(every_n_steps=10_000 + name) for name in range(number)}
 
 
-# A source without a length: what follows is fetched first, to know which batch is the last
+# A source without a length: the next batch is fetched first, to know which one is the last
 
 
 def without_length(data: list[int]) -> Loop[int]:
@@ -229,7 +229,7 @@ def last_of_slices(data: list[int]) -> int:
 
 
 class State:
-    """What a person would hand to a condition."""
+    """The state that hand-written code would pass to a condition."""
 
     __slots__ = ("elapsed", "epoch", "epoch_end", "epoch_step", "global_step", "training_end")
 
@@ -275,7 +275,7 @@ def condition_check(loop: Loop[int]) -> int:
 
 @contextmanager
 def core_in_python() -> Iterator[None]:
-    """Loops that are made inside have the core in Python; they keep it."""
+    """Loops that are created inside use the core in Python, also later."""
     before = _backend.core
     _backend.core = dloop._core_py
     try:
@@ -285,7 +285,7 @@ def core_in_python() -> Iterator[None]:
 
 
 def in_python(side: Side) -> Side:
-    """The same with the core in Python."""
+    """`side` with the core in Python."""
 
     def make(data: list[int]) -> Any:
         with core_in_python():
@@ -294,11 +294,11 @@ def in_python(side: Side) -> Side:
     return Side(make, side.run)
 
 
-# What has no rival
+# Costs
 
 
 def import_milliseconds() -> float:
-    """The time of `import dloop` above that of a bare start of the interpreter."""
+    """The time of `import dloop` without that of starting the interpreter."""
 
     def start(code: str) -> float:
         began = time.perf_counter()
@@ -318,12 +318,12 @@ def loop_microseconds(loops: int = 1000) -> float:
 
 
 def memory_growth(epoch: int = 100_000, epochs: int = 101) -> float:
-    """The most bytes held at the end of any epoch, above those at the end of the first.
+    """How many more bytes are allocated at the end of any epoch than at the end of the first.
 
-    The last epoch does not count: TRAINING_END makes one more set of events.
+    The last epoch does not count, since TRAINING_END needs one more set of events.
     """
     data = [None] * epoch
-    held = array("q", [0] * epochs)  # an array, since a list would keep ints alive
+    held = array("q", [0] * epochs)  # a list would allocate ints
     tracemalloc.start()
     loop = Loop(data, EVENTS, max_epochs=epochs)
     for _batch, events in loop:
@@ -337,7 +337,7 @@ def memory_growth(epoch: int = 100_000, epochs: int = 101) -> float:
 
 
 def over_floor(side: Side, kind: str = "Floor") -> Side:
-    """The same over the floor, which always hands over the events of the loop's first step."""
+    """`side` with the floor, which yields the events of the loop's first step at each step."""
 
     def make(data: list[int]) -> Any:
         _batch, events = next(iter(side.make(data)))

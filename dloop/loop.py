@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ._core import LoopState, Sizes
     from .events import BaseEvent
-    from .signals import Signals
+    from .signals import StopSignals
     from .state import Position
 
     Batch = TypeVar("Batch")
@@ -160,7 +160,7 @@ class Loop(Generic[Batch]):
         if self._over:
             return iter(())
         self._entered = True
-        return self._run.enter(sizes, None if self._signals is None else self._signals.hold())
+        return self._run.enter(sizes, None if self._signals is None else self._signals.install())
 
     def chunks(
         self, sizes: SupportsIndex | Iterable[SupportsIndex]
@@ -497,7 +497,7 @@ class Loop(Generic[Batch]):
         source = self._source
         self._run.leave()
         if self._signals is not None:
-            self._signals.put_back()
+            self._signals.uninstall()
         self._begin()
         source.close()
 
@@ -517,7 +517,7 @@ class Loop(Generic[Batch]):
         """
         self._run.close()
         if self._signals is not None:
-            self._signals.put_back()
+            self._signals.uninstall()
         self._source.close()
 
     def __enter__(self: Self) -> Self:
@@ -566,9 +566,11 @@ class Guard:
         return True
 
 
-def _signals(given: Iterable[SupportsIndex], ask: Callable[[str], object]) -> Signals | None:
+def _signals(
+    given: Iterable[SupportsIndex], request_stop: Callable[[str], object]
+) -> StopSignals | None:
     if given == ():
         return None
-    from .signals import Signals, numbers
+    from .signals import StopSignals, checked_signals
 
-    return Signals(numbers(given), ask)
+    return StopSignals(checked_signals(given), request_stop)

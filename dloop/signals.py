@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: handlers for the time that its iterators live."""
+"""Signals that ask a run to stop; their handlers are installed while the run has an iterator."""
 
 from __future__ import annotations
 
@@ -16,105 +16,107 @@ if TYPE_CHECKING:
     from typing import Any, SupportsIndex
 
 
-class Signals:
-    """The signals of a run, which are handled as long as anybody holds them.
+class StopSignals:
+    """The signals that ask one run to stop.
 
-    The first of each asks all runs that wait for it, and puts back the handler that was there
-    before, so that a second one does what it did without dloop.
+    The first signal asks every run that listens for it, and restores the handler that dloop
+    replaced: a second one does what it would do without dloop.
     """
 
-    def __init__(self, numbers: tuple[signal.Signals, ...], ask: Callable[[str], object]) -> None:
+    def __init__(
+        self, numbers: tuple[signal.Signals, ...], request_stop: Callable[[str], object]
+    ) -> None:
         self.numbers = numbers
-        self.ask = ask
-        self._holds: set[int] = set()
+        self.request_stop = request_stop
+        self._registrations: set[int] = set()
 
-    def hold(self) -> Hold | None:
-        """Wait for the signals, until what is returned is gone; not outside the main thread."""
+    def install(self) -> Registration | None:
+        """Handle the signals until the object returned is freed; only in the main thread."""
         if not self.numbers:
             return None
         if not _in_main_thread():
             names = ", ".join(each.name for each in self.numbers)
             warn(f"signals={names}: only the main thread can be asked by signals; nothing is set")
             return None
-        hold = Hold(self)
-        if not self._holds:
+        registration = Registration(self)
+        if not self._registrations:
             for number in self.numbers:
-                _wait(number, self)
-        self._holds.add(id(hold))
-        return hold
+                _add_listener(number, self)
+        self._registrations.add(id(registration))
+        return registration
 
-    def let_go(self, hold: Hold) -> None:
-        """Wait no more, when nobody holds these."""
-        self._holds.discard(id(hold))
-        if not self._holds:
-            self.put_back()
+    def release(self, registration: Registration) -> None:
+        """Remove `registration`; with the last one, the handlers are uninstalled."""
+        self._registrations.discard(id(registration))
+        if not self._registrations:
+            self.uninstall()
 
-    def put_back(self) -> None:
-        """Wait no more, and put back the handlers that were there before."""
-        self._holds.clear()
+    def uninstall(self) -> None:
+        """Stop handling the signals, whatever is registered, and restore the replaced handlers."""
+        self._registrations.clear()
         for number in self.numbers:
-            _leave(number, self)
+            _remove_listener(number, self)
 
 
-class Hold:
-    """What an iterator has as long as it lives."""
+class Registration:
+    """Keeps the handlers of `signals` installed until it is freed; each iterator has one."""
 
-    def __init__(self, signals: Signals) -> None:
+    def __init__(self, signals: StopSignals) -> None:
         self._signals = signals
 
     def __del__(self) -> None:
-        self._signals.let_go(self)
+        self._signals.release(self)
 
 
-# By signal those who wait for it, the innermost loop last; and with each the handler that was there
-# before, which is `_handle` where somebody waited already. Who is None has left in another thread,
-# where no handler can be set.
-_waiting: dict[int, list[tuple[Signals | None, Any]]] = {}
+# For each signal number: who listens for it, in the order of installation, each with the handler
+# that it replaced (`_handle` if that was dloop's own). None stands for a listener that was removed
+# in another thread than the main one, where no handler can be restored.
+_listeners: dict[int, list[tuple[StopSignals | None, Any]]] = {}
 
 
-def _wait(number: int, signals: Signals) -> None:
-    # noted first: wherever an interrupt strikes, the handler before can be put back
-    _waiting[number] = [*_waiting.get(number, ()), (signals, signal.getsignal(number))]
+def _add_listener(number: int, signals: StopSignals) -> None:
+    # recorded first, so that the replaced handler can be restored after an interrupt at any line
+    _listeners[number] = [*_listeners.get(number, ()), (signals, signal.getsignal(number))]
     signal.signal(number, _handle)
 
 
-def _leave(number: int, signals: Signals) -> None:
-    in_main_thread = _in_main_thread()
-    waiting: list[tuple[Signals | None, Any]] = []
-    before: Any = _handle
-    for who, replaced in _waiting.get(number, ()):
-        before = before if replaced is _handle else replaced
-        if who is signals or who is None:
-            if in_main_thread:
-                continue  # the next one has replaced what this one has
-            who = None
-        waiting.append((who, before))
-        before = _handle
-    _waiting[number] = waiting
-    _set_back(number, before)
+def _remove_listener(number: int, signals: StopSignals) -> None:
+    listeners = _listeners.get(number, [])
+    if not _in_main_thread():
+        _listeners[number] = [(None if each is signals else each, old) for each, old in listeners]
+        return
+    kept: list[tuple[StopSignals | None, Any]] = []
+    previous: Any = _handle
+    for listener, replaced in listeners:
+        previous = previous if replaced is _handle else replaced
+        if listener is not signals and listener is not None:
+            kept.append((listener, previous))  # with the handlers of those removed before it
+            previous = _handle
+    _listeners[number] = kept
+    _restore(number, previous)
 
 
-def _set_back(number: int, before: Any) -> None:
-    """Set the handler `before`, if it is one, in place of dloop's, if that is there."""
-    if before is not _handle and signal.getsignal(number) is _handle:
-        signal.signal(number, signal.SIG_DFL if before is None else before)
+def _restore(number: int, previous: Any) -> None:
+    """Replace dloop's handler, if that is installed, by `previous`, if that is another one."""
+    if previous is not _handle and signal.getsignal(number) is _handle:
+        signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:
-    waiting = _end(number)
-    asked = [who for who in waiting if who is not None]
-    for who in reversed(asked):
-        who.ask(signal.Signals(number).name)
-    if waiting and not asked:
+    removed = _remove_all_listeners(number)
+    listeners = [listener for listener in removed if listener is not None]
+    for listener in reversed(listeners):
+        listener.request_stop(signal.Signals(number).name)
+    if removed and not listeners:
         signal.raise_signal(number)
 
 
-def _end(number: int) -> list[Signals | None]:
-    """Put back the handler from before all who waited for a signal, and return these."""
-    waiting = _waiting.pop(number, [])
-    for _, before in reversed(waiting):
-        _set_back(number, before)
-    return [who for who, _ in waiting]
+def _remove_all_listeners(number: int) -> list[StopSignals | None]:
+    """Restore the handler from before the first listener, and return all listeners."""
+    removed = _listeners.pop(number, [])
+    for _, previous in reversed(removed):
+        _restore(number, previous)
+    return [listener for listener, _ in removed]
 
 
 def _in_main_thread() -> bool:
@@ -125,37 +127,37 @@ _masks: list[set[signal.Signals | int]] = []
 
 
 def _before_fork() -> None:
-    # Python drops the signals that reach a child before it is set up: they have to wait
-    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, _waiting))
+    # Python drops signals that reach the child before it is set up, so they are blocked until then
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, _listeners))
 
 
 def _after_fork() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
 
 
-def _after_fork_in_child() -> None:  # pragma: no cover (nobody measures in the child)
-    asked_by_terminal = bool(_waiting.get(signal.SIGINT))
-    for number in list(_waiting):
-        _end(number)
-    if asked_by_terminal:
-        _leave_first_to_parent(signal.SIGINT)
+def _after_fork_in_child() -> None:  # pragma: no cover (coverage is not measured in children)
+    handles_ctrl_c = bool(_listeners.get(signal.SIGINT))
+    for number in list(_listeners):
+        _remove_all_listeners(number)
+    if handles_ctrl_c:
+        _ignore_once(signal.SIGINT)
     _after_fork()
 
 
-def _leave_first_to_parent(number: int) -> None:  # pragma: no cover (the same)
-    # A terminal sends Ctrl-C to all of its processes, but the last step still takes a batch
+def _ignore_once(number: int) -> None:  # pragma: no cover (coverage is not measured in children)
+    # A terminal sends Ctrl-C to all of its processes, but the parent's last step needs its workers
     previous = signal.getsignal(number)
     if callable(previous):
         signal.signal(number, lambda number, _frame: signal.signal(number, previous))
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no forks)
+if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows cannot fork)
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
     )
 
 
-def numbers(given: Iterable[SupportsIndex]) -> tuple[signal.Signals, ...]:
+def checked_signals(given: Iterable[SupportsIndex]) -> tuple[signal.Signals, ...]:
     """The argument `signals`, checked.
 
     Raises:

@@ -1,7 +1,8 @@
-"""One fixture runs every test over both cores."""
+"""Fixtures; `core` runs every test with both cores."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -12,8 +13,8 @@ from hypothesis import Phase, settings
 
 from cores import CORES, use_core
 
-# No deadline: machines are busy. No explanations: our messages say more. In CI the same examples
-# each time, so that a change that fails there has itself to blame.
+# No deadline, since a busy machine is slow. No explain phase, since our messages say more. CI
+# always runs the same examples, so that a failure there is due to the change.
 settings.register_profile(
     "default",
     deadline=None,
@@ -47,8 +48,17 @@ def core(request: pytest.FixtureRequest) -> Iterator[str | None]:
 
 
 @pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The garbage collector does not run during the test."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
 def uncompiled() -> Iterator[None]:
-    """On PyPy no machine code is made: it would keep objects from being collected."""
+    """Turn PyPy's JIT off: compiled code keeps objects alive."""
     if sys.implementation.name != "pypy":
         yield
         return

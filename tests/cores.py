@@ -1,4 +1,4 @@
-"""The cores that the suite runs over, and how a test asks for one."""
+"""The cores that the tests run with, and a context that chooses one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import dloop._backend as backend
 import dloop._core_py as core_py
 
-# `both`, the default, fails where the compiled core is missing; naming one core runs that one.
+# `both`, the default, fails if the compiled core is missing.
 ASKED = os.environ.get("DLOOP_TEST_CORES", "both")
 CORES = {"both": ["cython", "python"], "cython": ["cython"], "python": ["python"]}[ASKED]
 
 
 @contextmanager
 def use_core(name: str) -> Iterator[None]:
-    """Let loops that are made inside use the core `name`."""
+    """Loops that are created inside use the core `name`."""
     before = backend.core
     if name == "python":
         backend.core = core_py

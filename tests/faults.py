@@ -1,7 +1,8 @@
-"""Plant faults in a copy of dloop, one by one; the suite has to catch each.
+"""Plant faults in copies of dloop, one in each; the tests have to fail for every one.
 
-`python -m faults`, in this folder, tries them all and fails if one survives; `--core python` or
-`--core cython` those of one core, and words after that only those whose names contain one of them.
+`python -m faults`, in this folder, tries them all and fails if one is not caught. With
+`--core python` or `--core cython` it tries those of one core; with words, those whose names contain
+one of them.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 FILES = {"python": "dloop/_core_py.py", "cython": "dloop/_core.pyx"}
 PYTEST = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
-# What is likeliest to find a fault comes first, and what takes long comes last. Left out is what
-# surrounds the cores.
+# The tests that are likeliest to find a fault run first, those that take long last. Tests of what
+# is outside the cores are left out.
 LIKELIEST = ["differential", "threads"]
 LONGEST = ["garbage", "interrupts", "resume", "stopping"]
 OUTSIDE = ["backend", "demo", "docstrings", "event", "oracle", "readme", "release", "typing"]
 
 
 def tests_of(names: list[str]) -> list[str]:
-    """The files of the tests of those names."""
+    """The test files with these names."""
     return [f"tests/test_{name}.py" for name in names]
 
 
@@ -38,16 +39,16 @@ ROUNDS = [
     ["tests", *[f"--ignore={file}" for file in tests_of(LIKELIEST + LONGEST + OUTSIDE)]],
     tests_of(LONGEST),
 ]
-NEAREST = {  # of faults outside the cores: what is tried before that
+NEAREST = {  # for faults outside the cores: the tests that run before these rounds
     "dloop/loop.py": tests_of(["exceptions", "resume"]),
     "dloop/signals.py": tests_of(["stopping"]),
     "dloop/source.py": tests_of(["source", "resume"]),
     "dloop/state.py": tests_of(["state_file"]),
 }
-HANGS = 150
-"""Seconds, after which a round is taken to hang; the longest takes about 50."""
+TIMEOUT = 150
+"""Seconds after which a round is taken to hang; the longest takes about 50."""
 
-SHARED = ("python",)  # of a file that both cores use: it is enough to plant it for one
+SHARED = ("python",)  # for a file that both cores use, testing with one of them is enough
 RUN = "dloop/run.py"
 TIMERS = "dloop/timers.py"
 SOURCE = "dloop/source.py"
@@ -55,7 +56,7 @@ LOOP = "dloop/loop.py"
 
 
 class Fault(NamedTuple):
-    """`old` becomes `new` in `file`, or in that of a core, where it stands exactly once."""
+    """`old`, which occurs once in `file` (or in a core's file), is replaced by `new`."""
 
     name: str
     old: str
@@ -65,7 +66,7 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
-    # What counts steps, in both cores
+    # Step triggers, in both cores
     Fault("every n steps is one late", "rest = (count + 1) %", "rest = count %"),
     Fault(
         "until_step is included",
@@ -157,10 +158,10 @@ FAULTS = [
     # States and sets, in both cores
     Fault("steps_done is the step", "self._global_step + 1", "self._global_step", ("python",)),
     Fault("steps_done is the step", "self.global_step + 1", "self.global_step", ("cython",)),
-    Fault("elapsed is read at every look", "if self._elapsed < 0:", "if True:"),
-    Fault("unknown names are not told", "self._on_unknown(name)", "pass"),
+    Fault("the clock is read at every access to elapsed", "if self._elapsed < 0:", "if True:"),
+    Fault("unknown names do not warn", "self._on_unknown(name)", "pass"),
     Fault(
-        "windows forget what was before",
+        "windows forget the step at which they began",
         "last = events.before\n",
         "last = -1\n",
     ),
@@ -183,7 +184,7 @@ FAULTS = [
         ("cython",),
     ),
     Fault(
-        "places are off by one",
+        "bits of the event set are off by one",
         "                return (self._bits >> place) & 1\n        known",
         "                return (self._bits >> (place + 1)) & 1\n        known",
         ("cython",),
@@ -256,59 +257,62 @@ FAULTS = [
         ("cython",),
     ),
     Fault(
-        "an interrupted decision is passed over",
+        "an interrupted decision is skipped",
         "token.set_back()  # until it is made, whatever interrupts it",
         "pass",
         ("cython",),
     ),
     Fault(
-        "the batch is kept", "yield batch, (batch := QUIET)\n", "yield batch, QUIET\n", ("python",)
+        "the iterator keeps the batch",
+        "yield batch, (batch := QUIET)\n",
+        "yield batch, QUIET\n",
+        ("python",),
     ),
     Fault(
-        "the batch of a firing step is kept",
+        "the iterator keeps the batch of a firing step",
         "yield batch, (batch := QUIET) or events",
         "yield batch, events",
         ("python",),
     ),
-    Fault("the batch is kept", "            Py_DECREF(batch)\n", "", ("cython",)),
+    Fault("the iterator keeps the batch", "            Py_DECREF(batch)\n", "", ("cython",)),
     Fault(
-        "a step enters the loop",
+        "the loop can be entered within a step",
         "(generator is not None and generator.gi_running)",
         "False",
         ("python",),
     ),
     Fault(
-        "a step enters the loop",
+        "the loop can be entered within a step",
         "        if self.busy:\n            raise errors.in_use()\n        self.token.set_back()",
         "        self.token.set_back()",
         ("cython",),
     ),
     Fault(
-        "a list asks for another",
+        "next() within a list is not refused",
         "self._making is not None or ",
         "",
         ("python",),
     ),
     Fault(
-        "a step asks for another",
+        "next() within a step is not refused",
         "        if self.stepper.busy:\n            raise errors.in_use()\n",
         "",
         ("cython",),
     ),
     Fault(
-        "an older iterator goes on",
+        "an older iterator is not replaced",
         "            self.token.set_back()\n            self.token = Token()",
         "            self.token = Token()",
         ("python",),
     ),
     Fault(
-        "an older iterator goes on",
+        "an older iterator is not replaced",
         "        self.token.set_back()\n        self.token = Token",
         "        self.token = Token",
         ("cython",),
     ),
     Fault(
-        "an iterator that has ended begins again",
+        "an exhausted iterator begins again",
         "            token.over = not in_hand\n",
         "",
         ("cython",),
@@ -440,7 +444,7 @@ FAULTS = [
         RUN,
     ),
     Fault(
-        "max_seconds has to be passed",
+        "max_seconds has to be exceeded",
         "if now >= schedule.max_time else",
         "if now > schedule.max_time else",
         SHARED,
@@ -504,7 +508,7 @@ FAULTS = [
     ),
     Fault("an error does not end the run", "        self.error = exception\n", "", SHARED, RUN),
     Fault(
-        "the source outlives an error",
+        "the source is kept after an error",
         "        self._let_go()\n        self.source.forget()\n",
         "        self._let_go()\n",
         SHARED,
@@ -524,16 +528,22 @@ FAULTS = [
         ("cython",),  # in the other core a generator sees to it
         RUN,
     ),
-    Fault("an error comes without its event", "if not self._delivered:", "if False:", SHARED, RUN),
     Fault(
-        "a closed loop hands over",
+        "a guarded error is raised without its last step",
+        "if not self._delivered:",
+        "if False:",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "a closed loop hands over a batch",
         "        events = stepper.sets.of(bits, stepper.step)\n        self.check(token)\n",
         "        events = stepper.sets.of(bits, stepper.step)\n",
         SHARED,
         RUN,
     ),
     Fault(
-        "an older iterator ends in silence",
+        "an older iterator ends without an error",
         "            raise errors.replaced()\n",
         "            return\n",
         SHARED,
@@ -576,20 +586,22 @@ FAULTS = [
         RUN,
     ),
     Fault(
-        "a stop is asked for in vain",
+        "a requested stop does not force a decision",
         "        self.stepper.token.set_back()\n\n    def fail",
         "\n    def fail",
         SHARED,
         RUN,
     ),
     Fault(
-        "INTERRUPT is lost",
+        "INTERRUPT does not fire",
         "                bits |= asked_stop[1]\n",
         "                pass\n",
         SHARED,
         RUN,
     ),
-    Fault("a stream runs dry in silence", "self.source.warn_ran_dry(step)", "pass", SHARED, RUN),
+    Fault(
+        "an exhausted stream does not warn", "self.source.warn_ran_dry(step)", "pass", SHARED, RUN
+    ),
     Fault(
         "the next event is one late",
         "else due - stepper.step",
@@ -635,7 +647,7 @@ FAULTS = [
         RUN,
     ),
     Fault(
-        "a doubt never ends",
+        "an iterator is doubted for ever",
         '                self._doubt = ""\n                stepper.queue',
         "                stepper.queue",
         SHARED,
@@ -649,13 +661,13 @@ FAULTS = [
         RUN,
     ),
     Fault(
-        "an epoch that is opened anew loses what was ahead",
+        "a new iterator of an epoch loses the batch fetched ahead",
         "if epoch is not None and self._queue_held(epoch) and opened.end_finder is not None:",
         "if False:",
         SHARED,
         RUN,
     ),
-    # Lists that take a decision
+    # Lists with a decision
     Fault(
         "a decided list runs over a trigger",
         "foreseen = min(stepper.triggers.next_due(), self.schedule",
@@ -678,28 +690,28 @@ FAULTS = [
         RUN,
     ),
     Fault(
-        "a list asks its last condition twice",
+        "the conditions of a list's last step are called twice",
         "if self._settled == count - 1 and stepper.answers is not None:",
         "if False:",
         SHARED,
         RUN,
     ),
     Fault(
-        "a list asks no condition",
+        "the conditions of a list are not called",
         "                    stepper.answers = found, None\n",
         "                    pass\n",
         SHARED,
         RUN,
     ),
     Fault(
-        "settled steps ask conditions",
+        "settled steps call conditions again",
         "elif self._settled < count and conditions",
         "elif conditions",
         SHARED,
         RUN,
     ),
     Fault(
-        "steps count as settled for ever",
+        "the count of settled steps is never reset",
         "        self._settled = settled\n",
         "",
         SHARED,
@@ -727,13 +739,13 @@ FAULTS = [
         RUN,
     ),
     Fault(
-        "a list that is stopped is whole",
+        "a list is not cut by a stop",
         "        if self.stop_asked is not None:\n            return 1\n",
         "",
         SHARED,
         RUN,
     ),
-    # Around the engine
+    # Outside the engine
     Fault(
         "the clock may go backwards",
         "latest = max(latest, nanoseconds(number))",
@@ -749,28 +761,28 @@ FAULTS = [
         LOOP,
     ),
     Fault(
-        "a stop hides that the time is up",
+        "a stop hides that max_seconds was reached",
         "(stepped and run.is_out_of_time())",
         'run.stop_reason == "max_seconds"',
         SHARED,
         LOOP,
     ),
     Fault(
-        "a restart keeps what it cannot close",
+        "a failed close prevents the restart",
         "self._begin()\n        source.close()",
         "source.close()\n        self._begin()",
         SHARED,
         LOOP,
     ),
     Fault(
-        "a state takes the latest list for a step",
+        "a state counts the latest list as one step",
         "undone = stepper.size if",
         "undone = 1 if",
         SHARED,
         LOOP,
     ),
     Fault(
-        "the loader's state goes with the run",
+        "the loader's state is lost at the end of the run",
         "self._at_end = self.state_at_end()\n            self._note()",
         "pass",
         SHARED,
@@ -791,49 +803,49 @@ FAULTS = [
         SOURCE,
     ),
     Fault(
-        "a surplus is dropped in silence",
+        "batches beyond the length are dropped without a warning",
         "        if told:\n            warn(",
         "        if told:\n            str(",
         SHARED,
         SOURCE,
     ),
     Fault(
-        "a loader's own word on its last batch is not heard",
+        "end_of_dataloader is ignored",
         "if not self._loader.end_of_dataloader:",
         "if True:",
         SHARED,
         SOURCE,
     ),
     Fault(
-        "an iterator is asked for itself again and again",
+        "iter() of an iterator is called repeatedly",
         "            batches = chain(_Once(batches))\n",
         "            pass\n",
         SHARED,
         SOURCE,
     ),
     Fault(
-        "a resumed loader is relied upon at once",
+        "a resumed loader is trusted at once",
         "NEVER if _counts_batches(loader) else _MOST_AGAIN",
         "1",
         SHARED,
         SOURCE,
     ),
     Fault(
-        "a count of batches is relied upon at its end",
+        "a resumed loader is always trusted",
         "if self._resumed is None or self._taken >= self._right_after:",
         "if True:",
         SHARED,
         SOURCE,
     ),
     Fault(
-        "a state is noted once",
+        "a loader's state is saved once per epoch",
         "self._noted[1:-1] = []",
         "if self._noted:\n                return",
         SHARED,
         SOURCE,
     ),
     Fault(
-        "set_epoch is called again and again",
+        "set_epoch is called repeatedly on one object",
         "or id(part) in parts:\n            continue\n        parts[id(part)] = part\n",
         "or len(parts) > 50:\n            continue\n        parts[len(parts)] = part\n",
         SHARED,
@@ -847,27 +859,33 @@ FAULTS = [
         "dloop/schedule.py",
     ),
     Fault(
-        "a loop that ends takes the signals of the other",
-        "before = before if replaced is _handle else replaced",
-        "before = replaced",
+        "a loop that ends uninstalls the handler of the other",
+        "previous = previous if replaced is _handle else replaced",
+        "previous = replaced",
         SHARED,
         "dloop/signals.py",
     ),
-    Fault("writers do not wait", "fcntl.LOCK_EX", "fcntl.LOCK_UN", SHARED, "dloop/state.py"),
+    Fault(
+        "writers do not wait for the lock",
+        "fcntl.LOCK_EX",
+        "fcntl.LOCK_UN",
+        SHARED,
+        "dloop/state.py",
+    ),
 ]
 
 
 def text_with(core: str, fault: Fault) -> str:
-    """The text of the file that `fault` is for, with it."""
+    """The text of the file of `fault`, with the fault."""
     file = ROOT / (fault.file or FILES[core])
     text = file.read_text(encoding="utf-8")
     if fault.old and text.count(fault.old) != 1:
-        raise SystemExit(f"{fault.name}: stands {text.count(fault.old)} times in {file.name}")
+        raise SystemExit(f"{fault.name}: occurs {text.count(fault.old)} times in {file.name}")
     return text.replace(fault.old, fault.new) if fault.old else text
 
 
 def planted(core: str, fault: Fault, folder: Path) -> Path:
-    """A copy of the project in `folder` with `fault` in it."""
+    """A copy of the project in `folder`, with `fault`."""
     copy = folder / f"{core} {fault.name}".replace(" ", "_").replace("|", "or")
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", ".*")
     for name in ("dloop", "tests"):
@@ -879,7 +897,7 @@ def planted(core: str, fault: Fault, folder: Path) -> Path:
 
 
 def run(copy: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in the copy."""
+    """Run Python in `copy`."""
     return subprocess.run(
         [sys.executable, *command],
         cwd=copy,
@@ -887,12 +905,12 @@ def run(copy: Path, *command: str, **environment: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        timeout=HANGS,
+        timeout=TIMEOUT,
     )
 
 
 def caught_by(core: str, fault: Fault, folder: Path) -> str:
-    """The test that catches `fault`, or an empty string; SystemExit if it could not be tried."""
+    """The test that catches `fault`, or an empty string; SystemExit if no test could run."""
     copy = planted(core, fault, folder)
     if core == "cython":
         built = run(
@@ -932,8 +950,8 @@ def failure(fault: Fault, done: subprocess.CompletedProcess[str]) -> str:
     return lines[0].partition(" - ")[0] if lines else "crashes"
 
 
-def chosen(core: str | None, words: list[str]) -> Iterator[tuple[str, Fault]]:
-    """The faults asked for, each with a core to plant it in."""
+def selected(core: str | None, words: list[str]) -> Iterator[tuple[str, Fault]]:
+    """The selected faults, each with a core to plant it in."""
     for fault in FAULTS:
         for each in fault.cores:
             if core in (None, each) and (not words or any(word in fault.name for word in words)):
@@ -941,34 +959,34 @@ def chosen(core: str | None, words: list[str]) -> Iterator[tuple[str, Fault]]:
 
 
 def main() -> None:
-    """Try the faults asked for, as many at a time as there are processors."""
+    """Try the selected faults, as many at a time as there are processors."""
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
     parser.add_argument("--core", choices=FILES)
     parser.add_argument("words", nargs="*")
-    asked = parser.parse_args()
-    faults = list(chosen(asked.core, asked.words))
+    arguments = parser.parse_args()
+    faults = list(selected(arguments.core, arguments.words))
     for each in faults:
-        text_with(*each)  # so that one that is out of date is found before any takes its time
+        text_with(*each)  # an outdated pattern fails before any tests run
     began = time.monotonic()
-    survivors = []
+    not_caught = []
     no_fault = Fault("no fault", "", "")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        unharmed = {
+        without_fault = {
             core: pool.submit(caught_by, core, no_fault, Path(folder))
             for core in {core for core, _ in faults}
         }
-        for core, attempt in unharmed.items():
+        for core, attempt in without_fault.items():
             if attempt.result():
                 raise SystemExit(f"{core}: fails without a fault: {attempt.result()}")
         tried = [pool.submit(caught_by, *each, Path(folder)) for each in faults]
         for (core, fault), attempt in zip(faults, tried):
             caught = attempt.result()
-            print(f"{core:7} {fault.name:48} {caught or 'SURVIVES'}", flush=True)
-            survivors += [] if caught else [f"{core}: {fault.name}"]
+            print(f"{core:7} {fault.name:56} {caught or 'NOT CAUGHT'}", flush=True)
+            not_caught += [] if caught else [f"{core}: {fault.name}"]
     seconds = time.monotonic() - began
-    print(f"{len(faults)} faults, {len(survivors)} not caught, {seconds:.0f} s")
-    if survivors or not faults:
-        raise SystemExit("\n".join(survivors) or "no such fault")
+    print(f"{len(faults)} faults, {len(not_caught)} not caught, {seconds:.0f} s")
+    if not_caught or not faults:
+        raise SystemExit("\n".join(not_caught) or "no such fault")
 
 
 if __name__ == "__main__":

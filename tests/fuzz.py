@@ -1,10 +1,10 @@
-"""Bytes as arguments, states and files: whatever they are, dloop runs with them or says why not.
+"""Fuzzing: arguments, states and files made of random bytes run, or give a documented error.
 
-Each target makes of some bytes a loop, or what a loop is to be loaded from, and a few things to do
-with it, once for each core. Only documented errors may come, in one line each, and from both cores
+Each target makes a loop, or a state to load, and a few calls from the bytes, and runs them with
+both cores. Only documented errors may be raised, with messages of one line, and both cores must do
 the same. `test_fuzz.py` tries random bytes. `python -m fuzz TARGET`, in this folder and with
-atheris installed, tries those that lead to new places in dloop's Python files. Arguments after that
-are libFuzzer's, such as `-runs=100000`, or the file of a failure that it has left.
+atheris installed, searches for bytes that reach new branches of dloop's Python files. Further
+arguments are libFuzzer's, such as `-runs=100000`, or the file of an earlier failure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-if __name__ == "__main__":  # dloop is to be imported with its branches counted
+if __name__ == "__main__":  # before dloop is imported anywhere else, to count its branches
     import atheris
 
     with atheris.instrument_imports(include=["dloop"]):
@@ -34,13 +34,13 @@ from cores import CORES, use_core
 from dloop import Event, Loop, LoopEvents, LoopWarning
 
 DOCUMENTED = (TypeError, ValueError, RuntimeError, KeyError)
-"""RuntimeError with all that derive from LoopError; KeyError of `steps_since` alone."""
+"""RuntimeError includes LoopError and its subclasses; only `steps_since` raises KeyError."""
 
 Trace = list[Any]
 
 
 class Bytes:
-    """What is chosen by some bytes, one after the other; when they are over, always the first."""
+    """Choices made by the bytes in turn; after the last byte, always the first option."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -57,7 +57,7 @@ class Bytes:
         return self.byte() % n == n - 1
 
     def whole(self) -> int:
-        """A small number mostly, and else one where something may be full."""
+        """Mostly a small number, else one at the limits of a number type."""
         kind = self.byte() % 8
         if kind < 5:
             return self.byte() % 12
@@ -66,18 +66,18 @@ class Bytes:
         return self.pick(BOUNDS) + self.byte() % 3 - 1
 
 
-# ----------------------------------------------------------------------------------- what is given
+# ------------------------------------------------------------------------------- random arguments
 
 
-class Unreadable:
-    """What has no repr."""
+class NoRepr:
+    """An object whose repr raises."""
 
     def __repr__(self) -> str:
         raise ValueError("no repr")
 
 
 class Index:
-    """What is a whole number, with a repr of two lines."""
+    """A whole number with a repr of two lines."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -117,7 +117,7 @@ STRANGE: tuple[Callable[[], Any], ...] = (
     dict,
     lambda: {1: 2},
     object,
-    Unreadable,
+    NoRepr,
     lambda: 1j,
     lambda: Fraction(7, 2),
     lambda: Decimal("2.5"),
@@ -137,7 +137,7 @@ SECONDS = ("every_n_seconds", "at_time")
 
 
 def value(chosen: Bytes, seconds: bool = False) -> Any:
-    """What may be given as a number: mostly one."""
+    """Mostly a number from 1 to 12, else any value."""
     if not chosen.one_in(8):
         return 1 + chosen.byte() % 12
     kind = chosen.byte() % 16
@@ -183,11 +183,11 @@ def event(chosen: Bytes) -> Any:
 
 
 class Loader:
-    """Batches that are numbered through all epochs, and time that is told by their number."""
+    """A loader whose batches are numbered across epochs; `promise` is for `len()`."""
 
-    def __init__(self, length: int, told: object) -> None:
+    def __init__(self, length: int, promise: object) -> None:
         self.length = length
-        self.told = told
+        self.promise = promise
         self.taken = 0
 
     def __iter__(self) -> Iterator[int]:
@@ -198,7 +198,7 @@ class Loader:
 
 class Sized(Loader):
     def __len__(self) -> int:
-        return self.told  # type: ignore[return-value]
+        return self.promise  # type: ignore[return-value]
 
 
 class Stateful(Loader):
@@ -213,7 +213,7 @@ class Stateful(Loader):
 
 def dataloader(chosen: Bytes) -> Any:
     length = chosen.byte() % 9
-    told = length if chosen.byte() % 4 else value(chosen)
+    promise = length if chosen.byte() % 4 else value(chosen)
     kind = chosen.byte() % 8
     if kind == 0:
         return list(range(length))
@@ -223,7 +223,7 @@ def dataloader(chosen: Bytes) -> Any:
         return lambda: iter(range(length))
     if kind == 3:
         return chosen.pick(STRANGE)()
-    return (Loader, Sized, Stateful, Sized)[kind - 4](length, told)
+    return (Loader, Sized, Stateful, Sized)[kind - 4](length, promise)
 
 
 def loop(chosen: Bytes) -> Loop[Any]:
@@ -260,11 +260,11 @@ def clock(chosen: Bytes) -> Callable[[], Any]:
     return read
 
 
-# ---------------------------------------------------------------------------------- what is done
+# --------------------------------------------------------------------------------- random calls
 
 
-def told(made: BaseException | warnings.WarningMessage) -> tuple[str, str]:
-    """An error or a warning, which has to be a documented one of one line."""
+def checked(made: BaseException | warnings.WarningMessage) -> tuple[str, str]:
+    """Check that an error or a warning is documented and has one line; return type and text."""
     error = made.message if isinstance(made, warnings.WarningMessage) else made
     if not isinstance(error, (*DOCUMENTED, LoopWarning)) and "'s own" not in str(error):
         raise AssertionError(f"{type(error).__name__} is not documented") from error
@@ -276,18 +276,18 @@ def told(made: BaseException | warnings.WarningMessage) -> tuple[str, str]:
 
 
 def steps(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
-    """Go some steps, and between them do this and that."""
+    """Make some steps, with random calls in between."""
     for _ in range(1 + chosen.byte() % 3):
         try:
-            walk(made, chosen, trace)
+            iterate(made, chosen, trace)
         except Exception as error:
-            trace.append(told(error))
+            trace.append(checked(error))
         trace.append(made.stop_reason)
         if chosen.one_in(4):
             attempt(made, chosen, trace)
 
 
-def walk(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
+def iterate(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
     pairs = iter(made) if chosen.byte() % 4 else made.chunks(value(chosen))
     for _ in range(1 + chosen.byte() % 24):
         pair = next(pairs, None)
@@ -304,12 +304,12 @@ def walk(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
 
 def attempt(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
     try:
-        trace.append(done(made, chosen))
+        trace.append(call(made, chosen))
     except Exception as error:
-        trace.append(told(error))
+        trace.append(checked(error))
 
 
-def done(made: Loop[Any], chosen: Bytes) -> Any:
+def call(made: Loop[Any], chosen: Bytes) -> Any:
     kind = chosen.byte() % 8
     if kind == 0:
         made.stop()
@@ -332,19 +332,19 @@ def done(made: Loop[Any], chosen: Bytes) -> Any:
 
 
 def traced(run: Callable[[Trace], None]) -> Trace:
-    """What comes of `run`: what it notes, its warnings and the error that ends it."""
+    """What `run` appends to its trace, the error that ends it, and its warnings."""
     trace: Trace = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             run(trace)
         except Exception as error:
-            trace.append(told(error))
-    return [*trace, [told(warning) for warning in caught]]
+            trace.append(checked(error))
+    return [*trace, [checked(warning) for warning in caught]]
 
 
-def alike(run: Callable[[Trace], None]) -> None:
-    """Both cores come to the same, whatever that is."""
+def assert_cores_agree(run: Callable[[Trace], None]) -> None:
+    """Both cores give the same trace."""
     traces = []
     for core in CORES:
         with use_core(core):
@@ -356,13 +356,13 @@ def alike(run: Callable[[Trace], None]) -> None:
 
 
 def arguments(data: bytes) -> None:
-    """Loops of any arguments."""
+    """Loops with random arguments."""
 
     def run(trace: Trace) -> None:
         chosen = Bytes(data)
         steps(loop(chosen), chosen, trace)
 
-    alike(run)
+    assert_cores_agree(run)
 
 
 PLANS: tuple[Callable[..., Loop[Any]], ...] = (
@@ -387,7 +387,7 @@ def planned(number: int, **more: Any) -> Loop[Any]:
 
 @cache
 def saved(number: int, taken: int) -> str:
-    """The state of a plan after so many steps, as JSON."""
+    """The state of a plan after `taken` steps, as JSON."""
     made = planned(number)
     for _, _ in zip(range(taken), made):
         pass
@@ -395,7 +395,7 @@ def saved(number: int, taken: int) -> str:
 
 
 def plain(chosen: Bytes, depth: int = 0) -> Any:
-    """What a state may hold."""
+    """A random value that a state may contain."""
     kind = chosen.byte() % (11 if depth < 3 else 8)
     if kind < 4:
         return chosen.whole()
@@ -414,7 +414,7 @@ def plain(chosen: Bytes, depth: int = 0) -> Any:
 
 
 def damage(state: Any, chosen: Bytes) -> Any:
-    """`state` with another value somewhere, or without one."""
+    """`state` with one value replaced, repeated or deleted."""
     if not isinstance(state, (dict, list)) or not state or chosen.one_in(6):
         return plain(chosen)
     key = chosen.pick(list(state) if isinstance(state, dict) else range(len(state)))
@@ -428,7 +428,7 @@ def damage(state: Any, chosen: Bytes) -> Any:
 
 
 def states(data: bytes) -> None:
-    """States that were changed here and there, or are none."""
+    """States with random changes."""
 
     def run(trace: Trace) -> None:
         chosen = Bytes(data)
@@ -440,11 +440,11 @@ def states(data: bytes) -> None:
         made.load_state_dict(state)
         steps(made, chosen, trace)
 
-    alike(run)
+    assert_cores_agree(run)
 
 
 def files(data: bytes) -> None:
-    """Files of any content, or such as were written and then changed."""
+    """Files of random bytes, or saved files with random changes."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "run.json")
 
@@ -473,7 +473,7 @@ def files(data: bytes) -> None:
             if chosen.one_in(100):
                 made.save_state()
 
-        alike(run)
+        assert_cores_agree(run)
 
 
 TARGETS = {target.__name__: target for target in (arguments, states, files)}

@@ -1,4 +1,4 @@
-"""Real loaders, each built anew as a restarted program builds it."""
+"""Real loaders; each is built again for every run, as a restarted program builds it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from frameworks import needed
 
-SAMPLES = 10  # in an epoch, but for half a DistributedSampler's
+SAMPLES = 10  # in an epoch
 THREE_EPOCHS = {"max_epochs": 3}
 
 
 @dataclass(frozen=True)
 class Loader:
-    build: Callable[[Path], Any]  # in a folder of its own
+    build: Callable[[Path], Any]  # takes a temporary folder
     needs: tuple[str, ...] = ()
-    # what the Loop is given with it
+    # the Loop's arguments besides the loader
     arguments: dict[str, Any] = field(default_factory=THREE_EPOCHS.copy)
     # whether the epochs have different orders
     shuffles: bool = False
-    # whether JSON can hold its state, if it has one
+    # whether its state, if it has one, can be saved as JSON
     json: bool = True
     # whether it starts processes
     workers: bool = False
@@ -49,7 +49,7 @@ def array(_: Path) -> Any:
 
 
 def endless(_: Path) -> Iterator[list[int]]:
-    """One stream that knows no epochs: each shifts the numbers."""
+    """One stream in which each pass over the numbers shifts them by one."""
     return (
         [(number + epoch) % SAMPLES for number in pair] for epoch in range(99) for pair in batches()
     )
@@ -98,7 +98,7 @@ def of_torch(
             chosen |= {"shuffle": True, "generator": torch_data.seeded()}
         if sampler is not None:
             chosen["sampler"] = torch_sampler(sampler)
-        # a DistributedSampler deals out twice as many; the other samplers leave half unread
+        # a DistributedSampler takes half of the samples; the other samplers use the first half
         numbers = range(2 * SAMPLES if sampler else SAMPLES)
         return DataLoader(getattr(torch_data, stream)(SAMPLES) if stream else numbers, **chosen)
 
@@ -126,8 +126,8 @@ TORCH = {
     "callable, DataLoader": of_torch(sampler="Shuffled", called=True),
 }
 
-# shuffle=True with a generator is not exact in torchdata itself without workers (a resumed loader
-# draws other orders for later epochs), but a sampler with a generator of its own is.
+# Without workers, torchdata does not resume shuffle=True with a generator exactly (later epochs
+# have other orders), but it does so with a sampler that has its own generator.
 TORCHDATA = {
     "StatefulDataLoader": of_torch(stateful=True),
     "StatefulDataLoader, 2 workers": of_torch(stateful=True, num_workers=2),
@@ -147,7 +147,7 @@ TORCHDATA = {
     "StatefulDataLoader, unsized, reset, 2 workers": of_torch(
         "ResetStream", stateful=True, num_workers=2
     ),
-    # these two cannot be saved twice in one epoch by torchdata alone: it counts batches twice
+    # torchdata alone cannot save these two twice in one epoch: it counts batches twice
     "StatefulDataLoader, unsized, no state": of_torch("Stream", stateful=True),
     "StatefulDataLoader, unsized, no state, 2 workers": of_torch(
         "Stream", stateful=True, num_workers=2
@@ -165,7 +165,7 @@ def grain_map(_: Path) -> Any:
 
 
 def no_threads() -> Any:
-    """To start Grain's sixteen takes a hundred times as long as an epoch here."""
+    """Starting Grain's 16 threads would take a hundred times as long as an epoch here."""
     import grain.python as grain
 
     return grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -176,7 +176,7 @@ def grain_iter(folder: Path) -> Any:
 
 
 def grain_stream(_: Path) -> Any:
-    """An iterator without end, shuffled anew in each pass."""
+    """An endless iterator, with another shuffle in each pass."""
     import grain.python as grain
 
     shuffled = grain.MapDataset.range(SAMPLES).shuffle(seed=3).repeat().batch(2)
@@ -214,7 +214,7 @@ def hf_stream(_: Path) -> Any:
 
 
 def hf_shuffled_stream(_: Path) -> Any:
-    """Shuffles shards, not rows: the contents of a buffer of rows are in none of its states."""
+    """Shuffles shards, not rows: its state does not include a buffer of rows."""
     stream = rows().to_iterable_dataset(num_shards=SAMPLES // 2)
     return stream.shuffle(seed=3, buffer_size=1).batch(2)
 
@@ -278,7 +278,7 @@ LOADERS: dict[str, Loader] = {
     "list": Loader(lambda _: list(batches())),
     "array": Loader(array, needs=("numpy",)),
     "callable, generator": Loader(lambda _: batches),
-    # of what can be consumed only once the epochs need dataloader_len, which lookahead=True ignores
+    # epochs of a single-pass source need dataloader_len, which is refused with lookahead=True
     "stream, cut into epochs": Loader(
         endless,
         arguments={"max_epochs": 3, "dataloader_len": SAMPLES // 2},
@@ -289,7 +289,7 @@ LOADERS: dict[str, Loader] = {
     **TORCHDATA,
     "Grain MapDataset": Loader(grain_map, needs=("grain",)),
     "Grain IterDataset": Loader(grain_iter, needs=("grain",)),
-    "Grain DataLoader": Loader(grain_loader, needs=("grain",), json=False),  # it is bytes
+    "Grain DataLoader": Loader(grain_loader, needs=("grain",), json=False),  # its state is bytes
     "Grain stream, cut into epochs": Loader(
         grain_stream,
         needs=("grain",),
@@ -300,7 +300,7 @@ LOADERS: dict[str, Loader] = {
     "datasets.Dataset": Loader(hf_rows, needs=("datasets",)),
     "datasets.IterableDataset": Loader(hf_stream, needs=("datasets",)),
     "datasets.IterableDataset, generated": Loader(
-        # from the second epoch on it shuffles its shards, unasked
+        # from the second epoch on, it shuffles its shards by itself
         hf_generated_stream,
         needs=("datasets",),
         shuffles=True,
@@ -322,7 +322,7 @@ LOADERS: dict[str, Loader] = {
         shuffles=True,
     ),
     "datasets.IterableDataset in a StatefulDataLoader, 2 workers": Loader(
-        # shuffled, its own state cannot be loaded by the workers (an IndexError in datasets 5.2)
+        # not shuffled, since the workers could not load its state (an IndexError in datasets 5.2)
         hf_in_torch(stateful=True, shuffle=False, num_workers=2),
         needs=("datasets", "torch", "torchdata"),
         workers=True,

@@ -1,7 +1,7 @@
-"""Plant faults of memory in a copy of the compiled core: the sanitizers have to see each.
+"""Plant memory errors in a copy of the compiled core: the sanitizers have to report each.
 
-`python -m memory_faults`, in this folder, where CFLAGS and LDFLAGS build with sanitizers and their
-libraries are preloaded. It fails where a fault goes unseen.
+Run `python -m memory_faults` in this folder, with CFLAGS and LDFLAGS that build with sanitizers,
+and their libraries preloaded. It fails if an error is not reported.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ START = "from dloop import Event, Loop, BACKEND; assert BACKEND == 'cython', BAC
 
 
 class Fault(NamedTuple):
-    """`old` becomes `new`, and the program then dies of what is `seen`."""
+    """`old` is replaced by `new`; the program then fails with a report that contains `report`."""
 
     old: str
     new: str
     program: str
-    seen: str
+    report: str
 
 
 FAULTS = [
@@ -62,7 +62,10 @@ def main() -> None:
             text = text.replace(fault.old, fault.new)
         core.write_text(text, encoding="utf-8")
         build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        preloaded = {"LD_PRELOAD": "", "DLOOP_REQUIRE_EXTENSION": "1"}  # not for the compiler
+        preloaded = {
+            "LD_PRELOAD": "",
+            "DLOOP_REQUIRE_EXTENSION": "1",
+        }  # the compiler runs without the sanitizers
         subprocess.run(build, cwd=copy, env={**os.environ, **preloaded}, check=True)
         for fault in FAULTS:
             done = subprocess.run(
@@ -72,9 +75,9 @@ def main() -> None:
                 text=True,
                 check=False,
             )
-            if done.returncode == 0 or fault.seen not in done.stderr:
-                raise SystemExit(f"not seen: {fault.seen}\n{done.stdout}{done.stderr}")
-            print(f"seen: {fault.seen}")
+            if done.returncode == 0 or fault.report not in done.stderr:
+                raise SystemExit(f"not reported: {fault.report}\n{done.stdout}{done.stderr}")
+            print(f"reported: {fault.report}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Random plans, and the adaptors that turn a plan into real objects for dloop.
+"""Random plans, and what builds a dataloader, events and a loop of a plan.
 
-Plans are small and biased: periods close to epochs' lengths and times on a coarse grid make
-coincidences common, and coincidences are where loops go wrong.
+Plans are small and biased: with periods close to the lengths of epochs, and times on a coarse grid,
+several things often happen at the same step, which is where most mistakes are.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def collections_of(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[An
 @st.composite
 def conditions(draw: Draw, name: str) -> Condition:
     raises = draw(one_in(6))
-    # the truth of the answer counts, whatever the answer is
+    # only the truth value of the result counts
     answers = draw(
         st.lists(st.sampled_from((False, True, 0, 2, "", "yes", None)), min_size=1, max_size=4)
     )
     return Condition(
         name,
-        # one that has held ends the list in which it was to raise
+        # a condition that holds ends its list, perhaps before it raises
         answers=(False,) if raises and draw(st.booleans()) else tuple(answers),
         looks=draw(one_in(3)),
         raises_at=draw(st.integers(0, 8)) if raises else None,
@@ -94,7 +94,7 @@ def conditions(draw: Draw, name: str) -> Condition:
 
 @st.composite
 def parts(draw: Draw, unit: float, pool: tuple[Condition, ...], late: bool = False) -> Part:
-    """One Event. A late one (of stop_when) leaves the run some steps to live."""
+    """One Event. A `late` one (for stop_when) does not fire in the first steps."""
     criteria = draw(
         st.sets(st.sampled_from(CRITERIA), min_size=1, max_size=draw(st.sampled_from((2, 1, 3))))
     )
@@ -145,7 +145,7 @@ SHUFFLING = Node("sampler", dataset="dataset")
 GRAPHS: tuple[tuple[Node, ...], ...] = (
     (Node("loader", has_set_epoch=False),),
     (Node("loader"),),
-    # a PyTorch DataLoader: its batch sampler shares the sampler, which shares the data set
+    # like a PyTorch DataLoader: the batch sampler has the same sampler, which has the same data set
     (
         Node("loader", False, sampler="sampler", batch_sampler="batch_sampler", dataset="dataset"),
         Node("sampler", dataset="dataset"),
@@ -158,7 +158,7 @@ GRAPHS: tuple[tuple[Node, ...], ...] = (
         Node("sampler"),
         Node("dataset", False),
     ),
-    # a circle
+    # a reference cycle
     (
         Node("loader", dataset="dataset"),
         Node("dataset", sampler="sampler"),
@@ -201,9 +201,9 @@ def sources(draw: Draw, label: str) -> Source:
             promised = tuple(max(0, n + shifts[i % len(shifts)]) for i, n in enumerate(true))
     raises: dict[int, str] = {}
     if draw(one_in(3)):
-        # one after the other, too: what follows an interrupt may not be believed
+        # also several in a row, since an error after an interrupt may be ignored
         errors = st.sampled_from(("KeyboardInterrupt", "OSError", "late KeyboardInterrupt"))
-        # mostly anywhere, else where the first epoch's iterator is asked once more
+        # often at the request after the first epoch's last batch
         places = st.sampled_from((*range(15), *[lengths[0]] * 8))
         for first in draw(st.lists(places, min_size=1, max_size=2)):
             run = draw(st.lists(errors, min_size=1, max_size=draw(st.sampled_from((1, 2, 3)))))
@@ -226,7 +226,7 @@ def sources(draw: Draw, label: str) -> Source:
 def clocks(draw: Draw) -> Clock:
     costs = st.lists(st.sampled_from((1, 0, 1, 2, 3, 5, -2)), min_size=1, max_size=4).map(tuple)
     return Clock(
-        # 0.1 has no exact float, ints of seconds take another road to nanoseconds
+        # 0.1 is not exact as a float; int seconds are converted to nanoseconds by other code
         unit=draw(st.sampled_from((0.25, 0.1, 1))),
         start=draw(st.sampled_from((0, 0, 1000, -3))),
         launch_gap=draw(st.sampled_from((0, 2))),
@@ -239,14 +239,14 @@ def clocks(draw: Draw) -> Clock:
 
 
 def lengths_near(source: Source) -> st.SearchStrategy[int]:
-    """A dataloader_len: mostly one that the epochs have or exceed."""
+    """A dataloader_len: mostly at most the length of the shortest epoch."""
     shortest = max(1, min(source.lengths))
     return st.sampled_from((shortest, max(1, shortest - 1), 1, 2, shortest + 1))
 
 
 @st.composite
 def entries(draw: Draw) -> tuple[Sizes, ...]:
-    """How a `for` is entered, in turn; about half of the plans have some chunks."""
+    """How the loop is entered each time; about half of the plans have some chunks."""
     if draw(st.booleans()):
         return (None,)
     chunks = st.sampled_from(SIZES)
@@ -258,12 +258,12 @@ def entries(draw: Draw) -> tuple[Sizes, ...]:
 
 @st.composite
 def plans(draw: Draw, label: str) -> Plan:
-    """Plans with one of SOURCES; what else they have is drawn."""
+    """Plans with the source `label`; everything else is random."""
     source = draw(sources(label))
     clock = draw(clocks())
     pool = tuple(draw(conditions(f"condition {i}")) for i in range(draw(st.integers(1, 3))))
     single = parts(clock.unit, pool)
-    shared = draw(st.lists(single, min_size=1, max_size=2))  # serve under several names
+    shared = draw(st.lists(single, min_size=1, max_size=2))  # used under several names
     events = tuple(
         (name, draw(joins(single | st.sampled_from(shared))))
         for name in draw(
@@ -279,7 +279,7 @@ def plans(draw: Draw, label: str) -> Plan:
     limit = draw(st.sampled_from(LIMITS))
     value = draw(
         {
-            # long runs first: hypothesis likes the first of everything
+            # long runs first: hypothesis prefers the first option
             "max_epochs": st.sampled_from((3, 2, 4, 1)),
             "max_steps": st.sampled_from((10, 12, 15, 22, 6, 3, 2, 1)),
             "max_seconds": st.sampled_from((12, 20, 16, 30, 7, 3, 2, 1)).map(
@@ -291,7 +291,7 @@ def plans(draw: Draw, label: str) -> Plan:
     dataloader_len = None
     if draw(one_in(5)):
         dataloader_len = draw(lengths_near(source))
-    if limit == "max_epochs" and not draw(one_in(10)):  # refusals are dull: few of them
+    if limit == "max_epochs" and not draw(one_in(10)):  # few plans are refused
         if source.kind == "single-pass" and value > 1:
             dataloader_len = draw(lengths_near(source))
         known = isinstance(source.promised, tuple) or source.says_end is not None
@@ -326,11 +326,11 @@ def plans(draw: Draw, label: str) -> Plan:
     )
 
 
-# ---------------------------------------------------------------------------------- what a plan has
+# ------------------------------------------------------------------------------ features of a plan
 
 
 def source_label(source: Source) -> str:
-    """The kind of a source, as a reader of the table would call it."""
+    """The name in SOURCES of a source."""
     styles = {node.style for node in source.nodes if node.name == "dataset"}
     if source.says_end is not None:
         return f"{source.kind}, says its end"
@@ -402,7 +402,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
 
 
 def features(plan: Plan) -> set[tuple[str, str]]:
-    """Which rows of the table a plan counts for."""
+    """The features of a plan, as (group, name) of FEATURES."""
     source, clock = plan.source, plan.clock
     joined = [parts for _, parts in plan.events] + ([plan.stop_when] if plan.stop_when else [])
     everything = [part for parts in joined for part in parts]
@@ -466,7 +466,7 @@ def features(plan: Plan) -> set[tuple[str, str]]:
     for part in single:
         for name in CRITERIA + WINDOWS:
             kind = "criterion" if name in CRITERIA else "window"
-            # a window that starts at 0 is none; at_time=0.0 and the like come as collections
+            # from_step=0 is the default; at_time=0.0 and the like are in collections
             if getattr(part, name) not in (None, (), False, 0):
                 has[kind, name] = True
     return {feature for feature, here in has.items() if here}
@@ -476,7 +476,7 @@ def features(plan: Plan) -> set[tuple[str, str]]:
 
 
 class IterableDataset:
-    """Like the class of this name in PyTorch, whose instances have a __getitem__ all the same."""
+    """Like PyTorch's class of this name, which has a __getitem__ that raises."""
 
     def __getitem__(self, index: int) -> object:
         raise NotImplementedError
@@ -512,12 +512,12 @@ def generate(world: World, stream: Stream | None = None) -> Iterator[int]:
 
 
 def mapped(world: World, stream: Stream | None = None) -> Iterator[int]:
-    """What looks sound after an interrupt that has ended the generator inside."""
+    """A map over a generator: after an interrupt has ended the generator, it still can be used."""
     return map(unchanged, generate(world, stream))
 
 
 def make_object(world: World, node: Node, methods: dict[str, Any]) -> Any:
-    """An object whose type has just the methods that the plan gives it."""
+    """An object whose type has only the methods that the plan gives it."""
     namespace = dict(methods)
     bases: tuple[type, ...] = ()
     if node.has_set_epoch:
@@ -571,7 +571,7 @@ def build_dataloader(world: World) -> Any:
 
         return call_generator
 
-    # samplers and data sets live as long as the program, a callable's loaders for one epoch
+    # samplers and data sets are the same in each epoch, a callable's loaders are not
     others = {node.name: make_object(world, node, {}) for node in source.nodes[1:]}
 
     def build_loader() -> Any:
@@ -581,7 +581,7 @@ def build_dataloader(world: World) -> Any:
                 attribute: getattr(node, attribute)
                 for attribute in ("sampler", "batch_sampler", "dataset")
             }
-            if any(children.values()):  # then the others are there too, as None
+            if any(children.values()):  # then the others are None
                 for attribute, child in children.items():
                     setattr(objects[node.name], attribute, objects[child] if child else None)
         return objects["loader"]
@@ -597,7 +597,7 @@ def build_dataloader(world: World) -> Any:
 
 
 class Builder:
-    """Parts become Events; equal Parts become one Event, with one condition function."""
+    """Makes Events of Parts; equal Parts become one Event, with one condition function."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -616,7 +616,7 @@ class Builder:
                 value = getattr(part, name)
                 if value == getattr(Part, name):  # the default
                     continue
-                # one number is given as such, several as a collection
+                # a single number is passed without a collection
                 values[name] = value[0] if isinstance(value, tuple) and len(value) == 1 else value
             arguments = [self.function(part.condition)] if part.condition is not None else []
             self.events[part] = Event(*arguments, **values)
@@ -630,20 +630,20 @@ class Builder:
 
 
 OWN = {EPOCH_END: LoopEvents.EPOCH_END, TRAINING_END: LoopEvents.TRAINING_END}
-SPELLED: dict[Hashable, Hashable] = {own: f"LoopEvents.{name}" for name, own in OWN.items()}
+ORACLE_NAMES: dict[Hashable, Hashable] = {own: f"LoopEvents.{name}" for name, own in OWN.items()}
 
 
 def read_names(known: list[Hashable], events: Any) -> object:
-    """The names of a step in the oracle's spelling; a complaint if `in` and iteration disagree."""
+    """The names of a step as the oracle writes them; other values if `in` and iteration differ."""
     iterated = frozenset(events)
     asked = frozenset(name for name in known if name in events)
     if iterated != asked or bool(events) != bool(iterated) or len(events) != len(iterated):
         return ("the set contradicts itself", iterated, asked, bool(events), len(events))
-    return frozenset(SPELLED.get(name, name) for name in iterated)
+    return frozenset(ORACLE_NAMES.get(name, name) for name in iterated)
 
 
 def dloop_trace(plan: Plan) -> Journal:
-    """What does happen in a run of this plan with dloop, in order."""
+    """What happens in a run of this plan with dloop, in order."""
     world = World(plan)
 
     def show(

@@ -1,4 +1,4 @@
-"""Programs that get signals, in processes and sessions of their own."""
+"""Test programs that run in their own process and session, and are sent signals."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import textwrap
 
 import pytest
 
-needs_posix = pytest.mark.skipif(
-    os.name != "posix", reason="processes of Windows are not like that"
-)
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes")
 
 PROGRAM = """
 import gc, os, signal, sys, time, warnings
@@ -20,7 +18,7 @@ from dloop import Event, Loop, LoopEvents
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
-def say(*words):  # print() would not bear a signal that comes in its midst and prints, too
+def say(*words):  # print() fails if a signal handler prints while it is running
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def train(loop, body=lambda batch: None):
@@ -49,9 +47,9 @@ def program(core: str, code: str) -> subprocess.Popen[str]:
 def run_until(
     process: subprocess.Popen[str], *sent: int, group: bool = False
 ) -> tuple[list[str], int, str]:
-    """Send the signals, one after each line "now"; what else it says, and its exit code.
+    """Send one signal after each line "now"; return the other lines, the exit code and stderr.
 
-    As a `group`, all of its processes are sent them, as from a terminal or by a batch system.
+    With `group`, all of its processes get them, as a terminal or a batch system sends them.
     """
     lines = []
     waiting = list(sent)

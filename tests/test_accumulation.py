@@ -1,4 +1,4 @@
-"""Accumulated gradients are those of the one large batch, in the last, shorter window too."""
+"""Gradient accumulation with steps_since(): also correct in the last, shorter window."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def windows(loop: Loop[Any]) -> list[int]:
 def accumulated_and_whole(
     event: Any, *, batches: int, epochs: int, batch_size: int = 2
 ) -> list[tuple[Any, Any]]:
-    """For each optimizer step its gradient, and that of all its window's samples at once."""
+    """For each optimizer step, the accumulated gradient and that of all its samples at once."""
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -65,7 +65,7 @@ def accumulated_and_whole(
     ],
     ids=str,
 )
-def test_accumulated_gradients_are_those_of_the_one_large_batch(
+def test_accumulated_gradients_equal_those_of_one_large_batch(
     event: Any, batches: int, epochs: int, optimizer_steps: int
 ) -> None:
     needed("torch")
@@ -93,14 +93,14 @@ def test_accumulated_gradients_are_those_of_the_one_large_batch(
     ],
     ids=str,
 )
-def test_steps_since_is_the_number_of_steps_of_the_window(
+def test_steps_since_at_an_event_is_the_number_of_steps_of_its_window(
     event: Any, arguments: dict[str, int], expected: list[int]
 ) -> None:
     assert windows(Loop(range(20), events={"Step": event}, **arguments)) == expected
 
 
 @pytest.mark.parametrize("stop", [1, 15, 16, 17, 20, 39, 40])
-def test_a_window_goes_on_over_a_resume(stop: int) -> None:
+def test_a_window_continues_after_a_resume(stop: int) -> None:
     events = {"Step": EVERY_16 | LoopEvents.TRAINING_END}
     first = Loop(range(20), max_epochs=2, events=events)
     found = []
@@ -114,7 +114,7 @@ def test_a_window_goes_on_over_a_resume(stop: int) -> None:
     assert found + windows(second) == [16, 16, 8]
 
 
-def test_a_step_not_done_counts_its_window_again() -> None:
+def test_after_a_resume_with_step_done_false_the_window_is_completed_again() -> None:
     events = {"Step": EVERY_16 | LoopEvents.TRAINING_END}
     first = Loop(range(20), max_epochs=2, events=events)
     for _ in first:
@@ -125,24 +125,24 @@ def test_a_step_not_done_counts_its_window_again() -> None:
     assert windows(second) == [16, 16, 8]
 
 
-def test_at_other_steps_it_counts_since_the_last_time() -> None:
+def test_between_events_steps_since_counts_from_the_latest_one() -> None:
     loop = Loop(range(5), max_epochs=1, events={"Step": Event(every_n_steps=3)})
     assert loop.steps_since("Step") == 0
     assert [loop.steps_since("Step") for _ in loop] == [1, 2, 3, 1, 2]
 
 
-def test_the_loops_own_events_have_windows_too() -> None:
+def test_steps_since_accepts_loop_events() -> None:
     loop = Loop(range(5), max_epochs=2)
     ends = [loop.steps_since(LoopEvents.EPOCH_END) for _ in loop]
     assert ends == [1, 2, 3, 4, 5] * 2
 
 
-def test_an_unknown_name_has_no_window() -> None:
+def test_steps_since_of_an_unknown_name_raises_key_error() -> None:
     with pytest.raises(KeyError, match="Stpe"):
         Loop(range(5), max_epochs=1, events={"Step": EVERY_16}).steps_since("Stpe")
 
 
-def test_under_lists_of_batches_a_window_counts_batches() -> None:
+def test_with_chunks_steps_since_counts_batches() -> None:
     loop = Loop(range(40), max_epochs=1, events={"Step": EVERY_16 | LoopEvents.TRAINING_END})
     found = [loop.steps_since("Step") for _, events in loop.chunks((8, 4, 1)) if "Step" in events]
     assert found == [16, 16, 8]

@@ -1,4 +1,4 @@
-"""Which core is picked, and what dloop says of it."""
+"""The choice of a core: DLOOP_BACKEND, BACKEND and BACKEND_REASON."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_suite_runs_over_both_cores_unless_asked_not_to() -> None:
+def test_the_tests_run_with_the_cores_of_dloop_test_cores() -> None:
     assert ASKED in ("both", "cython", "python")
     assert (["cython", "python"] if ASKED == "both" else [ASKED]) == CORES
 
 
 @pytest.mark.parametrize("asked", CORES)
-def test_the_environment_asks_for_a_core(asked: str) -> None:
+def test_dloop_backend_chooses_a_core(asked: str) -> None:
     code = "import dloop; print(dloop.BACKEND, dloop.LoopState.__module__, dloop.BACKEND_REASON)"
     printed = python(code, DLOOP_BACKEND=asked).stdout
     module = {"cython": "dloop._core", "python": "dloop._core_py"}[asked]
     assert printed.startswith(f"{asked} {module} ")
     reason = {"cython": "the compiled core is installed", "python": "DLOOP_BACKEND=python asked"}
     assert reason[asked] in printed
-    core, backend, said = _backend._choose(asked)
+    core, backend, chosen_because = _backend._choose(asked)
     assert (core.__name__, backend) == (module, asked)  # type: ignore[attr-defined]
-    assert said in printed
+    assert chosen_because in printed
 
 
 @pytest.mark.parametrize("asked", ["auto", ""])
-def test_auto_takes_the_compiled_core_where_it_is(asked: str) -> None:
+def test_auto_chooses_the_compiled_core_if_it_is_installed(asked: str) -> None:
     printed = python("import dloop; print(dloop.BACKEND)", DLOOP_BACKEND=asked).stdout
-    there = python("import dloop._core").returncode == 0
-    assert printed.strip() == ("cython" if there else "python")
+    installed = python("import dloop._core").returncode == 0
+    assert printed.strip() == ("cython" if installed else "python")
 
 
-def test_another_word_is_refused() -> None:
+def test_other_values_of_dloop_backend_are_refused() -> None:
     with pytest.raises(ImportError, match="DLOOP_BACKEND='rust': set it to auto, cython or python"):
         _backend._choose("rust")
     refused = python("import dloop", DLOOP_BACKEND="rust")
@@ -67,7 +67,7 @@ DAMAGED = ImportError("undefined symbol: PyNothing")
 def without_core(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> ImportError | None:
-    """Let the import of the compiled core fail in this way."""
+    """Importing the compiled core raises this error."""
     error: ImportError = request.param
 
     class Finder:
@@ -81,21 +81,28 @@ def without_core(
     return error
 
 
-def test_without_the_compiled_core_the_one_in_python_is_taken(without_core: ImportError) -> None:
+def test_auto_chooses_the_core_in_python_if_the_compiled_one_cannot_be_imported(
+    without_core: ImportError,
+) -> None:
     core, backend, reason = _backend._choose("auto")
     assert (core.__name__, backend) == ("dloop._core_py", "python")  # type: ignore[attr-defined]
     assert ("not installed" if without_core is MISSING else "PyNothing") in reason
 
 
-def test_asking_for_the_compiled_core_fails_where_it_is_missing(without_core: ImportError) -> None:
+def test_dloop_backend_cython_fails_if_the_compiled_core_cannot_be_imported(
+    without_core: ImportError,
+) -> None:
     with pytest.raises(ImportError, match="DLOOP_BACKEND=cython, but the compiled core") as caught:
         _backend._choose("cython")
     assert caught.value.__cause__ is without_core
 
 
-def test_the_version_is_that_of_the_distribution() -> None:
+def test_the_version_is_the_one_of_the_distribution() -> None:
     from importlib.metadata import version
 
     assert dloop.__version__ == version("dloop")
+
+
+def test_an_unknown_attribute_of_the_module_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dloop.nothing  # noqa: B018

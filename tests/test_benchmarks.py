@@ -1,4 +1,4 @@
-"""The benchmarks run, compare like with like, and hold to their budgets."""
+"""The benchmarks run, both sides of a row do the same work, and budgets are checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("benchmarks", reason="the benchmarks are no part of an installation")
+pytest.importorskip("benchmarks", reason="the benchmarks are not installed")
 from benchmarks import floor, instructions, peers, rows
 from dloop import LoopEvents
 
@@ -23,17 +23,17 @@ OTHER_ROWS = [row for row in [*rows.ROWS, *peers.PEERS] if row not in rows.FLOOR
 
 
 @pytest.mark.parametrize("row", OTHER_ROWS, ids=lambda row: row.name)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those of the peers
-def test_both_sides_of_a_row_see_the_same(row: rows.Row) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from the peers
+def test_both_sides_of_a_row_return_the_same(row: rows.Row) -> None:
     if row.needs is not None and find_spec(row.needs) is None:
         pytest.skip(f"{row.needs} is not installed")
-    data = list(range(12_000))  # as many as the events at step 10,000 need
+    data = list(range(12_000))  # enough for the events at step 10,000
     ours, rival = [side.run(side.make(data)) for side in (row.ours, row.rival)]
     assert ours == rival > 0
 
 
 @pytest.mark.parametrize("row", rows.FLOOR_ROWS, ids=lambda row: row.name)
-def test_the_floor_hands_over_what_most_steps_do(row: rows.Row) -> None:
+def test_the_floor_yields_the_batches_and_the_events_of_most_steps(row: rows.Row) -> None:
     assert row.ours.run is row.rival.run
     data = list(range(12_000))
     ours, floor = [list(side.make(data)) for side in (row.ours, row.rival)]
@@ -47,7 +47,7 @@ def test_the_floor_hands_over_what_most_steps_do(row: rows.Row) -> None:
 
 @pytest.mark.no_core
 @pytest.mark.parametrize("kind", ["Floor", "FloorWithClock"])
-def test_the_floor_ends_at_its_bound_and_with_its_source(kind: str) -> None:
+def test_the_floor_ends_at_its_limit_or_with_its_source(kind: str) -> None:
     def fails() -> Iterator[int]:
         yield 1
         raise OSError
@@ -60,7 +60,7 @@ def test_the_floor_ends_at_its_bound_and_with_its_source(kind: str) -> None:
 
 
 @pytest.mark.no_core
-def test_a_floor_that_cannot_be_compiled_says_so_in_one_line(
+def test_if_the_floor_cannot_be_compiled_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
@@ -70,12 +70,12 @@ def test_a_floor_that_cannot_be_compiled_says_so_in_one_line(
         floor.compiled.__wrapped__()
 
 
-def test_the_example_counts_every_event() -> None:
+def test_the_loop_by_hand_counts_every_event() -> None:
     data = list(range(12_000))
     assert rows.by_hand(data) == 12_000 // 16 + 12_000 // 100 + 1 + 1
 
 
-def test_the_last_batch_is_known_without_a_length() -> None:
+def test_without_length_and_with_last_find_the_same_last_batch() -> None:
     data = list(range(100))
     pairs = rows.without_length(data)
     ends = [(batch, LoopEvents.EPOCH_END in events) for batch, events in pairs]
@@ -83,13 +83,13 @@ def test_the_last_batch_is_known_without_a_length() -> None:
 
 
 @pytest.mark.no_core
-def test_a_row_runs_over_the_core_in_python() -> None:
+def test_in_python_uses_the_core_in_python() -> None:
     loop = rows.in_python(rows.SIX_CHECKS).make([1])
     next(iter(loop))
     assert type(loop.state).__module__ == "dloop._core_py"
 
 
-def test_costs_are_measured() -> None:
+def test_the_costs_of_a_loop_can_be_measured() -> None:
     assert rows.loop_microseconds(loops=2) > 0
     assert abs(rows.memory_growth(epoch=20_000, epochs=4)) < 2000
     assert {cost.unit for cost in rows.COSTS} == {"ms", "µs", "bytes"}
@@ -111,7 +111,7 @@ def test_a_count_above_the_budget_fails() -> None:
 
 
 @pytest.mark.no_core
-def test_a_count_below_the_budget_asks_to_lower_it() -> None:
+def test_a_count_below_the_budget_gives_a_hint() -> None:
     counted = {"quiet step": 100.0, "firing step": 900.0}
     failures, hints = instructions.judge(counted, "cython", "here", BUDGETS)
     assert not failures
@@ -120,7 +120,7 @@ def test_a_count_below_the_budget_asks_to_lower_it() -> None:
 
 @pytest.mark.no_core
 @pytest.mark.parametrize(("core", "build"), [("cython", "there"), ("python", "here")])
-def test_a_build_without_budgets_fails_and_says_what_to_add(core: str, build: str) -> None:
+def test_a_build_without_budgets_fails_and_shows_what_to_add(core: str, build: str) -> None:
     counted = {"quiet step": 100.0}
     (failure,), hints = instructions.judge(counted, core, build, BUDGETS)
     assert json.loads(failure.partition("\n")[2]) == {core: {build: counted}}
@@ -128,13 +128,13 @@ def test_a_build_without_budgets_fails_and_says_what_to_add(core: str, build: st
 
 
 @pytest.mark.no_core
-def test_cases_and_budgets_are_the_same() -> None:
+def test_a_case_without_budget_and_a_budget_without_case_fail() -> None:
     failures, _ = instructions.judge({"quiet step": 100.0, "new": 7.0}, "cython", "here", BUDGETS)
     assert failures == ["firing step: not counted", "new: 7.0 counted, no budget; --update adds it"]
 
 
 @pytest.mark.no_core
-def test_instructions_are_the_difference_of_two_lengths() -> None:
+def test_instructions_per_step_are_computed_from_runs_of_two_lengths() -> None:
     parts = [10**6, 500, 99, 1500, 77, 130, 11, 230, 5]
     assert instructions.per_step(parts, ["a", "b"], 10) == {"a": 100.0, "b": 10.0}
     with pytest.raises(SystemExit, match="9 parts for 3 cases"):
@@ -142,7 +142,7 @@ def test_instructions_are_the_difference_of_two_lengths() -> None:
 
 
 @pytest.mark.no_core
-def test_the_committed_budgets_are_whole() -> None:
+def test_all_committed_budgets_have_the_same_cases_and_builds() -> None:
     budgets = json.loads((ROOT / "benchmarks/budgets.json").read_text(encoding="utf-8"))
     assert set(budgets) == {"cython", "python"}
     cases = {frozenset(counts) for builds in budgets.values() for counts in builds.values()}
@@ -151,7 +151,7 @@ def test_the_committed_budgets_are_whole() -> None:
 
 
 @pytest.mark.no_core
-def test_the_table_is_there_for_machines() -> None:
+def test_the_table_can_be_printed_as_json() -> None:
     command = [sys.executable, "-m", "benchmarks", "--json", "--rounds", "2", "--rows", "zip"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     printed = json.loads(done.stdout)

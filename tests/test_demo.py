@@ -1,4 +1,4 @@
-"""The demo trains on the real data, and says what fired when and which core ran."""
+"""The demo trains on the iris data, and prints which events fired when and the core in use."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("seed", ["0", "1", "2"])
-def test_it_learns_to_tell_the_flowers(capsys: pytest.CaptureFixture[str], seed: str) -> None:
+def test_the_demo_reaches_an_accuracy_of_93_percent(
+    capsys: pytest.CaptureFixture[str], seed: str
+) -> None:
     printed = demo(capsys, "--seed", seed)
     accuracy = re.search(r"accuracy on the held-out flowers: (\S+)", printed)
     assert accuracy is not None
     assert float(accuracy[1]) >= 0.93
 
 
-def test_it_says_what_fired_when_and_which_core_ran(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_prints_the_steps_of_each_event_and_the_core(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     printed = demo(capsys, "--epochs", "3")
     assert f"{dloop.BACKEND} core: {dloop.BACKEND_REASON}" in printed
     assert re.search(r"OptimizerStep +23 x +3, 7, 11, 15, 19, 23, \.\.\. 89$", printed, re.M)
@@ -38,14 +42,14 @@ def test_it_says_what_fired_when_and_which_core_ran(capsys: pytest.CaptureFixtur
     assert "90 steps, ended by max_epochs" in printed
 
 
-def test_the_seed_decides_the_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_losses_depend_on_the_seed_alone(capsys: pytest.CaptureFixture[str]) -> None:
     def losses(seed: str) -> list[str]:
         return re.findall(r"loss .*", demo(capsys, "--epochs", "8", "--seed", seed))
 
     assert losses("1") == losses("1") != losses("2")
 
 
-def test_it_explains_itself(
+def test_help_lists_the_options(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["demo", "--help"])
@@ -58,7 +62,7 @@ def test_it_explains_itself(
     assert "--seed" in printed
 
 
-def test_the_data_are_the_150_flowers_with_their_source() -> None:
+def test_the_data_are_the_150_flowers_and_their_source_is_named() -> None:
     folder = Path(iris.__file__).parent
     with (folder / "iris.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))[1:]

@@ -1,4 +1,4 @@
-"""Random plans: both cores must do, in order, what the naive oracle says."""
+"""Random plans: both cores must do the same as the oracle, in the same order."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from plans import FEATURES, SOURCES, dloop_trace, features, plans
 
 EXAMPLES = int(os.environ.get("DLOOP_EXAMPLES", "300"))  # of all sources together
 
-# A length that is promised has the most rules: these sources come up twice as often.
+# Most rules are about promised lengths, so sources with one are drawn twice as often.
 SHARES = {label: 2 if label.endswith(", sized") else 1 for label in SOURCES}
 
-# How many plans had what; what became of their runs.
-seen: Counter[tuple[str, str]] = Counter()
+# How many plans had each feature, and how many runs each outcome.
+feature_counts: Counter[tuple[str, str]] = Counter()
 outcomes: Counter[str] = Counter()
 
 
 def side_by_side(expected: Journal, found: Journal, title: str, around: int = 6) -> str:
-    """The first entry that differs, with its neighbours."""
+    """Both traces around the first entry that differs."""
     pairs = list(zip_longest(expected, found))
     first = next(i for i, (left, right) in enumerate(pairs) if left != right)
     shown = pairs[max(0, first - around) : first + around]
@@ -53,7 +53,7 @@ def side_by_side(expected: Journal, found: Journal, title: str, around: int = 6)
 
 
 def count(plan: Plan, world: World) -> None:
-    seen.update(features(plan))
+    feature_counts.update(features(plan))
     outcomes.update(world.rare)
     for entry in world.journal:
         if entry[0] == "end":
@@ -75,7 +75,7 @@ def check(plan: Plan, expected: Journal) -> None:
 
 @pytest.mark.no_core
 @pytest.mark.parametrize("label", SOURCES)
-def test_every_core_does_what_the_oracle_does(label: str) -> None:
+def test_random_plans_run_as_in_the_oracle(label: str) -> None:
     @settings(
         max_examples=max(1, round(EXAMPLES * SHARES[label] / sum(SHARES.values()))),
         suppress_health_check=[HealthCheck.too_slow],
@@ -97,13 +97,13 @@ def test_every_core_does_what_the_oracle_does(label: str) -> None:
 @pytest.mark.parametrize(
     "plan",
     [
-        # asked again after it ran dry, the compiled core once took the process down
+        # the compiled core once crashed when it was used after the source was exhausted
         Plan(Source("single-pass", lengths=(1,)), "max_steps", 5),
-        # the look of the last step meets an error: the run has all that it asked for
+        # lookahead at the last step gets an error, which must not be raised
         Plan(Source(lengths=(6,), raises=((1, "OSError"),)), "max_steps", 1),
     ],
 )
-def test_plans_that_once_went_wrong(plan: Plan) -> None:
+def test_plans_that_failed_before_run_as_in_the_oracle(plan: Plan) -> None:
     check(plan, oracle_trace(plan))
 
 
@@ -149,10 +149,10 @@ RARE = {
 @pytest.mark.no_core
 @pytest.mark.parametrize("what", RARE)
 @pytest.mark.parametrize("sizes", [None, 3], ids=["steps", "lists"])
-def test_what_is_rare_in_random_plans(what: str, sizes: int | None) -> None:
+def test_plans_with_rare_outcomes_run_as_in_the_oracle(what: str, sizes: int | None) -> None:
     plan = RARE[what]
     if plan.entries == (None,):
-        # a list of three would be entered again at other batches
+        # with lists of three the loop would be left at other batches
         plan = replace(plan, entries=(sizes if not plan.leaves else None,))
     world = oracle_world(plan)
     assert what in world.rare
@@ -160,19 +160,21 @@ def test_what_is_rare_in_random_plans(what: str, sizes: int | None) -> None:
 
 
 @pytest.mark.no_core
-def test_the_plans_had_everything(capfd: pytest.CaptureFixture[str]) -> None:
-    """Comes last: a plan strategy that has lost a kind of source or trigger would go unnoticed."""
+def test_the_random_plans_had_every_feature(capfd: pytest.CaptureFixture[str]) -> None:
+    """Must come last. Fails if the strategies no longer draw some kind of source or trigger."""
     counts = {
-        (group, name): seen[group, name] for group, names in FEATURES.items() for name in names
+        (group, name): feature_counts[group, name]
+        for group, names in FEATURES.items()
+        for name in names
     }
     with capfd.disabled():
         print("\nplans that had:", file=sys.__stderr__)
         for (group, name), number in counts.items():
             print(f"{number:>8}  {group}: {name}", file=sys.__stderr__)
-        print("what became of them:", file=sys.__stderr__)
+        print("outcomes:", file=sys.__stderr__)
         for outcome, number in sorted(outcomes.items()):
             print(f"{number:>8}  {outcome}", file=sys.__stderr__)
-    limits = sum(seen["limit", name] for name in FEATURES["limit"])
+    limits = sum(feature_counts["limit", name] for name in FEATURES["limit"])
     if limits < 250:
         pytest.skip(f"only {limits} plans were run")
     assert [name for name, number in counts.items() if number == 0] == []

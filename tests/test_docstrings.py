@@ -15,7 +15,7 @@ PUBLIC = [name for name in dloop.__all__ if not name.isupper()]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_what_is_public_is_documented(name: str) -> None:
+def test_public_names_and_members_have_docstrings(name: str) -> None:
     thing = getattr(dloop, name)
     assert vars(thing)["__doc__"]
     for member, value in vars(thing).items():
@@ -25,18 +25,18 @@ def test_what_is_public_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*PUBLIC} - {"LoopState"}))
-def test_the_example_of_a_docstring_shows_what_it_prints(name: str) -> None:
+def test_the_examples_of_a_docstring_run(name: str) -> None:
     with warnings.catch_warnings():  # one of the examples changes the filters
         run_examples(getattr(dloop, name), name)
 
 
-def test_the_example_of_loop_state_shows_what_it_prints(core: str) -> None:
+def test_the_examples_of_loop_state_run(core: str) -> None:
     module = {"cython": "dloop._core", "python": "dloop._core_py"}[core]
     run_examples(importlib.import_module(module).LoopState, "LoopState")
 
 
-def run_examples(thing: type, name: str) -> None:
-    tests = doctest.DocTestFinder(recurse=False).find(thing, name, module=False)
+def run_examples(documented: type, name: str) -> None:
+    tests = doctest.DocTestFinder(recurse=False).find(documented, name, module=False)
     assert sum(len(test.examples) for test in tests) > 0
     for test in tests:
         assert doctest.DocTestRunner().run(test).failed == 0

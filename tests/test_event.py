@@ -1,4 +1,4 @@
-"""Event as a value, and every refusal of Event and Loop."""
+"""Event as a value, and the arguments that Event and Loop refuse."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def joined_values() -> st.SearchStrategy[Any]:
     return st.builds(lambda a, b, c: a | b | c, event_values(), event_values(), marks)
 
 
-def as_said(given_: dict[str, Any]) -> dict[str, Any]:
-    """What the arguments mean: no order and no repeats in collections, defaults left out."""
+def meaning_of(given_: dict[str, Any]) -> dict[str, Any]:
+    """The arguments without defaults, and collections without order and repeats."""
     meaning = {}
     for name, value in given_.items():
         if isinstance(value, list):
@@ -83,7 +83,7 @@ def is_first(state: LoopState) -> bool:
 
 
 class Index:
-    """An integer as NumPy has them: no int, but with `__index__`."""
+    """An integer such as NumPy's: not an int, but it has `__index__`."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -117,7 +117,7 @@ def test_the_repr_evaluates_to_an_equal_event(event: Any) -> None:
         "Event(at_time=(1, 2.5), per_launch=True) | Event(every_n_epochs=2)",
     ],
 )
-def test_the_repr_shows_what_differs_from_the_defaults_in_signature_order(text: str) -> None:
+def test_the_repr_shows_arguments_that_are_not_defaults_in_signature_order(text: str) -> None:
     assert repr(eval(text, NAMESPACE)) == text
 
 
@@ -126,23 +126,18 @@ def test_the_repr_shows_the_condition_function_too() -> None:
     assert text.startswith("Event(") and "is_first" in text and "every_n_steps=2" in text
 
 
-def test_the_repr_of_a_loop_event_is_its_name() -> None:
-    assert repr(LoopEvents.EPOCH_END) == "LoopEvents.EPOCH_END"
-    assert repr(LoopEvents.TRAINING_END) == "LoopEvents.TRAINING_END"
-
-
 @given(arguments(), arguments())
-def test_events_are_equal_exactly_if_they_say_the_same(
+def test_events_are_equal_exactly_if_their_arguments_mean_the_same(
     first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     a, b = Event(**first), Event(**second)
     assert a == Event(**first)
-    assert (a == b) == (as_said(first) == as_said(second))
-    assert (a != b) == (as_said(first) != as_said(second))
+    assert (a == b) == (meaning_of(first) == meaning_of(second))
+    assert (a != b) == (meaning_of(first) != meaning_of(second))
 
 
 @given(arguments())
-def test_one_changed_argument_makes_another_event(given_: dict[str, Any]) -> None:
+def test_events_that_differ_in_one_argument_are_not_equal(given_: dict[str, Any]) -> None:
     event = Event(**given_)
     window = {"until_step": given_.get("until_step", 10**6) + 1}
     assert event != Event(**{**given_, **window})
@@ -151,7 +146,7 @@ def test_one_changed_argument_makes_another_event(given_: dict[str, Any]) -> Non
 
 
 @given(arguments(), st.randoms())
-def test_equal_events_hash_alike_whatever_the_order_of_their_arguments(
+def test_the_order_of_arguments_and_items_changes_neither_equality_nor_hash(
     given_: dict[str, Any], random: Any
 ) -> None:
     shuffled = {}
@@ -172,7 +167,7 @@ def test_events_with_the_same_condition_are_equal() -> None:
 
 @dataclass
 class Every:
-    """A condition without a hash, as dataclasses go, and equal to others that say the same."""
+    """A condition that is a dataclass: it has no hash, and equals others of the same period."""
 
     __name__ = "every"
     period: int
@@ -192,14 +187,14 @@ def test_a_condition_needs_no_hash() -> None:
     assert {event: 1}[Event(condition, at_step=1)] == 1
 
 
-def test_a_condition_without_a_hash_goes_by_identity() -> None:
+def test_conditions_without_a_hash_are_compared_by_identity() -> None:
     condition, equal = Every(2), Every(2)
     assert condition == equal
     assert Event(condition) != Event(equal)
     assert len({Event(condition), Event(equal)}) == 2
 
 
-def test_events_with_a_condition_without_a_hash_join() -> None:
+def test_events_with_a_condition_without_a_hash_can_be_joined() -> None:
     condition = Every(2)
     joined = Event(condition) | Event(at_step=3) | LoopEvents.EPOCH_END
     assert joined == LoopEvents.EPOCH_END | Event(at_step=3) | Event(condition)
@@ -211,7 +206,7 @@ def test_events_with_a_condition_without_a_hash_join() -> None:
     assert found == [{"A", "B"}, set(), {"A"}, {"A", "B"}, {"A", "B"}, set()]
 
 
-def test_an_event_equals_nothing_of_another_kind() -> None:
+def test_an_event_is_not_equal_to_objects_of_other_types() -> None:
     event = Event(every_n_steps=3)
     assert event != 3
     assert event != "Event(every_n_steps=3)"
@@ -220,7 +215,7 @@ def test_an_event_equals_nothing_of_another_kind() -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6))
-def test_a_collection_reads_as_a_sorted_tuple_without_repeats(values: list[int]) -> None:
+def test_a_collection_is_stored_as_a_sorted_tuple_without_repeats(values: list[int]) -> None:
     expected: Any = tuple(sorted(set(values)))
     if len(expected) == 1:
         expected = expected[0]
@@ -235,7 +230,7 @@ def test_a_range_is_a_collection() -> None:
     assert Event(at_step=range(5, 6)) == Event(at_step=5)
 
 
-def test_attributes_read_as_the_parameters() -> None:
+def test_attributes_have_the_names_and_values_of_the_parameters() -> None:
     event = Event(is_first, every_n_steps=2, at_time=(2.5, 1), until_step=8, per_launch=True)
     assert event.condition_function is is_first
     assert event.every_n_steps == 2
@@ -259,22 +254,22 @@ def test_no_attribute_can_be_assigned_or_deleted(name: str) -> None:
     assert event == Event(is_first, every_n_steps=3)
 
 
-def test_a_joined_event_cannot_be_changed_either() -> None:
+def test_no_attribute_of_a_joined_event_can_be_assigned() -> None:
     joined = Event(every_n_steps=3) | LoopEvents.EPOCH_END
     for name in ("every_n_steps", "something_new"):
         with pytest.raises(AttributeError):
             setattr(joined, name, 5)
 
 
-def test_an_event_does_not_change_with_the_collection_it_was_made_from() -> None:
-    wanted = [3, 5]
-    event = Event(at_step=wanted)
-    wanted.append(7)
+def test_changing_the_collection_afterwards_does_not_change_the_event() -> None:
+    steps = [3, 5]
+    event = Event(at_step=steps)
+    steps.append(7)
     assert event == Event(at_step=(3, 5))
 
 
 @given(event_values() | joined_values(), st.sampled_from(range(pickle.HIGHEST_PROTOCOL + 1)))
-def test_an_event_survives_pickling(event: Any, protocol: int) -> None:
+def test_an_event_can_be_pickled(event: Any, protocol: int) -> None:
     again = pickle.loads(pickle.dumps(event, protocol))
     assert again == event
     assert hash(again) == hash(event)
@@ -282,21 +277,15 @@ def test_an_event_survives_pickling(event: Any, protocol: int) -> None:
 
 
 @given(event_values() | joined_values())
-def test_an_event_survives_copying(event: Any) -> None:
+def test_an_event_can_be_copied(event: Any) -> None:
     assert copy.copy(event) == event
     assert copy.deepcopy(event) == event
 
 
-def test_an_event_with_an_importable_condition_survives_pickling_and_copying() -> None:
+def test_an_event_with_an_importable_condition_can_be_pickled_and_copied() -> None:
     event = Event(is_first, every_n_seconds=2)
     assert pickle.loads(pickle.dumps(event)) == event
     assert copy.deepcopy(event) == event
-
-
-@pytest.mark.parametrize("member", list(LoopEvents))
-def test_a_loop_event_survives_pickling_and_copying_as_itself(member: LoopEvents) -> None:
-    assert pickle.loads(pickle.dumps(member)) is member
-    assert copy.deepcopy(member) is member
 
 
 @pytest.mark.parametrize("name", [*STEP_CRITERIA, "every_n_epochs", "at_epoch", "until_step"])
@@ -308,12 +297,12 @@ def test_anything_with_index_is_a_step_count(name: str) -> None:
     assert repr(event) == repr(Event(**criterion, **{name: 3}))
 
 
-def test_a_collection_may_hold_anything_with_index() -> None:
+def test_the_items_of_a_collection_may_be_anything_with_index() -> None:
     assert Event(at_step=[Index(5), 3, Index(3)]) == Event(at_step=(3, 5))
 
 
 class Array:
-    """A collection as NumPy has them: its type has `__index__` and `__float__` too, which raise."""
+    """A collection such as a NumPy array: it has `__index__` and `__float__` too, which raise."""
 
     def __iter__(self) -> Iterator[Index]:
         return iter([Index(5), Index(3)])
@@ -347,24 +336,21 @@ def test_anything_with_float_is_a_number_of_seconds(value: Any) -> None:
 
 
 @given(event_values(), event_values(), event_values())
-def test_joining_knows_neither_order_nor_brackets_nor_repeats(a: Event, b: Event, c: Event) -> None:
+def test_joining_is_commutative_associative_and_ignores_repeats(
+    a: Event, b: Event, c: Event
+) -> None:
     joined = (a | b) | c
     for other in (a | (b | c), c | b | a, (a | b) | (b | c), joined | a):
         assert other == joined
         assert hash(other) == hash(joined)
 
 
-def test_an_event_joined_with_itself_is_the_event() -> None:
+def test_an_event_joined_with_itself_or_an_equal_one_is_the_event() -> None:
     event = Event(every_n_steps=3)
     assert event | event is event
-    equal = event | Event(every_n_steps=3)
-    assert equal == event
-    assert type(equal) is Event
-    assert repr(equal) == repr(event)
-    assert hash(equal) == hash(event)
-    assert equal.every_n_steps == 3
-    joined = event | LoopEvents.EPOCH_END
-    assert joined | event == joined | joined == joined
+    assert event | Event(every_n_steps=3) is event
+    for joined in (event | LoopEvents.EPOCH_END, event | Event(at_step=1)):
+        assert joined | event == joined | joined == joined
 
 
 def test_an_event_and_a_loop_event_join_in_either_order() -> None:
@@ -374,7 +360,7 @@ def test_an_event_and_a_loop_event_join_in_either_order() -> None:
     assert (event | LoopEvents.EPOCH_END) | member == member | (LoopEvents.EPOCH_END | event)
 
 
-def test_joined_events_of_other_parts_differ() -> None:
+def test_joined_events_with_different_parts_are_not_equal() -> None:
     a, b = Event(every_n_steps=3), Event(every_n_steps=4)
     assert a | b != a | Event(every_n_steps=5)
     assert a | b != a | b | LoopEvents.EPOCH_END
@@ -391,12 +377,14 @@ def test_joined_events_of_other_parts_differ() -> None:
         lambda: (Event(every_n_steps=3) | LoopEvents.EPOCH_END) | {"Log"},
     ],
 )
-def test_nothing_else_can_be_joined(join: Callable[[], object]) -> None:
+def test_only_events_and_loop_events_can_be_joined_and_not_loop_events_alone(
+    join: Callable[[], object],
+) -> None:
     with pytest.raises(TypeError):
         join()
 
 
-# Refusals: arguments, type of the exception. The last argument is the one that is wrong.
+# Refused arguments: keyword arguments, of which the last is wrong; type of the error; wrong value
 
 NOT_COUNTS: list[Any] = [True, False, 1.0, "3", b"3", 1 + 0j, object, Fraction(3)]
 NOT_SECONDS: list[Any] = [True, False, "3", b"3", 1 + 0j, object]
@@ -458,21 +446,26 @@ def event_refusals() -> Iterator[tuple[dict[str, Any], type[Exception], Any]]:
     )
 
 
-@pytest.mark.parametrize(("given_", "kind", "value"), list(event_refusals()))
-def test_an_event_refuses_a_bad_value_in_one_line_that_names_parameter_and_value(
-    given_: dict[str, Any], kind: type[Exception], value: Any
-) -> None:
-    with pytest.raises(kind) as caught:
-        Event(**given_)
+def assert_names(caught: Any, parameter: str, kind: type[Exception], value: Any) -> None:
+    """The error is of exactly this type, and has one line that names parameter and value."""
     text = str(caught.value)
     assert caught.type is kind
-    assert list(given_)[-1] in text
+    assert parameter in text
     assert repr(value) in text
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(("given_", "kind", "value"), list(event_refusals()))
+def test_an_events_error_names_the_wrong_parameter_and_value_in_one_line(
+    given_: dict[str, Any], kind: type[Exception], value: Any
+) -> None:
+    with pytest.raises(kind) as caught:
+        Event(**given_)
+    assert_names(caught, list(given_)[-1], kind, value)
+
+
 @pytest.mark.parametrize("name", [*CRITERIA, "from_step", "until_step"])
-def test_an_event_refuses_the_hugest_ints_in_one_line_too(name: str) -> None:
+def test_an_event_refuses_ints_of_too_many_digits_to_print_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=name) as caught:
         Event(**{"every_n_steps": 1, name: 10**400})
     assert caught.type is ValueError
@@ -480,7 +473,7 @@ def test_an_event_refuses_the_hugest_ints_in_one_line_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_epochs", "max_steps", "max_seconds"])
-def test_a_loop_refuses_the_hugest_ints_in_one_line_too(name: str) -> None:
+def test_a_loop_refuses_ints_of_too_many_digits_to_print_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=name) as caught:
         Loop([1], **{name: 10**400})  # type: ignore[arg-type]
     assert caught.type is ValueError
@@ -515,16 +508,16 @@ def test_only_the_condition_function_can_be_given_by_position() -> None:
     ],
     ids=repr,
 )
-def test_the_bounds_themselves_are_accepted(given_: dict[str, Any]) -> None:
+def test_the_greatest_and_smallest_values_are_accepted(given_: dict[str, Any]) -> None:
     loop = Loop([1], {"Log": Event(**given_)}, max_steps=1, stop_when=Event(**given_))
     assert len(list(loop)) == 1
 
 
 class Untouched:
-    """A loader that must not be iterated yet."""
+    """A loader that fails if it is iterated."""
 
     def __iter__(self) -> Iterator[int]:
-        raise AssertionError("iterated at construction")
+        raise AssertionError("iterated when the loop was created")
 
     def __repr__(self) -> str:
         return "Untouched()"
@@ -550,21 +543,17 @@ def loop_refusals() -> Iterator[tuple[dict[str, Any], type[Exception], Any]]:
 
 
 @pytest.mark.parametrize(("given_", "kind", "value"), list(loop_refusals()))
-def test_a_loop_refuses_a_bad_value_in_one_line_that_names_parameter_and_value(
+def test_a_loops_error_names_the_wrong_parameter_and_value_in_one_line(
     given_: dict[str, Any], kind: type[Exception], value: Any
 ) -> None:
     with pytest.raises(kind) as caught:
         Loop(**{"dataloader": Untouched(), **given_})
-    text = str(caught.value)
-    assert caught.type is kind
-    assert list(given_)[-1] in text
-    assert repr(value) in text
-    assert "\n" not in text
+    assert_names(caught, list(given_)[-1], kind, value)
 
 
 @pytest.mark.parametrize("value", [3, None, is_first, LoopEvents.EPOCH_END, [Event(at_step=1)]])
 @pytest.mark.parametrize("name", ["Log", 7, ("a", 1)])
-def test_the_events_mapping_holds_events_and_nothing_else(name: Any, value: Any) -> None:
+def test_values_of_the_events_mapping_that_are_no_events_are_refused(name: Any, value: Any) -> None:
     with pytest.raises(TypeError) as caught:
         Loop(Untouched(), {"Fine": Event(every_n_steps=1), name: value}, max_steps=1)
     text = str(caught.value)
@@ -572,7 +561,7 @@ def test_the_events_mapping_holds_events_and_nothing_else(name: Any, value: Any)
 
 
 @pytest.mark.parametrize("member", list(LoopEvents))
-def test_a_loop_event_is_no_name_for_an_event(member: LoopEvents) -> None:
+def test_a_loop_event_is_refused_as_a_name(member: LoopEvents) -> None:
     with pytest.raises(ValueError) as caught:
         Loop(Untouched(), {member: Event(every_n_steps=1)}, max_steps=1)
     text = str(caught.value)
@@ -618,7 +607,9 @@ def test_a_loop_needs_exactly_one_stopping_condition(given_: dict[str, Any], got
     ],
     ids=repr,
 )
-def test_epochs_of_a_single_pass_source_need_a_length(given_: dict[str, Any]) -> None:
+def test_max_epochs_of_a_single_pass_source_without_dataloader_len_is_refused(
+    given_: dict[str, Any],
+) -> None:
     untouched = iter([1, 2, 3])
     with pytest.raises(ValueError, match="dataloader_len") as caught:
         Loop(untouched, **given_)
@@ -627,7 +618,7 @@ def test_epochs_of_a_single_pass_source_need_a_length(given_: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 3}, {"max_seconds": 3}])
-def test_looking_ahead_and_a_given_length_are_refused_together(limit: dict[str, Any]) -> None:
+def test_lookahead_and_dataloader_len_are_refused_together(limit: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="lookahead") as caught:
         Loop(Untouched(), dataloader_len=3, lookahead=True, **limit)
     assert "dataloader_len" in str(caught.value)
@@ -636,7 +627,7 @@ def test_looking_ahead_and_a_given_length_are_refused_together(limit: dict[str, 
         assert Loop(Untouched(), dataloader_len=3, lookahead=lookahead, **limit)
 
 
-def test_epochs_that_may_not_be_looked_ahead_need_a_length() -> None:
+def test_max_epochs_without_lookahead_and_length_is_refused() -> None:
     with pytest.raises(ValueError, match="dataloader_len") as caught:
         Loop(Untouched(), max_epochs=1, lookahead=False)
     assert "\n" not in str(caught.value)
@@ -648,17 +639,17 @@ def test_limits_may_be_anything_with_index() -> None:
     assert len(list(Loop(iter([1, 2, 3]), max_epochs=1, dataloader_len=Index(2)))) == 2
 
 
-def test_a_value_without_a_repr_is_refused_all_the_same() -> None:
-    class Shy:
+def test_the_error_names_a_value_whose_repr_raises_by_its_type() -> None:
+    class NoRepr:
         def __repr__(self) -> str:
             raise RuntimeError("no repr")
 
-    with pytest.raises(TypeError, match=r"every_n_steps=<.*Shy.*: pass a whole number"):
-        Event(every_n_steps=cast(Any, Shy()))
+    with pytest.raises(TypeError, match=r"every_n_steps=<.*NoRepr.*: pass a whole number"):
+        Event(every_n_steps=cast(Any, NoRepr()))
 
 
-def test_an_array_without_dimensions_is_a_number() -> None:
-    class Zero:
+def test_a_zero_dimensional_array_is_a_number() -> None:
+    class ZeroDimensional:
         ndim = 0
 
         def __iter__(self) -> Iterator[int]:
@@ -667,10 +658,10 @@ def test_an_array_without_dimensions_is_a_number() -> None:
         def __index__(self) -> int:
             return 7
 
-    assert Event(at_step=cast(Any, Zero())) == Event(at_step=7)
+    assert Event(at_step=cast(Any, ZeroDimensional())) == Event(at_step=7)
 
 
-def test_what_does_not_become_a_float_is_no_number_of_seconds() -> None:
+def test_an_object_whose_float_raises_is_refused_as_seconds() -> None:
     class Several:
         def __float__(self) -> float:
             raise TypeError("only arrays of one element become floats")
@@ -680,7 +671,7 @@ def test_what_does_not_become_a_float_is_no_number_of_seconds() -> None:
 
 
 @pytest.mark.no_core
-def test_the_loops_own_events_have_names_and_stay_themselves() -> None:
+def test_loop_events_have_names_and_stay_themselves_when_copied_or_pickled() -> None:
     names = ["EPOCH_END", "TRAINING_END", "INTERRUPT", "EXCEPTION"]
     assert [member.name for member in LoopEvents] == names
     for member in LoopEvents:
@@ -689,35 +680,3 @@ def test_the_loops_own_events_have_names_and_stay_themselves() -> None:
         assert copy.deepcopy(member) is member
         with pytest.raises(AttributeError):
             member.name = "other"  # type: ignore[misc]
-
-
-class NoHash:
-    """A condition such as a dataclass with `__call__`: equal to others, and without a hash."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NoHash)
-
-    def __call__(self, state: object) -> bool:
-        return True
-
-
-@pytest.mark.no_core
-def test_conditions_without_a_hash_count_by_their_identity() -> None:
-    function = NoHash()
-    event = Event(function, every_n_steps=2)
-    assert event == Event(function, every_n_steps=2) != Event(NoHash(), every_n_steps=2)
-    assert len({event, Event(function, every_n_steps=2), Event(NoHash())}) == 2
-    loop = Loop(range(2), {"A": event | Event(NoHash()) | LoopEvents.TRAINING_END}, max_epochs=1)
-    assert ["A" in due for _, due in loop] == [True, True]
-
-
-@pytest.mark.no_core
-def test_an_event_joined_with_itself_is_that_event() -> None:
-    event = Event(every_n_steps=2)
-    assert event | event is event
-    assert event | Event(every_n_steps=2) is event
-    both = event | Event(at_step=1)
-    assert both | both == both
-    assert (event | LoopEvents.EPOCH_END) | event == event | LoopEvents.EPOCH_END

@@ -1,11 +1,10 @@
-"""The events of a step: an immutable set that is safe to keep, and batches that are let go."""
+"""The events of a step, an immutable set; the loop's references to batches; LoopState copies."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import pickle
-import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Set
 from enum import Enum
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from cores import CORES, use_core
 from dloop import Event, Loop, LoopEvents, LoopWarning
+from helpers import Batch, needs_reference_counts
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
 
@@ -29,8 +29,8 @@ class Phase(Enum):
 NAMES: list[Any] = ["Log", "log", 0, 1, -1, 2**70, ("a", 1), (), Phase.WARM, Phase.COLD, None, b"x"]
 
 
-def numbered(count: int) -> dict[str, Event]:
-    """So many events, each with a period of its own or a step of its own."""
+def different_events(count: int) -> dict[str, Event]:
+    """`count` events: half of them have a period each, the others a step each."""
     periodic = {f"every {n}": Event(every_n_steps=n) for n in range(1, count, 2)}
     return {**periodic, **{f"at {k}": Event(at_step=k) for k in range(0, count, 2)}}
 
@@ -40,11 +40,11 @@ def due_by_formula(step: int, count: int) -> frozenset[str]:
     return frozenset(every | ({f"at {step}"} if step < count and step % 2 == 0 else set()))
 
 
-# A set among sets
+# Equality and operators
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 4), max_size=6), st.integers(1, 12))
-def test_the_events_of_a_step_are_the_frozenset_of_their_names(
+def test_the_events_of_a_step_equal_the_frozenset_of_their_names(
     periods: dict[Any, int], steps: int
 ) -> None:
     events = {name: Event(every_n_steps=n) for name, n in periods.items()}
@@ -59,7 +59,7 @@ def test_the_events_of_a_step_are_the_frozenset_of_their_names(
         assert len(due) == len(names)
         assert bool(due) == bool(names)
         assert all((name in due) == (name in names) for name in periods)
-        assert all((mark in due) == (mark in names) for mark in LoopEvents)
+        assert all((member in due) == (member in names) for member in LoopEvents)
 
 
 def steps_of_a_small_run() -> list[Any]:
@@ -85,14 +85,14 @@ def test_the_operators_are_those_of_frozensets() -> None:
     assert sorted(both & {"a", "b"}) == ["a", "b"]
 
 
-def test_asking_by_operators_for_unknown_names_does_not_warn() -> None:
+def test_set_operators_with_unknown_names_do_not_warn() -> None:
     _, a, _, both = steps_of_a_small_run()
     assert not a & {"unknown"}
     assert not {"unknown"} <= both
     assert a.isdisjoint({"unknown"})
 
 
-def test_the_events_can_key_a_dictionary() -> None:
+def test_the_events_can_be_keys_of_a_dictionary() -> None:
     quiet, a, b, _ = steps_of_a_small_run()
     seen = {a: 1, quiet: 2}
     assert seen[frozenset({"a"})] == 1 and seen[frozenset()] == 2
@@ -108,7 +108,7 @@ def test_the_events_cannot_be_changed(change: str) -> None:
 @pytest.mark.parametrize(
     "make", [copy.copy, copy.deepcopy, lambda due: pickle.loads(pickle.dumps(due))]
 )
-def test_the_events_can_be_copied_and_sent_elsewhere(make: Callable[[Any], Any]) -> None:
+def test_the_events_can_be_copied_and_pickled(make: Callable[[Any], Any]) -> None:
     for due in steps_of_a_small_run():
         again = make(due)
         assert again == due and hash(again) == hash(due) and set(again) == set(due)
@@ -122,21 +122,21 @@ def test_the_repr_shows_the_names() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 64, 65, 200])
-def test_events_that_are_kept_do_not_change(count: int) -> None:
-    loop = Loop([0] * 50, numbered(count), max_steps=400)
+def test_the_events_of_a_step_do_not_change_with_later_steps(count: int) -> None:
+    loop = Loop([0] * 50, different_events(count), max_steps=400)
     kept = [due for _, due in loop]
     for step, due in enumerate(kept):
-        marks = {EPOCH_END} if step % 50 == 49 else set()
-        marks |= {TRAINING_END} if step == 399 else set()
-        assert due == due_by_formula(step, count) | marks
+        ends = {EPOCH_END} if step % 50 == 49 else set()
+        ends |= {TRAINING_END} if step == 399 else set()
+        assert due == due_by_formula(step, count) | ends
 
 
 # Many events
 
 
 @pytest.mark.parametrize("count", [63, 64, 65, 129, 200, 2000])
-def test_any_number_of_events_fires_by_the_formula(count: int) -> None:
-    events = numbered(count)
+def test_any_number_of_events_fires_at_the_right_steps(count: int) -> None:
+    events = different_events(count)
     steps = 300
     for step, (_, due) in enumerate(Loop(lambda: iter([0] * 7), events, max_steps=steps)):
         expected = due_by_formula(step, count)
@@ -146,35 +146,35 @@ def test_any_number_of_events_fires_by_the_formula(count: int) -> None:
         assert (TRAINING_END in due) == (step == steps - 1)
 
 
-def test_many_timers_and_conditions_fire_by_the_formula() -> None:
+def test_many_timers_and_conditions_fire_at_the_right_steps() -> None:
     events: dict[Hashable, Any] = {}
     for n in range(1, 71):
         events["timer", n] = Event(every_n_seconds=n)
         events["time", n] = Event(at_time=n)
         events["condition", n] = Event(lambda state, n=n: state.global_step % n == 0)
-        events["mark", n] = Event(at_step=n) | (EPOCH_END if n % 2 else TRAINING_END)
+        events["joined", n] = Event(at_step=n) | (EPOCH_END if n % 2 else TRAINING_END)
     loop = Loop([0] * 10, events, max_steps=100, clock=iter(range(200)).__next__)
     for step, (_, due) in enumerate(loop):
         expected: set[Any] = {("timer", n) for n in range(1, 71) if (step + 1) % n == 0}
         expected |= {("condition", n) for n in range(1, 71) if step % n == 0}
         expected |= {("time", step + 1)} if step < 70 else set()
-        expected |= {("mark", step)} if 1 <= step <= 70 else set()
+        expected |= {("joined", step)} if 1 <= step <= 70 else set()
         if step % 10 == 9:
-            expected |= {("mark", n) for n in range(1, 71, 2)} | {EPOCH_END}
+            expected |= {("joined", n) for n in range(1, 71, 2)} | {EPOCH_END}
         if step == 99:
-            expected |= {("mark", n) for n in range(2, 71, 2)} | {TRAINING_END}
+            expected |= {("joined", n) for n in range(2, 71, 2)} | {TRAINING_END}
         assert due == expected
 
 
-def test_the_names_that_were_given_are_the_names_that_come() -> None:
+def test_the_set_contains_the_name_objects_that_were_given() -> None:
     names = {name: Event(every_n_steps=1) for name in NAMES}
     (_, due), *_ = Loop([0], names, max_steps=1)
     for name in NAMES:
         assert name in due
-        assert any(one is name for one in due)
+        assert any(each is name for each in due)
 
 
-def test_later_changes_to_the_mapping_change_nothing() -> None:
+def test_changing_the_events_mapping_afterwards_has_no_effect() -> None:
     events = {"a": Event(every_n_steps=1)}
     loop = Loop([0], events, max_steps=2)
     events["b"] = Event(every_n_steps=1)
@@ -194,7 +194,7 @@ def warnings_of(ask: Callable[[], object]) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def test_an_unknown_name_warns_once_with_the_nearest_that_is_known() -> None:
+def test_an_unknown_name_warns_once_per_loop_and_suggests_the_closest_name() -> None:
     events = {"Log": Event(every_n_steps=1), "Checkpoint": Event(at_step=99)}
 
     def ask() -> None:
@@ -212,7 +212,7 @@ def test_an_unknown_name_warns_once_with_the_nearest_that_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", ["xyz", 5, ("far", "away"), Phase.COLD, None], ids=repr)
-def test_an_unknown_name_that_is_near_to_none_warns_without_a_guess(name: Any) -> None:
+def test_an_unknown_name_that_is_close_to_no_other_warns_without_suggestion(name: Any) -> None:
     events = {"Log": Event(every_n_steps=1)}
 
     def ask() -> None:
@@ -222,7 +222,7 @@ def test_an_unknown_name_that_is_near_to_none_warns_without_a_guess(name: Any) -
 
 
 class Name:
-    """An unknown name that can be watched."""
+    """An unknown name that weak references can refer to."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -232,21 +232,21 @@ class Name:
 
 
 @pytest.mark.filterwarnings("ignore::dloop.LoopWarning")
-def test_unknown_names_do_not_pile_up() -> None:
+def test_the_loop_does_not_keep_all_unknown_names() -> None:
     asked = 20_000
     loop = Loop([0], {"Log": Event(every_n_steps=1)}, max_steps=2)
     _, due = next(iter(loop))
-    watched = []
+    references = []
     for number in range(asked):
         name = Name(number)
         assert name not in due
-        watched.append(weakref.ref(name))
+        references.append(weakref.ref(name))
         del name
     gc.collect()
-    assert sum(one() is not None for one in watched) < asked / 2
+    assert sum(reference() is not None for reference in references) < asked / 2
 
 
-def test_quiet_steps_do_not_warn() -> None:
+def test_unknown_names_do_not_warn_at_steps_without_events() -> None:
     for _, due in Loop([0] * 5, {"Log": Event(at_step=99)}, max_steps=4):
         assert TRAINING_END in due or "Lgo" not in due
 
@@ -257,17 +257,13 @@ def test_known_names_and_loop_events_do_not_warn() -> None:
         assert "Log" in due and "Never" not in due and EPOCH_END not in due
 
 
-def test_a_kept_set_answers_after_its_loop_is_gone() -> None:
+def test_the_events_of_a_step_work_after_their_loop_is_freed() -> None:
     _, a, _, _ = steps_of_a_small_run()
     assert "a" in a and "b" not in a
     assert warnings_of(lambda: "bb" in a) == ["'bb' is no event of this loop; did you mean 'b'?"]
 
 
-# Batches are let go
-
-
-class Batch:
-    """A batch that can be watched."""
+# References to batches
 
 
 class Sized:
@@ -300,60 +296,58 @@ SOURCES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.skipif(sys.implementation.name != "cpython", reason="reference counts")
+@needs_reference_counts
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("lookahead", [None, True, False])
 @pytest.mark.parametrize("busy", [False, True])
-def test_nothing_keeps_a_batch_that_the_body_deleted(
+def test_a_batch_is_freed_when_the_body_deletes_it(
     kind: str, lookahead: bool | None, busy: bool
 ) -> None:
     events = {"All": Event(lambda state: True), "Two": Event(every_n_steps=2)} if busy else {}
     steps = 0
     for batch, _ in Loop(SOURCES[kind](), events, max_steps=4, lookahead=lookahead):
-        watched = weakref.ref(batch)
-        assert watched() is not None
+        reference = weakref.ref(batch)
+        assert reference() is not None
         del batch
-        assert watched() is None
+        assert reference() is None
         steps += 1
     assert steps == 4
 
 
-@pytest.mark.skipif(sys.implementation.name != "cpython", reason="reference counts")
+@needs_reference_counts
 @pytest.mark.parametrize("lookahead", [None, True, False])
-def test_nothing_keeps_what_a_batch_holds(lookahead: bool | None) -> None:
+def test_the_items_of_a_batch_are_freed_when_the_body_deletes_it(lookahead: bool | None) -> None:
     def source() -> Iterator[list[Batch]]:
         for _ in range(3):
             yield [Batch(), Batch()]
 
     for batch, _ in Loop(source, max_steps=5, lookahead=lookahead):
-        watched = [weakref.ref(item) for item in batch]
+        references = [weakref.ref(item) for item in batch]
         del batch
-        assert [one() for one in watched] == [None, None]
+        assert [reference() for reference in references] == [None, None]
 
 
-@pytest.mark.skipif(sys.implementation.name != "cpython", reason="reference counts")
-def test_a_list_that_gave_a_batch_away_is_the_last_to_hold_it() -> None:
+@needs_reference_counts
+def test_the_loop_keeps_no_reference_to_an_item_of_a_list() -> None:
     data = [Batch() for _ in range(4)]
     loop = Loop(data, max_epochs=1)
     for batch, _ in loop:
-        watched = weakref.ref(batch)
+        reference = weakref.ref(batch)
         data[loop.global_step] = Batch()
         del batch
-        assert watched() is None
+        assert reference() is None
 
 
-@pytest.mark.skipif(sys.implementation.name != "cpython", reason="reference counts")
-def test_the_previous_pair_is_let_go_with_the_next_request() -> None:
+@needs_reference_counts
+def test_a_batch_is_freed_when_the_body_deletes_the_pair() -> None:
     iterator = iter(Loop(generator, max_epochs=2))
-    previous: Any = None
     for pair in iterator:
-        assert previous is None or previous() is None
-        previous = weakref.ref(pair[0])
+        reference = weakref.ref(pair[0])
         del pair
-        assert previous() is None
+        assert reference() is None
 
 
-def test_pairs_that_are_kept_stay_as_they_were() -> None:
+def test_pairs_do_not_change_with_later_steps() -> None:
     pairs = list(Loop([7, 8, 9], {"Odd": Event(every_n_steps=2)}, max_epochs=1))
     assert pairs == [(7, set()), (8, {"Odd"}), (9, {EPOCH_END, TRAINING_END})]
     iterator = iter(Loop([7, 8], max_epochs=1))
@@ -362,7 +356,7 @@ def test_pairs_that_are_kept_stay_as_they_were() -> None:
     assert (first[0], second[0]) == (7, 8)
 
 
-def test_thousands_of_different_sets_are_each_right() -> None:
+def test_thousands_of_different_combinations_of_events_are_right() -> None:
     def has(place: int) -> Event:
         return Event(lambda state: state.global_step >> place & 1)
 
@@ -383,16 +377,16 @@ def test_a_state_can_be_copied_and_pickled(make: Callable[[Any], Any]) -> None:
 
 @pytest.mark.no_core
 @pytest.mark.skipif(len(CORES) < 2, reason="there is one core")
-@pytest.mark.parametrize("looked", [True, False])
+@pytest.mark.parametrize("elapsed_read", [True, False])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_state_that_was_pickled_under_one_core_is_loaded_as_the_others(
-    protocol: int, looked: bool
+def test_a_state_pickled_with_one_core_can_be_loaded_with_the_other(
+    protocol: int, elapsed_read: bool
 ) -> None:
     for saving, loading in zip(CORES, reversed(CORES), strict=True):
         with use_core(saving):
             loop = Loop(range(3), max_epochs=1, clock=iter(range(99)).__next__)
             next(iter(loop))
-            elapsed = loop.state.elapsed if looked else None
+            elapsed = loop.state.elapsed if elapsed_read else None
             saved = pickle.dumps(loop.state, protocol)
             assert pickle.loads(saved) == loop.state
         with use_core(loading):
@@ -407,7 +401,7 @@ def test_a_state_that_was_pickled_under_one_core_is_loaded_as_the_others(
 
 
 class CountingName:
-    """A name that counts how often it is hashed or compared."""
+    """A name that counts how often any such name is hashed or compared."""
 
     used = 0
 
@@ -421,7 +415,7 @@ class CountingName:
 
 
 @pytest.mark.parametrize("bits", [4, 11])
-def test_steps_since_costs_the_same_whatever_has_been_due_together(bits: int) -> None:
+def test_steps_since_takes_constant_time_whatever_has_been_due_together(bits: int) -> None:
     def has(place: int) -> Event:
         return Event(lambda state: state.global_step >> place & 1)
 
@@ -431,7 +425,7 @@ def test_steps_since_costs_the_same_whatever_has_been_due_together(bits: int) ->
     steps = iter(loop)
     for _ in range(1 << bits):
         next(steps)
-    assert loop.steps_since(name) == 2  # it has looked at all combinations, once and for all
+    assert loop.steps_since(name) == 2  # looks at all combinations once
     for _ in range(4):
         next(steps)
     CountingName.used = 0
@@ -439,7 +433,7 @@ def test_steps_since_costs_the_same_whatever_has_been_due_together(bits: int) ->
     assert CountingName.used <= 20
 
 
-def test_a_set_that_somebody_else_makes_is_a_set_like_any_other() -> None:
+def test_the_type_of_the_events_can_be_constructed_from_names() -> None:
     for _, due in Loop(range(3), {"Log": Event(at_step=0)}, max_epochs=1):
         rebuilt = type(due)(["Log", "Save"])
         assert "Log" in rebuilt

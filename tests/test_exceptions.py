@@ -1,20 +1,19 @@
-"""on_exception="event" and guard(): an error becomes one last step, and always comes out."""
+"""on_exception="event" and guard(): an error becomes one last step, after which it is raised."""
 
 from __future__ import annotations
 
 import itertools
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
 
 from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning
+from helpers import ENTER, Enter
 
 LAST = frozenset({LoopEvents.EXCEPTION, LoopEvents.TRAINING_END})
-Enter = Callable[[Loop[Any]], Iterator[tuple[Any, Any]]]
-ENTER: dict[str, Enter] = {"plain": iter, "chunks": lambda loop: loop.chunks(2)}
 each_way = pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
 
 
@@ -23,15 +22,17 @@ class BatchError(Exception):
 
 
 class Broken:
-    """Breaks at a fetch, or at its opening."""
+    """A loader that raises after `good` batches, or in `iter()`."""
 
-    def __init__(self, good: int, opens: bool = True, error: BaseException | None = None) -> None:
+    def __init__(
+        self, good: int, iterates: bool = True, error: BaseException | None = None
+    ) -> None:
         self.good = good
-        self.opens = opens
+        self.iterates = iterates
         self.error = error or BatchError("broken batch")
 
     def __iter__(self) -> Iterator[int]:
-        if not self.opens:
+        if not self.iterates:
             raise self.error
         return self.read()
 
@@ -60,18 +61,18 @@ def collect(loop: Loop[Any], enter: Enter = iter) -> tuple[list[Any], BaseExcept
     return steps, None
 
 
-def shows(error: BaseException, function: str) -> bool:
+def has_frame_of(error: BaseException, function: str) -> bool:
     return function in {frame.name for frame in traceback.extract_tb(error.__traceback__)}
 
 
 @pytest.mark.parametrize("loader", [Broken, Sized])
-def test_an_error_of_a_fetch_is_one_last_step_and_then_comes_out(loader: type[Broken]) -> None:
+def test_an_error_of_a_fetch_becomes_one_last_step_and_is_then_raised(loader: type[Broken]) -> None:
     source = loader(3)
     loop = as_events(source)
     steps, error = collect(loop)
     assert steps == [(0, frozenset()), (1, frozenset()), (2, frozenset()), (None, LAST)]
     assert error is source.error is loop.exception
-    assert shows(source.error, "read")
+    assert has_frame_of(source.error, "read")
     assert loop.stop_reason == "exception"
     assert (loop.epoch, loop.global_step, loop.epoch_step) == (0, 2, 2)
     with pytest.raises(LoopError):
@@ -79,8 +80,8 @@ def test_an_error_of_a_fetch_is_one_last_step_and_then_comes_out(loader: type[Br
 
 
 @each_way
-def test_an_error_of_the_first_fetch_or_of_the_opening(enter: Enter) -> None:
-    for source in (Broken(0), Broken(0, opens=False)):
+def test_an_error_of_the_first_fetch_or_of_iter_becomes_one_last_step(enter: Enter) -> None:
+    for source in (Broken(0), Broken(0, iterates=False)):
         loop = as_events(source)
         steps, error = collect(loop, enter)
         assert steps == [(None, LAST)]
@@ -90,7 +91,7 @@ def test_an_error_of_the_first_fetch_or_of_the_opening(enter: Enter) -> None:
             next(enter(loop))
 
 
-def test_an_error_of_a_callable_loader() -> None:
+def test_an_error_of_a_callable_loader_becomes_one_last_step() -> None:
     error = BatchError("no loader today")
 
     def loader() -> list[int]:
@@ -100,7 +101,7 @@ def test_an_error_of_a_callable_loader() -> None:
     assert collect(loop) == ([(None, LAST)], error)
 
 
-def test_an_error_of_a_later_epochs_opening() -> None:
+def test_an_error_at_the_start_of_a_later_epoch_becomes_one_last_step() -> None:
     error = BatchError("no second epoch")
     loaders = iter([[0, 1]])
 
@@ -110,13 +111,13 @@ def test_an_error_of_a_later_epochs_opening() -> None:
         raise error
 
     loop = Loop(loader, max_epochs=2, on_exception="event")
-    steps, came = collect(loop)
+    steps, raised = collect(loop)
     assert steps == [(0, frozenset()), (1, {LoopEvents.EPOCH_END}), (None, LAST)]
-    assert came is error
+    assert raised is error
     assert (loop.epoch, loop.global_step) == (0, 1)
 
 
-def test_under_chunks_the_error_comes_after_what_was_gathered() -> None:
+def test_with_chunks_the_last_step_comes_after_the_batches_before_the_error() -> None:
     source = Sized(5)
     loop = as_events(source)
     steps, error = collect(loop, lambda loop: loop.chunks(3))
@@ -126,12 +127,12 @@ def test_under_chunks_the_error_comes_after_what_was_gathered() -> None:
     assert loop.global_step == 4
 
 
-def test_names_joined_with_the_members_fire_on_the_last_step() -> None:
+def test_only_events_joined_with_exception_or_training_end_fire_on_the_last_step() -> None:
     events = {
         "Failed": Event(at_step=1000) | LoopEvents.EXCEPTION,
         "Save": Event(every_n_steps=1000) | LoopEvents.TRAINING_END,
         "Every": Event(every_n_steps=1),
-        "Asked": Event(lambda state: True),
+        "Condition": Event(lambda state: True),
         "Timed": Event(every_n_seconds=1e-9),
         "Epoch": Event(every_n_steps=1000) | LoopEvents.EPOCH_END,
         "Interrupted": Event(every_n_steps=1000) | LoopEvents.INTERRUPT,
@@ -141,7 +142,7 @@ def test_names_joined_with_the_members_fire_on_the_last_step() -> None:
     assert isinstance(error, BatchError)
 
 
-def test_a_member_can_be_asked_for_and_is_listed() -> None:
+def test_interrupt_and_exception_are_loop_events_and_interrupt_does_not_fire() -> None:
     assert list(LoopEvents) == [
         LoopEvents.EPOCH_END,
         LoopEvents.TRAINING_END,
@@ -154,7 +155,7 @@ def test_a_member_can_be_asked_for_and_is_listed() -> None:
 
 
 @each_way
-def test_an_error_of_a_guarded_body_is_one_last_step(enter: Enter) -> None:
+def test_an_error_of_a_guarded_body_becomes_one_last_step(enter: Enter) -> None:
     loop = as_events(range(10))
     error = BatchError("in the body")
     steps: list[Any] = []
@@ -172,7 +173,7 @@ def test_an_error_of_a_guarded_body_is_one_last_step(enter: Enter) -> None:
                 continue
             after.append(loop.stop_requested)
     assert caught.value is error is loop.exception
-    assert shows(error, "fails")
+    assert has_frame_of(error, "fails")
     assert steps[-1] == (None, LAST)
     assert steps[-2][0] is not None
     assert loop.global_step == 3
@@ -182,7 +183,7 @@ def test_an_error_of_a_guarded_body_is_one_last_step(enter: Enter) -> None:
         next(enter(loop))
 
 
-def test_a_guarded_body_of_the_last_step() -> None:
+def test_an_error_of_the_guarded_body_of_the_last_step_becomes_another_step() -> None:
     loop = as_events(range(3))
     error = BatchError("in the last body")
     steps = []
@@ -197,7 +198,7 @@ def test_a_guarded_body_of_the_last_step() -> None:
     assert loop.stop_reason == "exception"
 
 
-def test_a_body_without_a_guard_raises_as_ever() -> None:
+def test_an_error_of_a_body_without_guard_does_not_end_the_run() -> None:
     loop = as_events(range(3))
     for _batch, _events in loop:
         break
@@ -210,7 +211,9 @@ def test_a_body_without_a_guard_raises_as_ever() -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
 @each_way
-def test_guard_lets_those_pass_that_are_no_errors(enter: Enter, error: type[BaseException]) -> None:
+def test_guard_does_not_catch_exceptions_that_are_not_errors(
+    enter: Enter, error: type[BaseException]
+) -> None:
     loop = as_events(range(10))
     with pytest.raises(error):
         for _batch, _events in enter(loop):
@@ -224,16 +227,17 @@ def test_guard_lets_those_pass_that_are_no_errors(enter: Enter, error: type[Base
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 @each_way
-def test_a_source_lets_those_pass_that_are_no_errors(enter: Enter, error: BaseException) -> None:
+def test_exceptions_of_a_source_that_are_not_errors_are_raised_at_once(
+    enter: Enter, error: BaseException
+) -> None:
     loop = as_events(Sized(1, error=error))
-    steps, came = collect(loop, enter)
-    if steps == []:  # what was gathered waits for the `for` to be entered again
-        assert enter is not iter
-    assert came is error
+    steps, raised = collect(loop, enter)
+    assert raised is error
+    assert [batch for batch, _ in steps] == ([0] if enter is iter else [])
     assert all(LoopEvents.EXCEPTION not in events for _, events in steps)
 
 
-def test_guard_lets_all_pass_where_exceptions_are_raised() -> None:
+def test_guard_catches_nothing_with_on_exception_raise() -> None:
     loop = Loop(range(3), max_epochs=1)
     with pytest.raises(BatchError):
         for _batch, _events in loop:
@@ -243,7 +247,7 @@ def test_guard_lets_all_pass_where_exceptions_are_raised() -> None:
     assert loop.exception is None
 
 
-def test_where_exceptions_are_raised_the_loop_knows_what_ended_it() -> None:
+def test_loop_exception_is_set_with_on_exception_raise() -> None:
     source = Sized(2)
     loop = Loop(source, max_epochs=1)
     assert loop.exception is None
@@ -255,7 +259,7 @@ def test_where_exceptions_are_raised_the_loop_knows_what_ended_it() -> None:
 
 @pytest.mark.parametrize("mode", ["raise", "event"])
 @each_way
-def test_an_error_of_a_condition_comes_out_as_ever(enter: Enter, mode: str) -> None:
+def test_an_error_of_a_condition_is_raised_in_both_modes(enter: Enter, mode: str) -> None:
     error = BatchError("in a condition")
 
     def condition(state: Any) -> bool:
@@ -264,15 +268,15 @@ def test_an_error_of_a_condition_comes_out_as_ever(enter: Enter, mode: str) -> N
         return False
 
     loop = Loop(range(9), {"Bad": Event(condition)}, max_epochs=1, on_exception=mode)
-    steps, came = collect(loop, enter)
-    assert came is error is loop.exception
+    steps, raised = collect(loop, enter)
+    assert raised is error is loop.exception
     assert all(batch is not None for batch, _ in steps)
     assert any("Bad" in note for note in error.__notes__)
     assert loop.stop_reason == "exception"
 
 
 @pytest.mark.parametrize("mode", ["raise", "event"])
-def test_an_error_of_the_clock_comes_out_as_ever(mode: str) -> None:
+def test_an_error_of_the_clock_is_raised_in_both_modes(mode: str) -> None:
     error = BatchError("in the clock")
     readings = iter([0, 1])
 
@@ -283,12 +287,12 @@ def test_an_error_of_the_clock_comes_out_as_ever(mode: str) -> None:
 
     timed = {"T": Event(every_n_seconds=5)}
     loop = Loop(range(9), timed, max_epochs=1, clock=clock, on_exception=mode)
-    steps, came = collect(loop)
-    assert came is error is loop.exception
+    steps, raised = collect(loop)
+    assert raised is error is loop.exception
     assert [batch for batch, _ in steps] == [0]
 
 
-def test_an_error_that_was_met_looking_ahead_comes_after_the_batch_in_hand() -> None:
+def test_an_error_found_by_lookahead_comes_after_the_batch_before_it() -> None:
     source = Broken(2)
     loop = as_events(source, lookahead=True)
     pairs = iter(loop)
@@ -300,26 +304,26 @@ def test_an_error_that_was_met_looking_ahead_comes_after_the_batch_in_hand() -> 
         next(pairs)
 
 
-def test_leaving_with_raises_what_a_break_left_behind() -> None:
+def test_after_a_break_in_the_last_step_leaving_the_with_raises_the_error() -> None:
     source = Sized(2)
     with pytest.raises(BatchError) as caught, as_events(source) as loop:
         for _batch, events in loop:
             if LoopEvents.EXCEPTION in events:
                 break
     assert caught.value is source.error
-    assert shows(caught.value, "read")
+    assert has_frame_of(caught.value, "read")
 
 
-def test_leaving_with_raises_it_once() -> None:
+def test_leaving_the_with_does_not_raise_an_error_again() -> None:
     with pytest.raises(BatchError), as_events(Sized(1)) as loop:
         collect(loop)
-        raise BatchError("another of the user's")
+        raise BatchError("another error")
     with as_events(Sized(1)) as loop:
         _, error = collect(loop)
-        assert isinstance(error, BatchError)  # it came out, and was handled
+        assert isinstance(error, BatchError)  # it was raised, and handled here
 
 
-def test_leaving_with_raises_a_guarded_error_that_nothing_asked_for() -> None:
+def test_after_a_break_leaving_the_with_raises_the_guarded_error() -> None:
     error = BatchError("guarded")
     with pytest.raises(BatchError) as caught, as_events(range(5)) as loop:
         for _batch, _events in loop:
@@ -329,14 +333,14 @@ def test_leaving_with_raises_a_guarded_error_that_nothing_asked_for() -> None:
     assert caught.value is error
 
 
-def test_an_error_that_is_leaving_with_already_goes_first() -> None:
+def test_an_error_of_the_last_steps_body_is_raised_instead() -> None:
     with pytest.raises(ZeroDivisionError), as_events(Sized(1)) as loop:
         for _batch, events in loop:
             if LoopEvents.EXCEPTION in events:
                 raise ZeroDivisionError
 
 
-def test_a_loop_that_ends_well_has_no_exception() -> None:
+def test_loop_exception_is_none_after_a_run_without_errors() -> None:
     with as_events(range(3)) as loop:
         for _batch, _events in loop:
             with loop.guard():
@@ -345,7 +349,7 @@ def test_a_loop_that_ends_well_has_no_exception() -> None:
     assert loop.stop_reason == "max_epochs"
 
 
-def test_restart_forgets_the_exception() -> None:
+def test_restart_clears_the_exception() -> None:
     loop = as_events(Sized(1))
     collect(loop)
     loop.restart()
@@ -354,7 +358,7 @@ def test_restart_forgets_the_exception() -> None:
     assert next(iter(loop))[0] == 0
 
 
-def test_a_state_that_is_saved_in_the_last_step_goes_on_where_it_broke() -> None:
+def test_a_state_saved_in_the_last_step_resumes_with_the_batch_that_failed() -> None:
     loop = as_events(iter(Broken(2)), lookahead=True)
     for batch, _events in loop:
         if batch is None:
@@ -367,7 +371,7 @@ def test_a_state_that_is_saved_in_the_last_step_goes_on_where_it_broke() -> None
 
 
 @pytest.mark.parametrize("value", ["ignore", None, 1])
-def test_another_value_is_refused(value: Any) -> None:
+def test_other_values_of_on_exception_are_refused(value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="on_exception"):
         Loop(range(3), max_epochs=1, on_exception=value)
 
@@ -375,31 +379,31 @@ def test_another_value_is_refused(value: Any) -> None:
 @pytest.mark.parametrize("sizes", [None, 3])
 @pytest.mark.parametrize("lookahead", [None, True])
 @pytest.mark.parametrize("at", range(6))
-def test_a_generator_that_ctrl_c_has_ended_is_made_anew(
+def test_a_generator_function_is_called_again_after_ctrl_c_ended_its_generator(
     at: int, lookahead: Any, sizes: Any
 ) -> None:
-    strikes = [KeyboardInterrupt]
+    interrupts = [KeyboardInterrupt]
 
     def load() -> Iterator[int]:
         for number in range(5):
-            if strikes and number == at:
-                raise strikes.pop()
+            if interrupts and number == at:
+                raise interrupts.pop()
             yield number
-        if strikes:
-            raise strikes.pop()
+        if interrupts:
+            raise interrupts.pop()
 
     loop = Loop(load, {"Third": Event(at_step=2)}, max_epochs=1, lookahead=lookahead)
     seen: list[tuple[Any, frozenset[object]]] = []
 
-    def cell() -> None:
+    def run() -> None:
         for batch, events in loop if sizes is None else loop.chunks(sizes):
             seen.append((batch, frozenset(events)))
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with pytest.raises(KeyboardInterrupt):
-            cell()
-        cell()
+            run()
+        run()
     assert [number for batch, _ in seen for number in (batch if sizes else [batch])] == [*range(5)]
     assert [bool("Third" in events) for _, events in seen].count(True) == 1
     assert seen[-1][1] >= {LoopEvents.EPOCH_END, LoopEvents.TRAINING_END}
@@ -407,11 +411,11 @@ def test_a_generator_that_ctrl_c_has_ended_is_made_anew(
 
 
 @pytest.mark.parametrize("sizes", [None, 3])
-def test_an_epoch_in_which_ctrl_c_cost_a_batch_has_its_end(sizes: Any) -> None:
-    """As with PyTorch's DataLoader without workers, which has drawn the indices by then."""
+def test_an_epoch_that_lost_a_batch_to_ctrl_c_fires_epoch_end(sizes: Any) -> None:
+    """As with PyTorch's DataLoader without workers, which draws the indices before the batch."""
 
     class Loader:
-        strikes: ClassVar[list[type[BaseException]]] = [KeyboardInterrupt]
+        interrupts: ClassVar[list[type[BaseException]]] = [KeyboardInterrupt]
 
         def __len__(self) -> int:
             return 5
@@ -420,33 +424,33 @@ def test_an_epoch_in_which_ctrl_c_cost_a_batch_has_its_end(sizes: Any) -> None:
             return map(self.item, range(5))
 
         def item(self, index: int) -> int:
-            if self.strikes and index == 2:
-                raise self.strikes.pop()
+            if self.interrupts and index == 2:
+                raise self.interrupts.pop()
             return index
 
-    Loader.strikes = [KeyboardInterrupt]
+    Loader.interrupts = [KeyboardInterrupt]
     loop = Loop(Loader(), max_epochs=2)
     seen: list[Any] = []
     ends: list[int] = []
 
-    def cell() -> None:
+    def run() -> None:
         for batch, events in loop if sizes is None else loop.chunks(sizes):
             seen.extend([batch] if sizes is None else batch)
             ends.extend([loop.global_step] * (LoopEvents.EPOCH_END in events))
 
     with pytest.raises(KeyboardInterrupt):
-        cell()
-    cell()
+        run()
+    run()
     assert seen == [0, 1, 3, 4, 0, 1, 2, 3, 4]
     assert ends == [3, 8]
 
 
-def test_a_generator_that_ctrl_c_has_ended_cannot_be_made_anew() -> None:
-    strikes = [KeyboardInterrupt]
+def test_a_generator_that_ctrl_c_has_ended_gives_a_loop_error() -> None:
+    interrupts = [KeyboardInterrupt]
 
     def load() -> Iterator[int]:
         yield 0
-        raise strikes.pop()
+        raise interrupts.pop()
 
     loop = Loop(load(), max_steps=3)
     with pytest.raises(KeyboardInterrupt):
@@ -455,17 +459,17 @@ def test_a_generator_that_ctrl_c_has_ended_cannot_be_made_anew() -> None:
         list(loop)
 
 
-def test_a_state_after_ctrl_c_in_a_loader_is_that_of_the_steps_that_were_done() -> None:
+def test_a_state_after_ctrl_c_in_a_loader_is_that_after_the_latest_step() -> None:
     class Loader:
         at = 0
-        strikes: ClassVar[list[type[BaseException]]] = [KeyboardInterrupt]
+        interrupts: ClassVar[list[type[BaseException]]] = [KeyboardInterrupt]
 
         def __iter__(self) -> Iterator[int]:
             start, self.at = self.at, 0
             for number in range(start, 6):
                 self.at = number + 1
-                if self.strikes and number == 4:
-                    raise self.strikes.pop()
+                if self.interrupts and number == 4:
+                    raise self.interrupts.pop()
                 yield number
 
         def state_dict(self) -> Any:
@@ -485,7 +489,7 @@ def test_a_state_after_ctrl_c_in_a_loader_is_that_of_the_steps_that_were_done() 
     assert seen + rest == seen + [batch for batch, _ in loop] == [*range(6)]
 
 
-def test_an_error_of_a_single_pass_source_after_an_interrupt_becomes_an_event() -> None:
+def test_an_error_of_a_single_pass_source_after_an_interrupt_becomes_one_last_step() -> None:
     class Fails:
         errors: ClassVar[list[BaseException]] = [KeyboardInterrupt(), OSError("disk")]
 
@@ -508,18 +512,18 @@ def test_an_error_of_a_single_pass_source_after_an_interrupt_becomes_an_event() 
     assert str(caught.value.__cause__) == "disk"
 
 
-def causes(error: BaseException) -> list[str]:
-    """What a traceback of `error` shows, the last first."""
-    found = []
+def chain_of(error: BaseException) -> list[str]:
+    """The messages of `error` and of the causes and contexts that a traceback shows with it."""
+    messages = []
     following: BaseException | None = error
     while following is not None:
-        found.append(str(following))
+        messages.append(str(following))
         following = following.__cause__ or following.__context__
-    return found
+    return messages
 
 
 @each_way
-def test_a_guarded_stop_iteration_does_not_end_the_loop_in_silence(enter: Enter) -> None:
+def test_a_guarded_stop_iteration_is_raised_as_runtime_error(enter: Enter) -> None:
     loop = as_events(range(9))
     with pytest.raises(RuntimeError, match="StopIteration") as caught:
         for _batch, events in enter(loop):
@@ -531,17 +535,17 @@ def test_a_guarded_stop_iteration_does_not_end_the_loop_in_silence(enter: Enter)
 
 
 @each_way
-def test_an_error_in_the_last_step_tells_of_the_first(enter: Enter) -> None:
+def test_an_error_in_the_last_step_has_the_first_one_in_its_traceback(enter: Enter) -> None:
     loop = as_events(range(9))
     with pytest.raises(BatchError, match="second") as caught:
         for batch, _events in enter(loop):
             with loop.guard():
                 raise BatchError("second" if batch is None else "first")
-    assert causes(caught.value) == ["second", "first"]
+    assert chain_of(caught.value) == ["second", "first"]
     assert str(loop.exception) == "first"
 
 
-def test_an_error_of_saving_tells_of_what_was_to_be_saved_after() -> None:
+def test_an_error_raised_in_the_last_step_from_none_has_the_first_one_in_its_traceback() -> None:
     with pytest.raises(OSError, match="full") as caught, as_events(range(9)) as loop:
         for _batch, events in loop:
             if LoopEvents.EXCEPTION in events:
@@ -551,10 +555,10 @@ def test_an_error_of_saving_tells_of_what_was_to_be_saved_after() -> None:
                     raise OSError("the disk is full") from None
             with loop.guard():
                 raise BatchError("first")
-    assert causes(caught.value) == ["the disk is full", "'of its own'", "first"]
+    assert chain_of(caught.value) == ["the disk is full", "'of its own'", "first"]
 
 
-def test_an_error_that_the_body_raises_itself_is_not_told_twice() -> None:
+def test_if_the_body_raises_loop_exception_its_traceback_shows_it_once() -> None:
     with pytest.raises(BatchError) as caught, as_events(range(9)) as loop:
         for batch, _events in loop:
             if batch is None:
@@ -562,11 +566,11 @@ def test_an_error_that_the_body_raises_itself_is_not_told_twice() -> None:
                 raise loop.exception
             with loop.guard():
                 raise BatchError("first")
-    assert causes(caught.value) == ["first"]
+    assert chain_of(caught.value) == ["first"]
 
 
 @pytest.mark.parametrize("leave", ["close", "restart"])
-def test_a_guard_lets_pass_what_no_step_would_tell_of(leave: str) -> None:
+def test_guard_does_not_catch_errors_after_the_loop_was_closed_or_restarted(leave: str) -> None:
     loop = as_events(range(9))
     with pytest.raises(BatchError, match="after that"):
         for _batch, _events in loop:
@@ -577,7 +581,7 @@ def test_a_guard_lets_pass_what_no_step_would_tell_of(leave: str) -> None:
 
 @pytest.mark.parametrize("at", range(6))
 @pytest.mark.parametrize("size", [None, 2, 4])
-def test_no_error_of_a_condition_becomes_an_event(size: int | None, at: int) -> None:
+def test_an_error_of_a_condition_never_becomes_a_last_step(size: int | None, at: int) -> None:
     def check(state: Any) -> bool:
         if state.global_step == at:
             raise BatchError("of the condition")

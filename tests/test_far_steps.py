@@ -1,4 +1,4 @@
-"""Counters and times near 2**62, which nobody reaches by counting: a state begins there."""
+"""Counters and times near 2**62, reached by loading a state."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopEvents, StateError
 
-MOST = 2**62
+GREATEST = 2**62
 STEPS = 40
 LENGTH = 11  # of an epoch
 
 
 def resumed(make: Callable[[], Loop[Any]], steps: int, **changes: Any) -> Loop[Any]:
-    """A loop that goes on after so many steps, in epochs of LENGTH, of which none is shorter."""
+    """A loop that continues after `steps` steps, in epochs of LENGTH batches."""
     epoch, epoch_steps = divmod(steps - 1, LENGTH)
     epoch_steps += 1
     first = make()
@@ -36,29 +36,29 @@ def resumed(make: Callable[[], Loop[Any]], steps: int, **changes: Any) -> Loop[A
 
 
 def fired(events: dict[str, Event], steps: int) -> list[set[Any]]:
-    """The event sets of a run that begins with so many steps done."""
+    """The events of the first STEPS steps of a run that continues after `steps` steps."""
 
     def make() -> Loop[Any]:
-        return Loop(range(LENGTH), events, max_epochs=MOST, clock=lambda: 0)
+        return Loop(range(LENGTH), events, max_epochs=GREATEST, clock=lambda: 0)
 
     return [set(due) for _, due in itertools.islice(resumed(make, steps), STEPS)]
 
 
 @given(
-    begin=st.integers(MOST - 3 * STEPS, MOST - STEPS - 1),
-    period=st.one_of(st.integers(1, 20), st.integers(MOST - 3 * STEPS, MOST)),
-    at=st.lists(st.integers(MOST - 3 * STEPS, MOST), min_size=1),
-    start=st.integers(MOST - 3 * STEPS, MOST - 1),
+    begin=st.integers(GREATEST - 3 * STEPS, GREATEST - STEPS - 1),
+    period=st.one_of(st.integers(1, 20), st.integers(GREATEST - 3 * STEPS, GREATEST)),
+    at=st.lists(st.integers(GREATEST - 3 * STEPS, GREATEST), min_size=1),
+    start=st.integers(GREATEST - 3 * STEPS, GREATEST - 1),
     per_epoch=st.booleans(),
 )
-def test_far_steps_follow_the_same_formulas(
+def test_step_criteria_fire_at_the_right_steps_near_the_greatest(
     begin: int, period: int, at: list[int], start: int, per_epoch: bool
 ) -> None:
     events = {
         "every": Event(every_n_steps=period, per_epoch=per_epoch),
-        "at": Event(at_step=at, until_step=MOST),
+        "at": Event(at_step=at, until_step=GREATEST),
         "late": Event(every_n_steps=2, from_step=start),
-        "long": Event(every_n_steps=MOST),
+        "long": Event(every_n_steps=GREATEST),
     }
     for offset, names in enumerate(fired(events, begin)):
         step = begin + offset
@@ -70,35 +70,35 @@ def test_far_steps_follow_the_same_formulas(
             expected.add("at")
         if step >= start and (step + 1) % 2 == 0:
             expected.add("late")
-        if (step + 1) % MOST == 0:
+        if (step + 1) % GREATEST == 0:
             expected.add("long")
         if epoch_step == LENGTH - 1:
             expected.add(LoopEvents.EPOCH_END)
         assert names == expected
 
 
-@pytest.mark.parametrize("begin", [MOST - STEPS, MOST - 3, MOST - 1, MOST])
-def test_no_counter_overflows_at_the_end_of_what_can_be_asked_for(begin: int) -> None:
+@pytest.mark.parametrize("begin", [GREATEST - STEPS, GREATEST - 3, GREATEST - 1, GREATEST])
+def test_no_counter_overflows_at_the_greatest_steps(begin: int) -> None:
     events = {
-        "long": Event(every_n_steps=MOST),
-        "last": Event(at_step=MOST, per_epoch=True),
-        "late": Event(every_n_steps=MOST, from_step=MOST, per_epoch=True),
-        "seconds": Event(every_n_seconds=MOST / 1e9, from_step=MOST),
+        "long": Event(every_n_steps=GREATEST),
+        "last": Event(at_step=GREATEST, per_epoch=True),
+        "late": Event(every_n_steps=GREATEST, from_step=GREATEST, per_epoch=True),
+        "seconds": Event(every_n_seconds=GREATEST / 1e9, from_step=GREATEST),
     }
-    # so far a state may refuse to go
-    with contextlib.suppress(StateError) if begin >= MOST - 1 else contextlib.nullcontext():
+    # a state this far may be refused
+    with contextlib.suppress(StateError) if begin >= GREATEST - 1 else contextlib.nullcontext():
         found = [names - {LoopEvents.EPOCH_END} for names in fired(events, begin)]
         steps = range(begin, begin + STEPS)
-        assert found == [{"long"} if (step + 1) % MOST == 0 else set() for step in steps]
+        assert found == [{"long"} if (step + 1) % GREATEST == 0 else set() for step in steps]
 
 
 @pytest.mark.parametrize("left", [1, 2, STEPS])
 @pytest.mark.parametrize("sizes", [None, 7, (4, 1)], ids=repr)
-def test_a_run_of_the_most_steps_has_its_end(left: int, sizes: Any) -> None:
+def test_a_run_with_the_greatest_max_steps_ends(left: int, sizes: Any) -> None:
     def make() -> Loop[Any]:
-        return Loop(range(LENGTH), {"Two": Event(every_n_steps=2)}, max_steps=MOST)
+        return Loop(range(LENGTH), {"Two": Event(every_n_steps=2)}, max_steps=GREATEST)
 
-    loop = resumed(make, MOST - left)
+    loop = resumed(make, GREATEST - left)
     assert len(loop) == left
     assert loop.steps_to_next_event() == 2 - left % 2
     steps = 0
@@ -107,38 +107,38 @@ def test_a_run_of_the_most_steps_has_its_end(left: int, sizes: Any) -> None:
         assert (LoopEvents.TRAINING_END in events) == (steps == left)
         assert len(loop) == left - steps
     assert steps == left
-    assert (loop.global_step, loop.stop_reason) == (MOST - 1, "max_steps")
+    assert (loop.global_step, loop.stop_reason) == (GREATEST - 1, "max_steps")
     json.dumps(loop.state_dict())
 
 
-FARTHEST = MOST // 10**9  # seconds
+GREATEST_TIME = GREATEST // 10**9  # seconds
 
 
 @given(
-    saved=st.integers(MOST - 2000, MOST - 1),
-    start=st.sampled_from([-FARTHEST, -FARTHEST + 1, 0, 5]),
-    later=st.sampled_from([0, 1, 2 * FARTHEST - 1, 2 * FARTHEST]),
-    period=st.integers(MOST - 2000, MOST),
+    saved=st.integers(GREATEST - 2000, GREATEST - 1),
+    start=st.sampled_from([-GREATEST_TIME, -GREATEST_TIME + 1, 0, 5]),
+    later=st.sampled_from([0, 1, 2 * GREATEST_TIME - 1, 2 * GREATEST_TIME]),
+    period=st.integers(GREATEST - 2000, GREATEST),
 )
-def test_training_time_stands_still_before_it_overflows(
+def test_training_time_stays_constant_instead_of_overflowing(
     saved: int, start: int, later: int, period: int
 ) -> None:
     readings = itertools.chain(
-        [0] * 3, [start], itertools.repeat(min(FARTHEST, start + later))
+        [0] * 3, [start], itertools.repeat(min(GREATEST_TIME, start + later))
     ).__next__
 
     def make() -> Loop[Any]:
         events = {"timer": Event(every_n_seconds=period / 1e9), "often": Event(every_n_seconds=1)}
-        return Loop(range(LENGTH), events, max_epochs=MOST, clock=readings)
+        return Loop(range(LENGTH), events, max_epochs=GREATEST, clock=readings)
 
     loop = resumed(make, 1, elapsed=saved)
     steps = iter(loop)
     next(steps)
     elapsed = loop.state.elapsed
-    assert saved / 1e9 <= elapsed <= MOST / 1e9
+    assert saved / 1e9 <= elapsed <= GREATEST / 1e9
     for _ in range(3):
         next(steps)
-        assert elapsed <= loop.state.elapsed <= MOST / 1e9
+        assert elapsed <= loop.state.elapsed <= GREATEST / 1e9
     if later > 1:
         assert loop.state.elapsed == elapsed
     again = make()

@@ -1,4 +1,4 @@
-"""The example that the project was founded on runs as it stands, and its features are there."""
+"""The example in the project's first description runs unchanged, and its features work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from dloop import Event, Loop, LoopEvents, LoopState
 
-# The example's code, letter for letter (spaces at the ends of lines included).
+# The example's code, unchanged (including spaces at the ends of lines).
 EXAMPLE = """\
 from dloop import Event, Loop, LoopEvents
 
@@ -90,7 +90,7 @@ def run_example(change: Callable[[str], str] = str, **names: Any) -> dict[str, A
     return namespace
 
 
-def test_the_example_runs_as_it_stands() -> None:
+def test_the_example_runs_unchanged() -> None:
     after = run_example(lambda text: with_bodies(text, lambda _: "pass"))
     loop = after["train_loop"]
     assert (loop.epoch, loop.global_step, loop.epoch_step) == (2, 20_999, 6_999)
@@ -101,7 +101,7 @@ def test_the_example_runs_as_it_stands() -> None:
     }
 
 
-def test_the_example_does_each_thing_at_its_steps() -> None:
+def test_each_body_of_the_example_runs_at_the_right_steps() -> None:
     done: dict[str, list[int]] = collections.defaultdict(list)
     seconds = iter(range(30_000))
 
@@ -128,7 +128,7 @@ def test_the_example_does_each_thing_at_its_steps() -> None:
 @pytest.mark.parametrize(
     ("limit", "steps"), [("max_steps=50_000", 50_000), ("max_seconds=3600", 3_600)]
 )
-def test_the_alternatives_that_the_example_names_work_too(limit: str, steps: int) -> None:
+def test_the_alternative_limits_in_the_examples_comments_work(limit: str, steps: int) -> None:
     def change(text: str) -> str:
         text = text.replace("max_epochs=3,", "clock=clock,", 1)
         text, count = re.subn(rf"# ({limit},)", r"\1", text)
@@ -143,10 +143,10 @@ def test_the_alternatives_that_the_example_names_work_too(limit: str, steps: int
     assert loop.epoch == (steps - 1) // 7000
 
 
-# Its list of features, in its order
+# The features that the description lists, in its order
 
 
-def test_the_loop_keeps_track_of_where_it_is() -> None:
+def test_the_loop_counts_epochs_and_steps() -> None:
     loop = Loop(["a", "b"], max_epochs=2)
     seen = [(batch, loop.epoch, loop.epoch_step, loop.global_step) for batch, _ in loop]
     assert seen == [("a", 0, 0, 0), ("b", 0, 1, 1), ("a", 1, 0, 2), ("b", 1, 1, 3)]
@@ -155,7 +155,7 @@ def test_the_loop_keeps_track_of_where_it_is() -> None:
 @pytest.mark.parametrize(
     ("limit", "steps"), [({"max_epochs": 2}, 6), ({"max_steps": 4}, 4), ({"max_seconds": 5}, 5)]
 )
-def test_a_run_is_limited_by_epochs_or_steps_or_time(limit: dict[str, int], steps: int) -> None:
+def test_epochs_steps_or_time_limit_the_run(limit: dict[str, int], steps: int) -> None:
     loop = Loop([0] * 3, clock=iter(range(99)).__next__, **limit)  # type: ignore[arg-type]
     assert len(list(loop)) == steps
 
@@ -171,18 +171,18 @@ def test_a_run_is_limited_by_epochs_or_steps_or_time(limit: dict[str, int], step
     ],
     ids=["at steps", "every n steps", "at times", "every n seconds", "any logic"],
 )
-def test_events_replace_the_conditions_in_the_loop(event: Event, steps: list[int]) -> None:
+def test_each_kind_of_event_fires_at_its_steps(event: Event, steps: list[int]) -> None:
     loop = Loop([0] * 10, {"Named": event}, max_epochs=1, clock=iter(range(99)).__next__)
     assert [loop.global_step for _, events in loop if "Named" in events] == steps
 
 
-def test_a_condition_is_given_the_state_of_the_loop() -> None:
-    given_: list[LoopState] = []
-    list(Loop([0], {"E": Event(condition_function=given_.append)}, max_steps=1))
-    assert [type(state).__name__ for state in given_] == ["LoopState"]
+def test_a_condition_is_called_with_a_loop_state() -> None:
+    states: list[LoopState] = []
+    list(Loop([0], {"E": Event(condition_function=states.append)}, max_steps=1))
+    assert [type(state).__name__ for state in states] == ["LoopState"]
 
 
-def test_importing_dloop_loads_nothing_but_the_standard_library() -> None:
+def test_importing_dloop_imports_only_the_standard_library() -> None:
     program = (
         "import sys, json; before = set(sys.modules); import dloop;"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
@@ -196,7 +196,7 @@ def test_importing_dloop_loads_nothing_but_the_standard_library() -> None:
     assert {name for name in loaded if not name.startswith(("_cython", "cython"))} == {"dloop"}
 
 
-def test_dloop_requires_nothing_to_be_installed() -> None:
+def test_dloop_has_no_dependencies() -> None:
     requires = importlib.metadata.requires("dloop") or []
     assert [line for line in requires if "extra ==" not in line] == []
 
@@ -241,7 +241,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 3}])
-def test_any_iterable_is_a_source(kind: str, limit: dict[str, int]) -> None:
+def test_any_iterable_can_be_the_dataloader(kind: str, limit: dict[str, int]) -> None:
     source: Iterable[int] = SOURCES[kind]()
     loop = Loop(source, **limit)  # type: ignore[arg-type]
     assert [batch for batch, _ in loop] == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""What `python -m fuzz` does for minutes, for a moment and on every Python; and what it found."""
+"""The fuzz targets with a few random bytes, and the helpers of fuzz.py."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import random
 
 import pytest
 
-from fuzz import TARGETS, Bytes, told
+from fuzz import TARGETS, Bytes, checked
 
 
 @pytest.mark.no_core
 @pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
-def test_any_bytes_come_to_an_end_that_is_documented(target: object) -> None:
-    chance = random.Random(1)
+def test_random_bytes_give_runs_or_documented_errors(target: object) -> None:
+    generator = random.Random(1)
     for _ in range(400):
-        data = chance.randbytes(chance.randrange(8, 200))
+        data = generator.randbytes(generator.randrange(8, 200))
         try:
             target(data)  # type: ignore[operator]
         except BaseException:
@@ -24,12 +24,12 @@ def test_any_bytes_come_to_an_end_that_is_documented(target: object) -> None:
 
 @pytest.mark.no_core
 @pytest.mark.parametrize("made", [AttributeError("a"), ValueError("a\nb"), ValueError("")])
-def test_what_is_not_documented_or_not_one_line_is_told(made: Exception) -> None:
+def test_undocumented_errors_and_messages_that_are_not_one_line_fail(made: Exception) -> None:
     with pytest.raises(AssertionError):
-        told(made)
+        checked(made)
 
 
 @pytest.mark.no_core
-def test_bytes_that_are_over_choose_the_first() -> None:
+def test_after_the_last_byte_the_first_option_is_chosen() -> None:
     chosen = Bytes(b"\x02")
     assert [chosen.pick("abc"), chosen.pick("abc"), chosen.byte()] == ["c", "a", 0]

@@ -1,4 +1,4 @@
-"""What a loop holds, it lets go: at once where it can, by the collector in cycles."""
+"""Loops are freed with all that they refer to, by reference counts or the garbage collector."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import pytest
 
 from cores import CORES
 from dloop import Event, Loop, LoopEvents, LoopState
+from helpers import CPYTHON, needs_reference_counts
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
-CPYTHON = sys.implementation.name == "cpython"
 
 
 class Source:
-    """A loader that can be watched, and that can hold things."""
+    """A loader; `held` may refer to anything."""
 
     held: Any = None
 
@@ -62,14 +62,6 @@ EVENTS = {
 }
 
 
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def leave_unused(loop: Loop[Any]) -> None:
     assert loop.state.global_step == -1
 
@@ -86,7 +78,7 @@ def leave_and_enter_again(loop: Loop[Any]) -> None:
     leave_in_the_middle(loop)
 
 
-def leave_with_what_it_gave(loop: Loop[Any]) -> None:
+def keep_a_pair_and_a_state(loop: Loop[Any]) -> None:
     kept.append((next(iter(loop)), loop.state))
 
 
@@ -115,47 +107,49 @@ def fail(loop: Loop[Any]) -> None:
 
 kept: list[Any] = []
 WAYS = [
-    *[leave_unused, leave_in_the_middle, leave_and_enter_again, leave_with_what_it_gave],
+    *[leave_unused, leave_in_the_middle, leave_and_enter_again, keep_a_pair_and_a_state],
     *[finish, restart, close, fail],
 ]
 
 
-@pytest.mark.skipif(not CPYTHON, reason="reference counts")
+@needs_reference_counts
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("events", [{}, EVENTS], ids=["no events", "events"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("leave", WAYS)
-def test_a_loop_that_is_dropped_frees_its_source_at_once(
+def test_deleting_a_loop_frees_its_source_at_once(
     leave: Callable[[Loop[Any]], None], kind: Callable[[], Any], events: dict[str, Any]
 ) -> None:
     events = {**events, "Steps": Event(every_n_steps=2)}
     source = kind()
-    watched = weakref.ref(source)
+    reference = weakref.ref(source)
     loop = Loop(source, events, max_steps=5)
     leave(loop)
     del source
-    assert watched() is not None, "the loop holds its source"
+    assert reference() is not None, "the loop refers to its source"
     del loop
-    assert watched() is None
+    assert reference() is None
     kept.clear()
 
 
-@pytest.mark.skipif(not CPYTHON, reason="reference counts")
+@needs_reference_counts
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_iterator_alone_keeps_its_run_and_frees_it_at_once(kind: Callable[[], Any]) -> None:
+def test_an_iterator_keeps_the_source_of_its_deleted_loop_until_it_is_deleted(
+    kind: Callable[[], Any],
+) -> None:
     source = kind()
-    watched = weakref.ref(source)
+    reference = weakref.ref(source)
     iterator = iter(Loop(source, EVENTS, max_steps=5))
     del source
     assert len([batch for batch, _ in iterator]) == 5
     del iterator
-    assert watched() is None
+    assert reference() is None
 
 
-@pytest.mark.skipif(not CPYTHON, reason="reference counts")
+@needs_reference_counts
 @pytest.mark.usefixtures("no_collector")
-def test_a_generator_is_closed_when_the_loop_in_mid_run_is_dropped() -> None:
+def test_deleting_a_loop_in_the_middle_of_a_run_closes_its_generator() -> None:
     closed: list[str] = []
 
     def source() -> Iterator[int]:
@@ -171,15 +165,15 @@ def test_a_generator_is_closed_when_the_loop_in_mid_run_is_dropped() -> None:
     assert closed == ["closed"]
 
 
-@pytest.mark.skipif(not CPYTHON, reason="reference counts")
+@needs_reference_counts
 @pytest.mark.usefixtures("no_collector")
-def test_conditions_and_clocks_are_let_go_with_the_loop() -> None:
+def test_deleting_a_loop_frees_conditions_and_its_last_state_the_clock() -> None:
     class Callee:
         def __call__(self, state: LoopState | None = None) -> float:
             return 0
 
     parts = [Callee() for _ in range(3)]
-    watched = [weakref.ref(part) for part in parts]
+    references = [weakref.ref(part) for part in parts]
     loop = Loop(
         range(5),
         {"Steps": Event(parts[0], every_n_steps=2)},
@@ -190,10 +184,10 @@ def test_conditions_and_clocks_are_let_go_with_the_loop() -> None:
     leave_in_the_middle(loop)
     state = loop.state
     del parts, loop
-    assert [one() for one in watched[:2]] == [None, None]
+    assert [reference() for reference in references[:2]] == [None, None]
     assert state.elapsed == 0
     del state
-    assert watched[2]() is None
+    assert references[2]() is None
 
 
 def cycle_by_the_source(source: Any) -> Loop[Any]:
@@ -249,13 +243,13 @@ def test_a_loop_in_a_reference_cycle_is_collected(
     tie: Callable[[Any], Loop[Any]], kind: Callable[[], Any], taken: int
 ) -> None:
     source = kind()
-    watched = weakref.ref(source)
+    reference = weakref.ref(source)
     loop = tie(source)
     for _ in islice(source.held if tie is cycle_by_an_iterator else loop, taken):
         pass
     del loop, source
     gc.collect()
-    assert watched() is None
+    assert reference() is None
 
 
 def test_a_batch_that_refers_to_the_loop_is_collected() -> None:
@@ -263,7 +257,7 @@ def test_a_batch_that_refers_to_the_loop_is_collected() -> None:
         loop: Any = None
 
     batches = [Batch(), Batch(), Batch()]
-    watched = [weakref.ref(batch) for batch in batches]
+    references = [weakref.ref(batch) for batch in batches]
     loop = Loop(partial(iter, batches), {"E": Event(every_n_steps=1)}, max_steps=9)
     for batch in batches:
         batch.loop = loop
@@ -272,14 +266,14 @@ def test_a_batch_that_refers_to_the_loop_is_collected() -> None:
             break
     del loop, batch, batches
     gc.collect()
-    assert [one() for one in watched] == [None] * 3
+    assert [reference() for reference in references] == [None] * 3
 
 
-# In processes of their own, where nothing else allocates
+# In separate processes, where nothing else allocates memory
 
 
 def measure(core: str, program: str) -> Any:
-    """Run the program in its own process under the core, and load what it prints."""
+    """Run the program in a process with this core; return what it prints as JSON."""
     tests = str(Path(__file__).parent)
     path = os.pathsep.join([tests, *(entry for entry in sys.path if entry)])
     text = f"CORE = {core!r}\n{program}"
@@ -564,17 +558,17 @@ def errors_as_events():
     refused(OSError, left)
 
 def interrupted():
-    def strikes():
+    def batches():
         yield [0]
         yield [1]
         raise KeyboardInterrupt
-    loop = make(lambda: strikes(), max_steps=9)
+    loop = make(lambda: batches(), max_steps=9)
     refused(KeyboardInterrupt, list, loop)
     for enter in (iter, lambda loop: loop.chunks(3)):
-        loop = Loop([1, 2], {"e": Event(strike)}, max_epochs=1)
+        loop = Loop([1, 2], {"e": Event(interrupt)}, max_epochs=1)
         refused(KeyboardInterrupt, list, enter(loop))
 
-def strike(state):
+def interrupt(state):
     raise KeyboardInterrupt
 
 def in_cycles():
@@ -588,8 +582,8 @@ WAYS = [
     errors, errors_as_events, interrupted, in_cycles,
 ]
 
-# Without the GIL, part of what a collection frees is given back by the next one: until then another
-# thread might read it.
+# Without the GIL, part of what a collection frees is only released by the next one, since another
+# thread might still read it.
 COLLECTIONS = 2 if sysconfig.get_config_var("Py_GIL_DISABLED") else 1
 
 def counts():
@@ -600,7 +594,7 @@ def counts():
 grown = {}
 with use_core(CORE):
     for way in WAYS:
-        for _ in range(12):  # what fills up is full after some; a leak is in each
+        for _ in range(12):  # caches are full after some rounds; a leak grows in each
             before = counts()
             for _ in range(80):
                 way()
@@ -615,7 +609,7 @@ print(json.dumps(grown))
 @pytest.mark.no_core
 @pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks, and references in a debug build")
 @pytest.mark.parametrize("core_name", CORES)
-def test_no_way_to_use_a_loop_leaves_blocks_or_references_behind(core_name: str) -> None:
+def test_no_use_of_a_loop_leaks_memory_or_references(core_name: str) -> None:
     grown = measure(core_name, EVERY_WAY)
     assert len(grown) == 13
     assert {way: counts for way, counts in grown.items() if max(counts) >= 40} == {}
@@ -625,7 +619,7 @@ def test_no_way_to_use_a_loop_leaves_blocks_or_references_behind(core_name: str)
 @pytest.mark.no_core
 @pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks")
 @pytest.mark.parametrize("core_name", CORES)
-def test_a_hundred_thousand_loops_leave_nothing_behind(core_name: str) -> None:
+def test_a_hundred_thousand_loops_leak_no_memory(core_name: str) -> None:
     assert measure(core_name, MANY_LOOPS) < 500
 
 
@@ -633,7 +627,7 @@ def test_a_hundred_thousand_loops_leave_nothing_behind(core_name: str) -> None:
 @pytest.mark.no_core
 @pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks")
 @pytest.mark.parametrize("core_name", CORES)
-def test_ten_million_steps_neither_drift_nor_grow(core_name: str) -> None:
+def test_ten_million_steps_are_counted_exactly_and_leak_no_memory(core_name: str) -> None:
     found = measure(core_name, MANY_STEPS)
     assert found.pop("grown") < 500
     assert found == {
@@ -651,7 +645,7 @@ def test_ten_million_steps_neither_drift_nor_grow(core_name: str) -> None:
 @pytest.mark.no_core
 @pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks")
 @pytest.mark.parametrize("core_name", CORES)
-def test_a_hundred_thousand_epochs_neither_drift_nor_grow(core_name: str) -> None:
+def test_a_hundred_thousand_epochs_are_counted_exactly_and_leak_no_memory(core_name: str) -> None:
     found = measure(core_name, MANY_EPOCHS)
     assert found.pop("grown") < 500
     assert found == {

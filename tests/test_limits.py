@@ -1,4 +1,4 @@
-"""How a run ends, and how far it still has to go."""
+"""Limits, stop_when, stop_reason, len(), and restart()."""
 
 from __future__ import annotations
 
@@ -10,29 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopError, LoopEvents, LoopState
+from helpers import epochs_of
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
 EPOCH_LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=6)
 
 
-def epochs_of(lengths: list[int]) -> Callable[[], range]:
-    """A callable whose epochs have these lengths, over and over."""
-    calls: list[int] = []
-
-    def epoch() -> range:
-        calls.append(0)
-        return range(lengths[(len(calls) - 1) % len(lengths)])
-
-    return epoch
-
-
 def marks(loop: Loop[Any]) -> list[str]:
-    """What the loop itself says about each step: "E" for an epoch's end, "T" for training's."""
+    """For each step "E" if EPOCH_END is due, and "T" if TRAINING_END is."""
     return ["E" * (EPOCH_END in due) + "T" * (TRAINING_END in due) for _, due in loop]
 
 
 def ticks(stride: float = 1) -> Callable[[], float]:
-    """A clock that starts at 0 and goes on by one stride with every reading."""
+    """A clock that starts at 0 and advances by `stride` with every reading."""
     return (step * stride for step in range(10**9)).__next__
 
 
@@ -40,8 +30,10 @@ def ticks(stride: float = 1) -> Callable[[], float]:
 
 
 @given(EPOCH_LENGTHS, st.integers(1, 30))
-def test_max_steps_ends_at_that_step_wherever_the_epochs_end(lengths: list[int], n: int) -> None:
-    loop = Loop(epochs_of(lengths), max_steps=n)
+def test_max_steps_ends_the_run_after_that_many_steps_whatever_the_epochs(
+    lengths: list[int], n: int
+) -> None:
+    loop = Loop(epochs_of(lengths, sized=True), max_steps=n)
     epoch_ends, total = set(), 0
     while total < n:
         total += lengths[len(epoch_ends) % len(lengths)]
@@ -52,8 +44,10 @@ def test_max_steps_ends_at_that_step_wherever_the_epochs_end(lengths: list[int],
 
 
 @given(EPOCH_LENGTHS, st.integers(1, 8))
-def test_max_epochs_ends_with_the_last_batch_of_that_epoch(lengths: list[int], n: int) -> None:
-    loop = Loop(epochs_of(lengths), max_epochs=n)
+def test_max_epochs_ends_the_run_at_the_last_batch_of_that_epoch(
+    lengths: list[int], n: int
+) -> None:
+    loop = Loop(epochs_of(lengths, sized=True), max_epochs=n)
     expected = []
     for epoch in range(n):
         expected += [""] * (lengths[epoch % len(lengths)] - 1) + ["E"]
@@ -63,7 +57,7 @@ def test_max_epochs_ends_with_the_last_batch_of_that_epoch(lengths: list[int], n
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 30))
-def test_max_seconds_ends_at_the_first_step_whose_reading_is_at_the_limit(
+def test_max_seconds_ends_the_run_at_the_first_step_at_or_after_the_limit(
     pauses: list[int], limit: int
 ) -> None:
     pauses = [*pauses, limit]
@@ -81,11 +75,11 @@ def test_max_seconds_is_compared_in_whole_nanoseconds() -> None:
     assert len(list(Loop([0], max_seconds=0.3, clock=tenths.__next__))) == 3
 
 
-def test_max_seconds_in_the_middle_of_an_epoch_is_no_epochs_end() -> None:
+def test_max_seconds_in_the_middle_of_an_epoch_does_not_fire_epoch_end() -> None:
     assert marks(Loop([0] * 3, max_seconds=5, clock=ticks())) == ["", "", "E", "", "T"]
 
 
-def test_max_steps_that_meets_an_epochs_end_carries_both() -> None:
+def test_max_steps_at_an_epochs_end_fires_epoch_end_and_training_end() -> None:
     assert marks(Loop([0] * 3, max_steps=6)) == ["", "", "E", "", "", "ET"]
 
 
@@ -112,7 +106,7 @@ def test_max_steps_that_meets_an_epochs_end_carries_both() -> None:
     ],
     ids=range(14),
 )
-def test_stop_when_ends_training_at_the_step_on_which_it_fires(event: Any, last: int) -> None:
+def test_stop_when_ends_the_run_at_the_step_on_which_it_fires(event: Any, last: int) -> None:
     loop = Loop([0] * 3, max_steps=100, stop_when=event, clock=ticks())
     expected = ["E" if step % 3 == 2 else "" for step in range(last + 1)]
     expected[-1] += "T"
@@ -121,7 +115,7 @@ def test_stop_when_ends_training_at_the_step_on_which_it_fires(event: Any, last:
     assert loop.state.training_end
 
 
-def test_the_condition_of_stop_when_is_called_at_the_step_where_it_is_due_anyway() -> None:
+def test_the_condition_of_stop_when_is_called_even_where_another_criterion_is_due() -> None:
     calls: list[int] = []
     stop = Event(lambda state: calls.append(state.global_step), at_step=1)
     assert marks(Loop([0] * 9, max_epochs=1, stop_when=stop)) == ["", "T"]
@@ -136,7 +130,7 @@ def test_stop_when_combines_with_each_limit() -> None:
         assert marks(loop) == ["", "T"]
 
 
-def test_stop_when_that_never_fires_leaves_the_limit() -> None:
+def test_if_stop_when_never_fires_the_limit_ends_the_run() -> None:
     loop = Loop([0] * 3, max_steps=4, stop_when=Event(at_step=9) | TRAINING_END)
     assert marks(loop) == ["", "", "E", "T"]
     assert loop.stop_reason == "max_steps"
@@ -166,7 +160,7 @@ def test_the_stop_reason_can_be_read_in_the_body_of_the_last_step() -> None:
 
 
 @pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_epochs": 1}, {"max_seconds": 3}])
-def test_stop_when_comes_before_a_limit_that_is_reached_at_the_same_step(
+def test_stop_when_takes_precedence_over_a_limit_reached_at_the_same_step(
     limit: dict[str, Any],
 ) -> None:
     for event in (Event(at_step=2), Event(lambda state: state.training_end)):
@@ -175,7 +169,7 @@ def test_stop_when_comes_before_a_limit_that_is_reached_at_the_same_step(
         assert loop.stop_reason == "stop_when"
 
 
-def test_what_a_body_raises_does_not_end_the_run() -> None:
+def test_an_error_of_the_body_does_not_end_the_run() -> None:
     loop = Loop(range(3), max_steps=3)
     with pytest.raises(ZeroDivisionError):
         for _ in loop:
@@ -184,7 +178,7 @@ def test_what_a_body_raises_does_not_end_the_run() -> None:
     assert [batch for batch, _ in loop] == [1, 2]
 
 
-def test_the_stop_reason_of_a_source_that_fails_is_the_exception() -> None:
+def test_the_stop_reason_after_an_error_of_the_source_is_exception() -> None:
     def source() -> Iterator[int]:
         yield 0
         raise OSError("disk")
@@ -199,7 +193,7 @@ def test_the_stop_reason_of_a_source_that_fails_is_the_exception() -> None:
 
 
 @pytest.mark.parametrize("entered_again", [False, True])
-def test_len_counts_down_the_steps_of_max_steps(entered_again: bool) -> None:
+def test_len_under_max_steps_is_the_number_of_steps_left(entered_again: bool) -> None:
     loop = Loop(iter(range(9)), max_steps=5)
     assert len(loop) == 5
     left = []
@@ -213,18 +207,18 @@ def test_len_counts_down_the_steps_of_max_steps(entered_again: bool) -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 5))
-def test_len_under_max_epochs_follows_from_the_length(length: int, epochs: int) -> None:
+def test_len_under_max_epochs_is_the_number_of_batches_left(length: int, epochs: int) -> None:
     total = length * epochs
     expected = list(range(total - 1, -1, -1))
     sized = Loop([0] * length, max_epochs=epochs)
     assert len(sized) == total
     assert [len(sized) for _ in sized] == expected
-    told = Loop(lambda: iter([0] * 9), max_epochs=epochs, dataloader_len=length)
-    assert len(told) == total
-    assert [len(told) for _ in told] == expected
+    given_len = Loop(lambda: iter([0] * 9), max_epochs=epochs, dataloader_len=length)
+    assert len(given_len) == total
+    assert [len(given_len) for _ in given_len] == expected
 
 
-def test_len_of_a_callable_is_known_once_its_epoch_is_open() -> None:
+def test_len_with_a_callable_is_known_once_its_epoch_has_begun() -> None:
     loop = Loop(lambda: [0] * 3, max_epochs=2)
     with pytest.raises(TypeError):
         len(loop)
@@ -234,7 +228,7 @@ def test_len_of_a_callable_is_known_once_its_epoch_is_open() -> None:
 @pytest.mark.parametrize(
     "given_", [{"max_epochs": 2}, {"max_seconds": 9}, {"max_epochs": 2, "lookahead": True}]
 )
-def test_len_that_is_not_known_is_a_type_error(given_: dict[str, Any]) -> None:
+def test_len_raises_type_error_if_it_is_not_known(given_: dict[str, Any]) -> None:
     loop = Loop(lambda: iter([0, 0]), clock=ticks(), **given_)
     with pytest.raises(TypeError):
         len(loop)
@@ -260,10 +254,10 @@ def test_a_loop_is_always_true() -> None:
     assert Loop(lambda: iter([0]), max_epochs=1)
 
 
-# The end, and a new beginning
+# After the end, and restart
 
 
-def test_an_iterator_that_is_through_stays_through() -> None:
+def test_an_exhausted_iterator_stays_exhausted() -> None:
     loop = Loop([0], max_steps=2)
     run = iter(loop)
     assert len(list(run)) == 2
@@ -315,7 +309,7 @@ def test_restart_begins_a_new_run_with_the_same_arguments() -> None:
     assert calls == [*range(7), *range(7)]
 
 
-def test_restart_in_mid_run_begins_at_the_beginning() -> None:
+def test_restart_in_the_middle_of_a_run_begins_with_the_first_batch() -> None:
     loop = Loop([5, 6, 7], max_epochs=1)
     old = iter(loop)
     next(old)
@@ -344,7 +338,7 @@ def test_restart_after_an_exception_begins_a_new_run() -> None:
     assert loop.stop_reason == "max_epochs"
 
 
-def test_a_validation_loop_is_restarted_for_every_use() -> None:
+def test_a_validation_loop_can_be_restarted_for_every_use() -> None:
     validation = Loop([1, 2, 3], max_epochs=1)
     totals = []
     for _, events in Loop([0] * 2, max_epochs=3):

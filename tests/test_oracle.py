@@ -1,4 +1,4 @@
-"""The judge is judged: runs whose outcome is known by hand from the contract."""
+"""The oracle itself: runs whose outcome was worked out by hand from DESIGN.md."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG = Source(lengths=(100,))
 
 
 def trace(source: Source = LONG, **arguments: Any) -> Journal:
-    """A run under exactly one limit, given as Loop takes it."""
+    """The oracle's trace of a run; `arguments` are a Plan's, with one limit named as in Loop."""
     (limit,) = arguments.keys() & {"max_epochs", "max_steps", "max_seconds"}
     return oracle_trace(Plan(source, limit, arguments.pop(limit), **arguments))
 
@@ -44,16 +44,16 @@ def of(kind: str, journal: Journal) -> Journal:
 
 
 def fired(name: object, journal: Journal) -> list[int]:
-    """The global steps at which a name is in the events of the step."""
+    """The global steps at which `name` is due."""
     steps: list[Any] = of("step", journal)
     return [state[1] for _, names, state, _ in steps if name in names]
 
 
-def when(part: Part | str, *more: Part | str, **arguments: Any) -> list[int]:
+def fires_at(part: Part | str, *more: Part | str, **arguments: Any) -> list[int]:
     return fired("A", trace(events=(("A", (part, *more)),), **arguments))
 
 
-def text(kind: str, journal: Journal) -> list[object]:
+def messages(kind: str, journal: Journal) -> list[object]:
     return [entry[0] if kind == "warning" else entry[1] for entry in of(kind, journal)]
 
 
@@ -70,8 +70,8 @@ def text(kind: str, journal: Journal) -> list[object]:
         (Part(at_step=(1,), every_n_steps=8), [1, 7, 15]),
     ],
 )
-def test_steps_and_epochs(part: Part, expected: list[int]) -> None:
-    assert when(part, source=Source(lengths=(5,)), max_steps=18) == expected
+def test_step_and_epoch_criteria_fire_at_these_steps(part: Part, expected: list[int]) -> None:
+    assert fires_at(part, source=Source(lengths=(5,)), max_steps=18) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,30 +80,30 @@ def test_steps_and_epochs(part: Part, expected: list[int]) -> None:
         # the batch of step k is handed over at k seconds
         (Part(every_n_seconds=3), [3, 6, 9]),
         (Part(at_time=(0, 4.5)), [0, 5]),
-        # came due before from_step, fires at from_step, and counts from there
+        # due before from_step: fires at from_step, and counts from there
         (Part(every_n_seconds=3, from_step=5), [5, 8]),
         (Part(at_time=(2, 3), from_step=5), [5]),
         # another criterion of the Event does not reset it
         (Part(every_n_seconds=3, at_step=(2,)), [2, 3, 6, 9]),
     ],
 )
-def test_time(part: Part, expected: list[int]) -> None:
-    assert when(part, max_steps=11) == expected
+def test_time_criteria_fire_at_these_steps(part: Part, expected: list[int]) -> None:
+    assert fires_at(part, max_steps=11) == expected
 
 
-def test_missed_periods_do_not_come_in_a_burst() -> None:
+def test_missed_periods_fire_once() -> None:
     # readings 0, 1, 8, 9, 10, 11: due at 8, then not before 11
     clock = Clock(body_costs=(1, 7, 1, 1, 1, 1))
-    assert when(Part(every_n_seconds=3), max_steps=6, clock=clock) == [2, 5]
+    assert fires_at(Part(every_n_seconds=3), max_steps=6, clock=clock) == [2, 5]
 
 
-def test_a_clock_that_goes_backwards_stands_still() -> None:
+def test_elapsed_stays_constant_while_the_clock_goes_backwards() -> None:
     clock = Clock(body_costs=(2, -5, 6, 1))  # readings 0, 2, -3, 3, 4
     journal = trace(max_steps=5, clock=clock, looks=(True,))
     assert [entry[-1] for entry in of("step", journal)] == [0, 2, 2, 3, 4]
 
 
-def test_the_clock_is_read_last_of_all_fetching_and_at_the_first_request() -> None:
+def test_the_clock_is_read_at_the_first_request_and_after_fetching() -> None:
     journal = trace(Source(lengths=(2,)), max_seconds=100, clock=Clock(fetch_costs=(1,)))
     assert journal[:6] == [
         ("iter",),
@@ -115,7 +115,7 @@ def test_the_clock_is_read_last_of_all_fetching_and_at_the_first_request() -> No
     ]
 
 
-def test_without_timers_the_start_is_read_and_then_only_for_those_who_look() -> None:
+def test_without_timers_the_clock_is_read_at_the_start_and_when_elapsed_is() -> None:
     condition = Condition("c", looks=True)
     journal = trace(
         max_steps=4, events=(("A", (Part(condition, from_step=2),)),), looks=(True, False)
@@ -124,7 +124,7 @@ def test_without_timers_the_start_is_read_and_then_only_for_those_who_look() -> 
     assert [reading for (reading,) in of("clock", journal)] == [0, 0, 2, 3]
 
 
-def test_conditions_are_called_in_order_and_see_the_end_that_stop_when_decides() -> None:
+def test_conditions_are_called_in_order_and_see_training_end_where_stop_when_fires() -> None:
     journal = trace(
         max_steps=50,
         stop_when=(Part(Condition("stop", (False, True))),),
@@ -141,7 +141,7 @@ def test_conditions_are_called_in_order_and_see_the_end_that_stop_when_decides()
     assert of("end", journal) == [("stop_when",)]
 
 
-def test_what_a_condition_raises_gets_a_note_and_ends_the_run() -> None:
+def test_an_error_of_a_condition_gets_a_note_and_ends_the_run() -> None:
     condition = Condition("a", raises_at=1)
     journal = trace(max_steps=5, events=(("Log", (Part(condition),)),))
     assert of("raised", journal) == [
@@ -152,24 +152,26 @@ def test_what_a_condition_raises_gets_a_note_and_ends_the_run() -> None:
     assert [entry[2] for entry in journal[-2:]] == ["LoopError", "LoopError"]
 
 
-def test_joined_with_the_loops_own_events() -> None:
+def test_events_joined_with_loop_events_fire_with_them() -> None:
     source = Source(lengths=(3,))
-    assert when(Part(at_step=(0,)), EPOCH_END, source=source, max_steps=5) == [0, 2]
-    assert when(Part(at_step=(0,)), TRAINING_END, source=source, max_steps=5) == [0, 4]
+    assert fires_at(Part(at_step=(0,)), EPOCH_END, source=source, max_steps=5) == [0, 2]
+    assert fires_at(Part(at_step=(0,)), TRAINING_END, source=source, max_steps=5) == [0, 4]
 
 
 @pytest.mark.parametrize("promised", [None, (3,)])
-def test_epochs_end_on_their_last_batch(promised: tuple[int, ...] | None) -> None:
+def test_epoch_end_is_due_at_the_last_batch_with_and_without_length(
+    promised: tuple[int, ...] | None,
+) -> None:
     journal = trace(Source(lengths=(3,), promised=promised), max_epochs=2)
     assert fired(EPOCH, journal) == [2, 5]
     assert fired(LAST, journal) == [5]
     assert of("end", journal) == [("max_epochs",)]
-    # three batches and the end, in both epochs; what differs is when
+    # three batches and the end, in both epochs
     assert len(of("next", journal)) == 8
 
 
 def fetches_per_step(source: Source, **arguments: Any) -> list[int]:
-    """How many fetches there were when each step was handed over, and at the end of the `for`."""
+    """The number of fetches up to each step, and up to the end of the `for`."""
     counts, count = [], 0
     for entry in trace(source, **arguments):
         count += entry[0] == "next"
@@ -178,14 +180,14 @@ def fetches_per_step(source: Source, **arguments: Any) -> list[int]:
     return counts
 
 
-def test_a_length_is_trusted_and_nothing_is_looked_ahead() -> None:
+def test_with_a_length_there_is_no_lookahead() -> None:
     assert fetches_per_step(Source(lengths=(3,), promised=(3,)), max_epochs=1) == [1, 2, 3, 4]
     assert fetches_per_step(Source(lengths=(3,)), max_epochs=1) == [2, 3, 4, 4]
     assert fetches_per_step(Source(lengths=(3,)), max_epochs=1, dataloader_len=3) == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("error", ["TypeError", "OSError"])
-def test_a_len_that_raises_is_no_length(error: str) -> None:
+def test_a_len_that_raises_counts_as_no_length(error: str) -> None:
     assert fetches_per_step(Source(lengths=(2,), promised=error), max_epochs=1) == [2, 3, 3]
 
 
@@ -213,18 +215,18 @@ def test_after_an_epochs_last_batch_its_iterator_is_asked_once_more() -> None:
 @pytest.mark.parametrize(
     ("arguments", "fetches"),
     [
-        # whatever ends the run at the last batch of an epoch
+        # the run ends at the last batch of an epoch
         ({"max_steps": 3}, 4),
         ({"max_seconds": 2}, 4),
         ({"max_steps": 9, "stop_when": (Part(at_step=(2,)),)}, 4),
-        # in the middle of an epoch, or where it is cut
+        # the run ends in the middle of an epoch, or the epoch is cut
         ({"max_steps": 2}, 2),
         ({"max_epochs": 1, "dataloader_len": 3}, 3),
-        # a look has found the end
+        # lookahead has found the end
         ({"max_epochs": 1, "lookahead": True}, 4),
     ],
 )
-def test_the_last_request_comes_at_the_end_of_a_whole_epoch(
+def test_the_iterator_is_asked_once_more_only_after_a_complete_epoch(
     arguments: dict[str, Any], fetches: int
 ) -> None:
     assert fetches_per_step(Source(lengths=(3,), promised=(3,)), **arguments)[-1] == fetches
@@ -235,7 +237,7 @@ def test_a_single_pass_source_is_never_asked_once_more() -> None:
     assert fetches_per_step(source, max_epochs=1) == [1, 2, 3, 3]
 
 
-def test_max_steps_cuts_an_epoch_without_an_epoch_end() -> None:
+def test_max_steps_in_the_middle_of_an_epoch_does_not_fire_epoch_end() -> None:
     journal = trace(Source(lengths=(3,), promised=(3,)), max_steps=5, lookahead=False)
     assert (fired(EPOCH, journal), fired(LAST, journal)) == ([2], [4])
     assert len(of("next", journal)) == 6  # with the last request of epoch 0
@@ -243,21 +245,21 @@ def test_max_steps_cuts_an_epoch_without_an_epoch_end() -> None:
 
 
 @pytest.mark.parametrize("lookahead", [None, False])
-def test_longer_than_promised_is_dropped_with_a_warning_in_each_epoch(
+def test_batches_beyond_the_promised_length_are_dropped_with_a_warning_per_epoch(
     lookahead: bool | None,
 ) -> None:
     source = Source(lengths=(3,), promised=(2,))
     journal = trace(source, max_epochs=2, lookahead=lookahead)
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 3, 4]
     assert fired(EPOCH, journal) == [1, 3]
-    assert text("warning", journal) == [
+    assert messages("warning", journal) == [
         f"epoch {epoch} had more than the 2 batches that len(dataloader) promised; "
         "the rest is dropped; pass lookahead=True to use it"
         for epoch in (0, 1)
     ]
 
 
-def test_lookahead_true_goes_by_the_data_whatever_len_says() -> None:
+def test_lookahead_true_ignores_len() -> None:
     for promised in (2, 3, 4):
         source = Source(lengths=(3,), promised=(promised,))
         journal = trace(source, max_epochs=2, lookahead=True)
@@ -265,10 +267,10 @@ def test_lookahead_true_goes_by_the_data_whatever_len_says() -> None:
         assert of("warning", journal) == []
 
 
-def test_shorter_than_promised_is_an_error() -> None:
+def test_fewer_batches_than_promised_are_an_error() -> None:
     journal = trace(Source(lengths=(2,), promised=(3,)), max_epochs=1)
     assert fired(EPOCH, journal) == []
-    assert text("raised", journal) == [
+    assert messages("raised", journal) == [
         "epoch 0 ended after 2 of the 3 batches that len(dataloader) promised; "
         "pass lookahead=True to go by the data itself"
     ]
@@ -276,7 +278,7 @@ def test_shorter_than_promised_is_an_error() -> None:
 
 @pytest.mark.parametrize("promised", [None, (3,), (5,)])
 @pytest.mark.parametrize("lookahead", [None, False])
-def test_a_loader_that_says_its_end_is_asked(
+def test_end_of_dataloader_is_used_instead_of_len_and_lookahead(
     lookahead: bool | None, promised: tuple[int, ...] | None
 ) -> None:
     source = Source(lengths=(3,), promised=promised, says_end="truly")
@@ -286,18 +288,18 @@ def test_a_loader_that_says_its_end_is_asked(
     assert counts == [1, 2, 3, 5, 6, 7, 8]  # with the last request of each epoch
 
 
-def test_what_a_loader_gives_after_its_end_is_dropped_with_a_warning() -> None:
+def test_batches_after_end_of_dataloader_are_dropped_with_a_warning() -> None:
     journal = trace(Source(lengths=(3,), says_end="early"), max_epochs=2)
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 3, 4]
     assert fired(EPOCH, journal) == [1, 3]
-    assert text("warning", journal) == [
+    assert messages("warning", journal) == [
         f"epoch {epoch} had more batches after the one at which its loader's end_of_dataloader "
         "was true; the rest is dropped"
         for epoch in (0, 1)
     ]
 
 
-def test_a_loader_that_never_says_its_end_is_an_error() -> None:
+def test_an_end_of_dataloader_that_stays_false_is_an_error() -> None:
     journal = trace(Source(lengths=(3,), says_end="never"), max_epochs=2)
     assert fired(EPOCH, journal) == []
     assert of("raised", journal) == [
@@ -311,17 +313,17 @@ def test_a_loader_that_never_says_its_end_is_an_error() -> None:
     ]
 
 
-def test_dataloader_len_goes_before_what_the_loader_says() -> None:
+def test_dataloader_len_takes_precedence_over_end_of_dataloader() -> None:
     source = Source(lengths=(3,), says_end="never")
     assert fired(EPOCH, trace(source, max_epochs=2, dataloader_len=2)) == [1, 3]
 
 
-def test_an_error_in_the_last_request_comes_out() -> None:
+def test_an_error_in_the_last_request_is_raised_and_ends_the_run() -> None:
     source = Source(lengths=(2,), promised=(2,), raises=((2, "OSError"),))
     journal = trace(source, max_epochs=2)
-    assert text("raised", journal) == ["fetch 2 failed"]
+    assert messages("raised", journal) == ["fetch 2 failed"]
     assert of("end", journal) == [("exception",)]
-    # the run had its last step already, and has failed all the same
+    # also after the last step of the run
     journal = trace(source, max_epochs=1)
     assert [entry for entry in journal if entry[0] in ("step", "stop_reason", "raised")] == [
         ("step", 0, frozenset(), (0, 0, 0, False, False), None),
@@ -338,13 +340,13 @@ def test_an_error_in_the_last_request_is_ignored_after_entering_again() -> None:
     journal = trace(source, max_epochs=2, leaves=frozenset({1}))
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 2, 3]
     assert len(of("iter", journal)) == 2
-    assert text("raised", journal) == []
-    # entered again before the epoch's last fetch: that has given its batch since
+    assert messages("raised", journal) == []
+    # it is raised if a batch was fetched after entering again
     journal = trace(source, max_epochs=2, leaves=frozenset({0}))
-    assert text("raised", journal) == ["fetch 2 failed"]
+    assert messages("raised", journal) == ["fetch 2 failed"]
 
 
-def test_an_interrupt_in_the_last_request_comes_out_and_it_is_not_repeated() -> None:
+def test_an_interrupt_in_the_last_request_is_raised_and_the_request_not_repeated() -> None:
     source = Source(lengths=(2,), promised=(2,), raises=((2, "KeyboardInterrupt"),))
     journal = trace(source, max_epochs=2)
     assert [entry[:2] for entry in journal if entry[0] in ("step", "raised", "next", "iter")] == [
@@ -368,19 +370,19 @@ def test_an_interrupt_in_the_last_request_comes_out_and_it_is_not_repeated() -> 
 def test_an_empty_epoch_is_an_error() -> None:
     journal = trace(Source(lengths=(2, 0)), max_epochs=3)
     assert fired(EPOCH, journal) == [1]
-    assert text("raised", journal) == [
+    assert messages("raised", journal) == [
         "epoch 1 has no batch: the dataloader is empty or was consumed before"
     ]
 
 
-def test_an_explicit_length_gives_a_stream_epochs() -> None:
+def test_dataloader_len_divides_a_stream_into_epochs() -> None:
     journal = trace(Source("single-pass", lengths=(100,)), max_epochs=3, dataloader_len=2)
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 2, 3, 4, 5]
     assert fired(EPOCH, journal) == [1, 3, 5]
     assert len(of("next", journal)) == 6
 
 
-def test_a_stream_that_runs_dry_without_a_look_ends_with_a_warning() -> None:
+def test_an_exhausted_stream_without_lookahead_ends_with_a_warning() -> None:
     journal = trace(Source("single-pass", lengths=(3,)), max_steps=10)
     assert (fired(EPOCH, journal), fired(LAST, journal)) == ([], [])
     assert journal[-4:-2] == [
@@ -389,7 +391,7 @@ def test_a_stream_that_runs_dry_without_a_look_ends_with_a_warning() -> None:
     ]
 
 
-def test_a_stream_that_runs_dry_under_lookahead_has_a_last_batch() -> None:
+def test_an_exhausted_stream_with_lookahead_has_a_last_batch() -> None:
     journal = trace(Source("single-pass", lengths=(3,)), max_steps=10, lookahead=True)
     assert (fired(EPOCH, journal), fired(LAST, journal)) == ([2], [2])
     assert of("end", journal) == [("exhausted",)]
@@ -409,15 +411,15 @@ def test_set_epoch_is_called_once_for_each_object() -> None:
     assert of("set_epoch", journal) == expected
 
 
-def test_an_error_met_while_looking_ahead_comes_after_the_batch_in_hand() -> None:
+def test_an_error_found_by_lookahead_comes_after_the_batch_before_it() -> None:
     journal = trace(Source(lengths=(5,), raises=((2, "OSError"),)), max_epochs=1)
     assert [entry[0] for entry in of("step", journal)] == [0, 1]
-    assert text("raised", journal) == ["fetch 2 failed"]
+    assert messages("raised", journal) == ["fetch 2 failed"]
     assert fired(EPOCH, journal) == []
 
 
 @pytest.mark.parametrize("promised", [None, (4,)])
-def test_an_interrupt_in_a_fetch_loses_nothing(promised: tuple[int, ...] | None) -> None:
+def test_an_interrupt_in_a_fetch_loses_no_batch(promised: tuple[int, ...] | None) -> None:
     source = Source(lengths=(4,), promised=promised, raises=((2, "KeyboardInterrupt"),))
     journal = trace(source, max_epochs=1)
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 2, 3]
@@ -425,15 +427,15 @@ def test_an_interrupt_in_a_fetch_loses_nothing(promised: tuple[int, ...] | None)
     assert len(of("iter", journal)) == 1
 
 
-def test_after_an_interrupt_only_the_true_end_counts() -> None:
+def test_after_an_interrupt_lookahead_finds_the_end_of_the_epoch() -> None:
     source = Source(lengths=(4,), promised=(4,), raises=((1, "late KeyboardInterrupt"),))
-    # fetches 0; 1 is interrupted, and its batch is lost; 2 and the look 3; 4, which finds the end
+    # fetch 0; 1 is interrupted and its batch lost; 2, and 3 by lookahead; 4 finds the end
     assert fetches_per_step(source, max_epochs=1) == [1, 4, 5, 5]
     assert fired(EPOCH, trace(source, max_epochs=1)) == [2]
-    # unless nothing is to be looked ahead
+    # not with lookahead=False
     journal = trace(source, max_epochs=1, lookahead=False)
     assert [entry[0] for entry in of("raised", journal)] == ["KeyboardInterrupt", "DataLengthError"]
-    # the same of a single-pass source whose length is trusted
+    # the same with a single-pass source that has a length
     single_pass = dataclasses.replace(source, kind="single-pass")
     assert fetches_per_step(single_pass, max_epochs=1) == [1, 4, 5, 5]
 
@@ -442,10 +444,11 @@ def test_after_an_interrupt_only_the_true_end_counts() -> None:
 def test_an_end_after_an_interrupt_is_not_believed(kind: str) -> None:
     source = Source(kind, lengths=(4,), raises=((1, "KeyboardInterrupt"),), mapped=True)
     journal = trace(source, max_epochs=1, lookahead=True)
-    # the first look was interrupted: batch 0 is in hand; anew, 1 is dropped as it was fetched
+    # the first lookahead is interrupted after batch 0; the new iterator's batch 1 is dropped, since
+    # it stands for batch 0
     assert [entry[0] for entry in of("step", journal)] == [0, 2, 3, 4]
     assert fired(EPOCH, journal) == [3]
-    assert text("warning", journal) == [
+    assert messages("warning", journal) == [
         "the dataloader keeps no state, so its first 1 batches are fetched and dropped "
         "to go on in epoch 0"
     ]
@@ -453,7 +456,7 @@ def test_an_end_after_an_interrupt_is_not_believed(kind: str) -> None:
     assert len(of("iter", journal)) == (0 if kind == "generator" else 2)
 
 
-def test_an_iterator_that_is_made_anew_is_trusted_again() -> None:
+def test_the_length_of_a_new_iterator_counts() -> None:
     source = Source(lengths=(3,), promised=(3,), raises=((1, "KeyboardInterrupt"),), mapped=True)
     # fetch 0; 1 is interrupted; 2 is skipped; 3, 4; the last request
     assert fetches_per_step(source, max_epochs=1) == [1, 4, 5, 6]
@@ -464,17 +467,17 @@ def test_an_error_after_an_interrupt_is_not_believed() -> None:
     raises = ((2, "KeyboardInterrupt"), (3, "OSError"))
     source = Source(lengths=(4,), promised=(4,), raises=raises)
     journal = trace(source, max_epochs=1)
-    # 0 and 1, which are dropped as 2 and 3, and then 4 and 5
+    # 0 and 1; the new iterator's 2 and 3 are dropped, since they stand for these; then 4 and 5
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 4, 5]
-    assert text("raised", journal) == ["in fetch 2"]
-    # a second failure counts; the first one anew would be fetch 6
+    assert messages("raised", journal) == ["in fetch 2"]
+    # an error of the new iterator's next fetch, 6, is raised
     source = dataclasses.replace(source, raises=(*raises, (6, "OSError")))
     journal = trace(source, max_epochs=1)
-    assert text("raised", journal) == ["in fetch 2", "fetch 6 failed"]
-    # so does one that comes while it is set forward
+    assert messages("raised", journal) == ["in fetch 2", "fetch 6 failed"]
+    # so is one of a fetch whose batch would be dropped
     source = dataclasses.replace(source, raises=(*raises, (5, "OSError")))
-    assert text("raised", trace(source, max_epochs=1)) == ["in fetch 2", "fetch 5 failed"]
-    # after another interrupt there it begins anew: 0, 1, then 2, then 4 and 5 are skipped
+    assert messages("raised", trace(source, max_epochs=1)) == ["in fetch 2", "fetch 5 failed"]
+    # an interrupt there makes another new iterator, of which 5 and 6 remain
     source = dataclasses.replace(source, raises=(*raises, (5, "KeyboardInterrupt")))
     journal = trace(source, max_epochs=1)
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 5, 6]
@@ -486,9 +489,9 @@ def test_an_error_after_entering_again_is_not_believed_but_an_end_is() -> None:
     source = Source(lengths=(4,), promised=(4,), raises=((2, "OSError"),))
     journal = trace(source, max_epochs=1, leaves=frozenset({1}))
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 4, 5]
-    assert text("raised", journal) == []
+    assert messages("raised", journal) == []
     journal = trace(source, max_epochs=1, leaves=frozenset({0}))
-    assert text("raised", journal) == ["fetch 2 failed"]
+    assert messages("raised", journal) == ["fetch 2 failed"]
     source = Source(lengths=(2,), promised=(3,))
     journal = trace(source, max_epochs=1, leaves=frozenset({1}))
     assert [entry[0] for entry in of("raised", journal)] == ["DataLengthError"]
@@ -496,7 +499,9 @@ def test_an_error_after_entering_again_is_not_believed_but_an_end_is() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"max_epochs": 1}, {"max_steps": 9}])
-def test_a_single_pass_source_cannot_be_opened_anew(arguments: dict[str, Any]) -> None:
+def test_a_single_pass_source_has_no_new_iterator_after_an_interrupt(
+    arguments: dict[str, Any],
+) -> None:
     raises: tuple[tuple[int, str], ...] = ((3, "KeyboardInterrupt"), (4, "OSError"))
     source = Source("single-pass", lengths=(5,), raises=raises)
     errors = [("KeyboardInterrupt", "in fetch 3"), ("LoopError", "single-pass")]
@@ -507,20 +512,20 @@ def test_a_single_pass_source_cannot_be_opened_anew(arguments: dict[str, Any]) -
     # an end is not believed either
     source = Source("single-pass", lengths=(5,), raises=raises[:1], mapped=True)
     assert [entry[:2] for entry in of("raised", trace(source, **arguments))] == errors
-    # what gives its next batch goes on
+    # a source that continues is used further
     source = Source("single-pass", lengths=(5,), raises=raises[:1])
     assert len(of("step", trace(source, **arguments))) == 5
-    # after it was entered again an error comes out as it is; the look of step 1 is fetch 2
+    # after entering again without an interrupt, an error is raised; fetch 2 is ahead of step 1
     source = Source("single-pass", lengths=(5,), raises=((2, "OSError"),))
     leaves = frozenset({0 if "max_epochs" in arguments else 1})
-    assert text("raised", trace(source, leaves=leaves, **arguments)) == ["fetch 2 failed"]
+    assert messages("raised", trace(source, leaves=leaves, **arguments)) == ["fetch 2 failed"]
 
 
-def test_leaving_goes_on_with_the_next_batch_and_a_finished_run_is_not_entered() -> None:
+def test_entering_again_continues_with_the_next_batch_unless_the_run_is_finished() -> None:
     journal = trace(max_steps=3, leaves=frozenset({0, 2}))
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 2]
-    assert text("older", journal) == ["LoopError"]
-    assert text("raised", journal) == ["this run is finished; restart() begins a new one"]
+    assert messages("older", journal) == ["LoopError"]
+    assert messages("raised", journal) == ["this run is finished; restart() begins a new one"]
 
 
 @pytest.mark.parametrize(
@@ -533,11 +538,13 @@ def test_leaving_goes_on_with_the_next_batch_and_a_finished_run_is_not_entered()
         (Source(says_end="truly"), {"max_epochs": 1, "lookahead": True}),
     ],
 )
-def test_what_cannot_have_epochs_is_refused(source: Source, arguments: dict[str, Any]) -> None:
+def test_arguments_that_leave_the_ends_of_epochs_unknown_are_refused(
+    source: Source, arguments: dict[str, Any]
+) -> None:
     assert trace(source, **arguments) == [("refused", "ValueError", "refused")]
 
 
-def test_what_a_callable_returns_is_refused_at_the_request_that_opens_the_epoch() -> None:
+def test_a_loader_from_a_callable_is_refused_when_its_epoch_begins() -> None:
     source = Source("callable", says_end="truly")
     assert trace(source, max_epochs=1, lookahead=True)[:2] == [
         ("call",),
@@ -549,7 +556,7 @@ def test_what_a_callable_returns_is_refused_at_the_request_that_opens_the_epoch(
 
 
 def lists(*entries: Any, **arguments: Any) -> list[object]:
-    """The batches of a run that is entered so; in these runs, a batch is its global step."""
+    """The batches of a run with these entries; here each batch is its global step."""
     return [entry[0] for entry in of("step", trace(entries=entries, **arguments))]
 
 
@@ -564,7 +571,7 @@ def log(part: Part | str) -> tuple[tuple[str, tuple[Part | str, ...]], ...]:
         (Part(at_step=(1, 5)), [[0, 1], [2, 3, 4], [5], [6, 7, 8], [9]]),
         # nothing is due outside its window
         (Part(every_n_steps=2, from_step=5, until_step=7), [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]),
-        # timers are not foreseen
+        # timers do not end a list
         (Part(every_n_seconds=1), [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]),
     ],
 )
@@ -585,7 +592,7 @@ def test_lists_have_the_largest_size_that_fits() -> None:
     [
         (None, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
         ((5,), [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
-        # what is dropped is fetched, and counts
+        # a batch that is dropped is fetched first
         ((3,), [[0, 1, 2], [4, 5, 6]]),
     ],
 )
@@ -597,14 +604,14 @@ def test_no_list_spans_two_epochs(promised: tuple[int, ...] | None, expected: An
     assert (fired(EPOCH, journal), fired(LAST, journal)) == (last, last[1:])
 
 
-def test_an_end_that_a_look_finds_closes_a_list_and_leaves_the_rest_to_the_next() -> None:
+def test_an_end_that_lookahead_finds_ends_a_list_and_the_rest_comes_in_the_next() -> None:
     assert lists((4, 2, 1), source=Source(lengths=(7,)), max_epochs=1) == [
         *([0, 1, 2, 3], [4, 5], [6]),
     ]
     assert lists((8, 3, 1), source=Source(lengths=(5,)), max_epochs=1) == [[0, 1, 2], [3], [4]]
 
 
-def test_a_list_looks_after_each_batch_as_single_steps_do() -> None:
+def test_lookahead_in_a_list_fetches_as_in_single_steps() -> None:
     journal = trace(Source(lengths=(3,)), max_epochs=1, entries=(64,), events=log("EPOCH_END"))
     assert journal == [
         ("iter",),
@@ -626,12 +633,12 @@ def test_the_last_request_comes_before_the_next_list() -> None:
     ]
 
 
-def test_a_loader_that_says_its_end_closes_a_list() -> None:
+def test_end_of_dataloader_ends_a_list() -> None:
     source = Source(lengths=(5,), says_end="truly")
     assert lists(3, source=source, max_epochs=2) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
 
 
-def test_an_end_that_nobody_foresaw_ends_the_list_without_an_event() -> None:
+def test_an_unexpected_end_of_an_epoch_ends_the_list_without_an_event() -> None:
     journal = trace(Source(lengths=(3,)), max_steps=5, lookahead=False, entries=(8,))
     assert of("step", journal) == [
         ([0, 1, 2], frozenset(), (0, 2, 2, False, False), None),
@@ -639,7 +646,7 @@ def test_an_end_that_nobody_foresaw_ends_the_list_without_an_event() -> None:
     ]
 
 
-def test_a_length_that_is_too_long_is_an_error_after_what_was_gathered() -> None:
+def test_data_length_error_is_raised_after_the_batches_before_it() -> None:
     source = Source(lengths=(3,), promised=(6,))
     journal = trace(source, max_epochs=1, entries=((2, 1),))
     assert [entry[0] for entry in of("step", journal)] == [[0, 1], [2]]
@@ -650,7 +657,7 @@ def test_a_length_that_is_too_long_is_an_error_after_what_was_gathered() -> None
     assert of("state", journal) == [((0, 2, 2, False, False),)]
 
 
-def test_a_stream_that_runs_dry_says_so_after_its_last_list() -> None:
+def test_an_exhausted_stream_warns_after_its_last_list() -> None:
     journal = trace(Source("single-pass", lengths=(3,)), max_steps=9, entries=(2,))
     assert [entry[0] for entry in of("step", journal)] == [[0, 1], [2]]
     assert of("warning", journal) == [
@@ -658,7 +665,7 @@ def test_a_stream_that_runs_dry_says_so_after_its_last_list() -> None:
     ]
 
 
-def test_an_error_of_the_source_comes_after_what_was_gathered() -> None:
+def test_an_error_of_the_source_is_raised_after_the_batches_before_it() -> None:
     source = Source(lengths=(9,), promised=(9,), raises=((5, "OSError"),))
     assert lists((4, 2, 1), source=source, max_epochs=1) == [[0, 1, 2, 3], [4]]
     journal = trace(source, max_epochs=1, entries=((3, 1),))
@@ -669,7 +676,7 @@ def test_an_error_of_the_source_comes_after_what_was_gathered() -> None:
     assert len(of("next", journal)) == 6  # the fetch that failed is not repeated
 
 
-def test_an_interrupt_comes_out_at_once_and_what_was_gathered_is_kept() -> None:
+def test_an_interrupt_is_raised_at_once_and_the_batches_before_it_come_later() -> None:
     source = Source(lengths=(6,), promised=(6,), raises=((3, "KeyboardInterrupt"),))
     journal = trace(source, max_epochs=1, entries=(4, 2, None), leaves=frozenset({0}))
     assert [entry[:2] for entry in journal if entry[0] in ("step", "raised")] == [
@@ -678,26 +685,26 @@ def test_an_interrupt_comes_out_at_once_and_what_was_gathered_is_kept() -> None:
     ]
 
 
-def test_conditions_are_called_once_per_batch_and_close_the_list() -> None:
+def test_conditions_are_called_once_per_batch_and_end_the_list_if_they_hold() -> None:
     journal = trace(
         max_steps=6,
         events=log(Part(Condition("c", (False, False, True, False, False, True)), from_step=0)),
         entries=((4, 2, 1),),
     )
     assert of("step", journal) == [
-        # the third batch closes: two fit, and it comes by itself
+        # the condition holds at the third batch; the largest size that fits is 2, then 1
         ([0, 1], frozenset(), (0, 1, 1, False, False), None),
         ([2], {"Log"}, (0, 2, 2, False, False), None),
-        # three are left to max_steps
+        # three batches are left until max_steps
         ([3, 4], frozenset(), (0, 4, 4, False, False), None),
         ([5], {"Log", LAST}, (0, 5, 5, False, True), None),
     ]
-    # the last of each list as usual, the others without knowing of an end
+    # only the condition of the last step sees training_end
     assert [state[1] for _, state in of("condition", journal)] == [0, 1, 2, 3, 4, 5]  # type: ignore[index]
     assert [state[4] for _, state in of("condition", journal)] == [False] * 5 + [True]  # type: ignore[index]
 
 
-def test_a_condition_of_stop_when_closes_the_list_and_the_others_see_the_end() -> None:
+def test_stop_when_ends_the_list_and_later_conditions_see_training_end() -> None:
     journal = trace(
         max_steps=9,
         stop_when=(Part(Condition("stop", (False, True))),),
@@ -724,7 +731,9 @@ def test_a_condition_of_stop_when_closes_the_list_and_the_others_see_the_end() -
         ((8, 2, 1), [[0, 1], [2]]),
     ],
 )
-def test_what_a_condition_raises_comes_after_the_batches_before(sizes: Any, expected: Any) -> None:
+def test_an_error_of_a_condition_is_raised_after_the_batches_before_it(
+    sizes: Any, expected: Any
+) -> None:
     part = Part(Condition("c", raises_at=3))
     journal = trace(max_steps=9, events=log(part), entries=(sizes,))
     assert [entry[0] for entry in of("step", journal)] == expected
@@ -734,7 +743,7 @@ def test_what_a_condition_raises_comes_after_the_batches_before(sizes: Any, expe
     assert of("state", journal) == [((0, 2, 2, False, False),)]
 
 
-def test_the_reading_of_a_list_whose_last_condition_raises_serves_the_list_before_it() -> None:
+def test_a_list_that_an_error_of_its_last_condition_shortens_keeps_its_clock_reading() -> None:
     clock = Clock(fetch_costs=(1,), body_costs=(0,))
     events = (
         ("Log", (Part(Condition("c", raises_at=3)),)),
@@ -744,11 +753,11 @@ def test_the_reading_of_a_list_whose_last_condition_raises_serves_the_list_befor
     )
     sized = Source(lengths=(9,), promised=(9,))
     journal = trace(sized, max_steps=9, events=events, clock=clock, entries=(4,), looks=(True,))
-    # four batches were fetched: the timer is due at the step of the third; what was due at the
-    # fourth never comes
+    # four batches were fetched: the timer is due at the third; what is due at the fourth does not
+    # fire
     assert of("step", journal) == [([0, 1, 2], {"Timer"}, (0, 2, 2, False, False), 4)]
     assert of("clock", journal) == [(0,), (4,)]
-    # where the three batches need two lists, the second has its own reading
+    # if the three batches need two lists, the second has its own reading
     journal = trace(sized, max_steps=9, events=events, clock=clock, entries=((4, 2, 1),))
     assert of("step", journal) == [
         ([0, 1], {"Timer"}, (0, 1, 1, False, False), None),
@@ -757,7 +766,7 @@ def test_the_reading_of_a_list_whose_last_condition_raises_serves_the_list_befor
     assert of("clock", journal) == [(0,), (4,), (4,)]
 
 
-def test_timers_are_judged_at_the_last_batch_of_a_list_by_one_reading() -> None:
+def test_timers_are_checked_at_the_last_batch_of_a_list_with_one_reading() -> None:
     # a batch takes a second, a body none: the lists are complete at 3, 6, 9 and 10
     clock = Clock(fetch_costs=(1,), body_costs=(0,))
     sized = Source(lengths=(100,), promised=(100,))
@@ -773,7 +782,7 @@ def test_timers_are_judged_at_the_last_batch_of_a_list_by_one_reading() -> None:
         assert fired("Log", journal) == expected
 
 
-def test_when_time_ends_the_run_what_else_was_gathered_is_dropped() -> None:
+def test_when_time_ends_the_run_the_queued_batches_are_dropped() -> None:
     clock = Clock(fetch_costs=(1,), body_costs=(0,))
     part = Part(Condition("c", (False, False, True)))
     journal = trace(max_seconds=3, events=log(part), clock=clock, entries=((4, 2, 1),))
@@ -829,7 +838,7 @@ def test_lists_of_one_are_single_steps(plan: Plan, one: Any) -> None:
 
 
 def without_time(plan: Plan) -> Plan:
-    """The same plan without what goes by time; its conditions raise nothing, its bodies stay."""
+    """The plan without time criteria, errors of conditions, and leaving the `for`."""
 
     def bare(part: Part | str) -> Part | str:
         if isinstance(part, str):
@@ -857,7 +866,7 @@ def without_time(plan: Plan) -> Plan:
 
 
 def per_step(journal: Journal) -> dict[int, object]:
-    """What is due at which global step, quiet steps left out, and the order of the batches."""
+    """The events by global step, without steps that have none."""
     return {state[1]: names for _, names, state, _ in of("step", journal) if names}  # type: ignore[misc]
 
 
@@ -874,9 +883,9 @@ def test_lists_of_any_size_fire_the_same_events_at_the_same_steps(plan: Plan) ->
     listed = decided(plan)
     single = decided(dataclasses.replace(plan, entries=(None,)))
     if of("end", single) == [(None,)]:
-        reject()  # the user went home in mid-run, after so many bodies
+        reject()  # the run was abandoned after the greatest number of bodies
     assert flat(listed) == flat(single)
     assert per_step(listed) == per_step(single)
-    # and the world is asked for the same
+    # and the source, the conditions and the warnings are the same
     for kind in ("call", "set_epoch", "iter", "next", "condition", "warning", "raised", "end"):
         assert of(kind, listed) == of(kind, single)

@@ -1,4 +1,4 @@
-"""Every block of code in the README runs, and shows what it says."""
+"""The code blocks of the README run, and print what they show."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from frameworks import needed
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
 CODE = [block for language, block in BLOCKS if language == "python"]
-# What needs a framework has a test of its own
+# blocks that need a framework have their own test
 PYTHON = [block for block in CODE if "import jax" not in block]
 JAX = [block for block in CODE if "import jax" in block]
 
 
 def names() -> dict[str, Any]:
-    """What the README takes for granted: a dataloader, and a user's own functions."""
+    """Names that the README does not define: a dataloader, and the user's functions."""
     user = [
         *("backward", "log", "lower_learning_rate", "save", "update_parameters", "validate"),
         *("checkpoint_exists", "model", "read_checkpoint", "write_checkpoint"),
@@ -32,12 +32,12 @@ def names() -> dict[str, Any]:
     return mocks | {"dataloader": range(5000)}
 
 
-def test_blocks_are_of_a_kind_that_is_run() -> None:
+def test_code_blocks_are_python_or_console() -> None:
     assert {language for language, _ in BLOCKS} == {"python", "console"}
     assert len(PYTHON) > 4
 
 
-def test_code_runs() -> None:
+def test_python_blocks_run_and_call_the_users_functions_at_their_steps() -> None:
     scope = names()
     for block in PYTHON:
         if ">>>" not in block:
@@ -49,7 +49,7 @@ def test_code_runs() -> None:
     assert scope["lower_learning_rate"].call_count == 1
 
 
-def test_jax_compiles_once_per_size() -> None:
+def test_the_jax_block_compiles_once_per_size() -> None:
     needed("jax")
     (block,) = JAX
     batches = [0.5 + step % 3 for step in range(1000)]
@@ -61,7 +61,7 @@ def test_jax_compiles_once_per_size() -> None:
 
 
 @pytest.mark.parametrize("block", [block for block in PYTHON if ">>>" in block])
-def test_examples_show_what_they_print(block: str) -> None:
+def test_examples_print_what_they_show(block: str) -> None:
     scope: dict[str, Any] = {}
     exec("from dloop import Event, Loop, LoopEvents", scope)
     test = doctest.DocTestParser().get_doctest(block, scope, "README.md", str(README), 0)

@@ -1,4 +1,4 @@
-"""Timers by the real clock, which the compiled core reads in two ways that no script can show."""
+"""Timers with the real clock, for which the compiled core has its own code."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from time import perf_counter
 from dloop import Event, Loop
 
 
-def enough() -> Iterator[int]:
-    """Batches for longer than any run here takes, but not for ever."""
+def many_batches() -> Iterator[int]:
+    """More batches than any run here takes, but not infinitely many."""
     return iter(range(10**8))
 
 
-def test_a_timer_comes_when_its_time_has_come_and_not_before() -> None:
+def test_a_timer_fires_when_its_period_has_passed_and_not_before() -> None:
     events = {"Tick": Event(every_n_seconds=0.1), "Often": Event(every_n_steps=3)}
-    loop = Loop(enough(), events, max_seconds=0.35)
+    loop = Loop(many_batches(), events, max_seconds=0.35)
     began = perf_counter()
     ticks = [loop.state.elapsed for _, due in loop if "Tick" in due]
     assert perf_counter() - began >= 0.35
@@ -24,22 +24,22 @@ def test_a_timer_comes_when_its_time_has_come_and_not_before() -> None:
     assert all(later - tick >= 0.1 for tick, later in zip([0.0, *ticks], ticks))
 
 
-def test_every_moment_comes_once_and_the_run_ends_by_the_clock() -> None:
-    moments = (0, 0.05, 0.1)
-    loop = Loop(enough(), {"Now": Event(at_time=moments)}, max_seconds=0.15)
+def test_each_at_time_fires_once_and_max_seconds_ends_the_run() -> None:
+    at_times = (0, 0.05, 0.1)
+    loop = Loop(many_batches(), {"Now": Event(at_time=at_times)}, max_seconds=0.15)
     times = [loop.state.elapsed for _, due in loop if "Now" in due]
-    assert 1 <= len(times) <= 3  # those that a busy machine slept through come together
+    assert 1 <= len(times) <= 3  # on a busy machine several fire together
     assert times == sorted(set(times))
-    assert all(moment <= time for moment, time in zip(moments, times))
+    assert all(at_time <= time for at_time, time in zip(at_times, times))
     assert loop.stop_reason == "max_seconds"
 
 
-def test_a_timer_that_waits_for_its_first_step_fires_there() -> None:
+def test_a_timer_with_from_step_fires_at_that_step() -> None:
     loop = Loop(range(100_000), {"Late": Event(at_time=0, from_step=70_000)}, max_epochs=1)
     assert [step for step, due in loop if "Late" in due] == [70_000]
 
 
-def test_elapsed_never_goes_back_with_timers_that_are_far_off() -> None:
+def test_elapsed_never_decreases_while_no_timer_is_due() -> None:
     events = {"Hourly": Event(every_n_seconds=3600), "Often": Event(every_n_steps=5)}
     loop = Loop(range(20_000), events, max_epochs=1)
     began = perf_counter()
@@ -48,13 +48,13 @@ def test_elapsed_never_goes_back_with_timers_that_are_far_off() -> None:
     assert 0 < times[-1] <= perf_counter() - began
 
 
-def test_a_state_keeps_the_time_that_it_told() -> None:
+def test_the_elapsed_of_a_state_does_not_change() -> None:
     loop = Loop(range(9), {"Hourly": Event(every_n_seconds=3600)}, max_epochs=1)
-    told = [(loop.state, loop.state.elapsed) for _ in loop]
-    assert [state.elapsed for state, _ in told] == [elapsed for _, elapsed in told]
+    seen = [(loop.state, loop.state.elapsed) for _ in loop]
+    assert [state.elapsed for state, _ in seen] == [elapsed for _, elapsed in seen]
 
 
-def test_elapsed_never_goes_back_in_conditions_either() -> None:
+def test_elapsed_never_decreases_in_conditions() -> None:
     times: list[float] = []
     events = {
         "Hourly": Event(every_n_seconds=3600),

@@ -1,4 +1,4 @@
-"""The commands of the workflows, in repositories of their own."""
+"""The scripts that the workflows run, each in a temporary repository."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,10 +25,16 @@ pytestmark = pytest.mark.no_core
 
 
 def run(script: str, *arguments: str | Path, given: str = "") -> tuple[int, str]:
-    """The exit code and all output of a script of the workflows."""
+    """Run a script of the workflows; return its exit code and all output."""
     command = [sys.executable, str(GITHUB / script), *map(str, arguments)]
     ended = subprocess.run(command, input=given, capture_output=True, text=True)
     return ended.returncode, (ended.stdout + ended.stderr).strip()
+
+
+def script_module(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A script of the workflows as a module."""
+    monkeypatch.syspath_prepend(str(GITHUB))
+    return importlib.import_module(name)
 
 
 def git(repository: Path, *arguments: str) -> None:
@@ -39,7 +46,7 @@ def git(repository: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository of version 1.10.0, with tags of which the last by name is not the newest."""
+    """A repository with version 1.10.0 and no tags."""
     git(tmp_path, "init", "-q")
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.10.0"\n')
     git(tmp_path, "add", ".")
@@ -48,7 +55,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def pull(branch: str, **differs: object) -> dict[str, object]:
-    """A pull request, as far as it is looked at, of what commit "c1" has merged."""
+    """The fields of a pull request that are used; by default it was merged as commit "c1"."""
     merged = {"merged_at": "2026-11-23T12:00:00Z", "merge_commit_sha": "c1"}
     return {**merged, "head": {"ref": branch}, "base": {"ref": "main"}, **differs}
 
@@ -65,12 +72,14 @@ def pull(branch: str, **differs: object) -> dict[str, object]:
         ([pull("release/v1.2.3", base={"ref": "develop"})], ""),
     ],
 )
-def test_the_branch_of_the_release_that_a_commit_merged(pulls: list[object], branch: str) -> None:
+def test_branch_prints_the_release_branch_that_the_commit_merged(
+    pulls: list[object], branch: str
+) -> None:
     given = json.dumps(pulls)
     assert run("release.py", "branch", "c1", given=given) == (0, f"branch={branch}")
 
 
-def test_a_branch_of_no_version_is_no_release() -> None:
+def test_branch_fails_for_a_release_branch_without_version() -> None:
     code, output = run("release.py", "branch", "c1", given=json.dumps([pull("release/soon")]))
     assert code == 1
     assert "release/vX.Y.Z" in output
@@ -80,25 +89,25 @@ def version(repository: Path, branch: str) -> tuple[int, str]:
     return run("release.py", "version", branch, "--root", repository)
 
 
-def test_the_first_version_needs_no_tag(repository: Path) -> None:
+def test_version_accepts_the_first_version_without_tags(repository: Path) -> None:
     assert version(repository, "release/v1.10.0") == (0, "1.10.0")
 
 
-def test_a_version_above_all_tags(repository: Path) -> None:
+def test_version_accepts_a_version_above_all_tags(repository: Path) -> None:
     for tag in ("v1.9.0", "v1.2.10", "nightly", "v2", "v3.0.0rc1"):
         git(repository, "tag", tag)
     assert version(repository, "release/v1.10.0") == (0, "1.10.0")
 
 
 @pytest.mark.parametrize("last", ["1.10.0", "1.10.1", "1.11.0", "2.0.0"])
-def test_a_version_that_is_not_new(repository: Path, last: str) -> None:
+def test_version_refuses_a_version_that_is_not_above_all_tags(repository: Path, last: str) -> None:
     git(repository, "tag", "v1.9.0")
     git(repository, "tag", f"v{last}")
     message = f"1.10.0 is not newer than the last tag, v{last}"
     assert version(repository, "release/v1.10.0") == (1, message)
 
 
-def test_another_version_than_that_of_the_branch(repository: Path) -> None:
+def test_version_refuses_a_branch_of_another_version(repository: Path) -> None:
     message = "release/v1.11.0 has version 1.10.0 in pyproject.toml"
     assert version(repository, "release/v1.11.0") == (1, message)
 
@@ -108,12 +117,12 @@ def test_another_version_than_that_of_the_branch(repository: Path) -> None:
     ["main", "v1.10.0", "release/1.10.0", "release/v1.10", "release/v1.10.0rc1", "release/v1.10.00"]
     + ["release/v1.10.0\n", "Release/v1.10.0", "release/v01.10.0", "x/release/v1.10.0"],
 )
-def test_a_branch_of_another_form(repository: Path, branch: str) -> None:
+def test_version_refuses_a_branch_name_of_another_form(repository: Path, branch: str) -> None:
     message = f"a release's branch is named release/vX.Y.Z, not {branch!r}"
     assert version(repository, branch) == (1, message)
 
 
-def test_a_clone_that_may_lack_tags(
+def test_version_refuses_a_shallow_clone(
     repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     clone = tmp_path_factory.mktemp("shallow")
@@ -124,7 +133,7 @@ def test_a_clone_that_may_lack_tags(
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """All files of a release, as auditwheel, delocate and cibuildwheel name them; empty."""
+    """A folder with all files of a release, named as the build tools do; the files are empty."""
     platforms = {
         "manylinux_x86_64": "manylinux2014_x86_64.manylinux_2_17_x86_64.manylinux_2_28_x86_64",
         "manylinux_aarch64": "manylinux_2_28_aarch64",
@@ -143,12 +152,12 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_all_files(files: Path) -> None:
+def test_files_accepts_a_complete_release(files: Path) -> None:
     assert len(list(files.iterdir())) == 66
     assert run("release.py", "files", files) == (0, "")
 
 
-def test_files_that_are_missing_twice_there_or_large(files: Path) -> None:
+def test_files_lists_missing_unexpected_duplicate_and_large_files(files: Path) -> None:
     (files / "dloop-1.2.3.tar.gz").unlink()
     (files / "dloop-1.2.3-cp314-cp314t-macosx_11_0_arm64.whl").unlink()
     (files / "dloop-1.2.3-cp310-cp310-manylinux_2_17_x86_64.whl").touch()
@@ -166,14 +175,16 @@ def test_files_that_are_missing_twice_there_or_large(files: Path) -> None:
     ]
 
 
-def test_files_of_two_versions(files: Path) -> None:
+def test_files_refuses_files_of_two_versions(files: Path) -> None:
     (files / "dloop-1.2.3.tar.gz").rename(files / "dloop-1.2.4.tar.gz")
     assert run("release.py", "files", files)[0] == 1
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a script stands for gh")
+@pytest.mark.skipif(os.name == "nt", reason="gh is replaced by a shell script")
 @pytest.mark.parametrize("dry", [True, False])
-def test_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: bool) -> None:
+def test_publish_runs_gh_except_in_a_dry_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: bool
+) -> None:
     gh, called, folder = tmp_path / "bin" / "gh", tmp_path / "called", tmp_path / "dist"
     for made in (gh.parent, folder):
         made.mkdir()
@@ -192,7 +203,7 @@ def test_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: bool) 
     assert dry or called.read_text() == wanted + "\n"
 
 
-def test_publishing_files_of_another_version(tmp_path: Path) -> None:
+def test_publish_refuses_files_of_another_version(tmp_path: Path) -> None:
     for name in ("dloop-1.2.3.tar.gz", "dloop-1.2.30.tar.gz", "dloop-1.2.4-py3-none-any.whl"):
         (tmp_path / name).touch()
     arguments = ["release/v1.2.3", "c0ffee", str(tmp_path), "--dry-run"]
@@ -200,8 +211,8 @@ def test_publishing_files_of_another_version(tmp_path: Path) -> None:
     assert run("release.py", "publish", *arguments) == (1, message)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a script stands for gh")
-def test_publishing_fails_if_gh_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="gh is replaced by a shell script")
+def test_publish_fails_if_gh_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gh, folder = tmp_path / "gh", tmp_path / "dist"
     folder.mkdir()
     gh.write_text("#!/bin/sh\nexit 4\n")
@@ -212,7 +223,7 @@ def test_publishing_fails_if_gh_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def sdist(folder: Path, names: list[str], mtime: int, owner: str) -> Path:
-    """An sdist as setuptools may write it."""
+    """An sdist with this order of files, time and owner."""
     file = folder / "dloop-1.2.3.tar.gz"
     with tarfile.open(file, "w:gz") as tar:
         for name in names:
@@ -223,18 +234,17 @@ def sdist(folder: Path, names: list[str], mtime: int, owner: str) -> Path:
     return file
 
 
-def test_sdists_differ_in_nothing_but_their_contents(
+def test_sdists_with_equal_contents_are_normalised_to_equal_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(GITHUB))
-    script = importlib.import_module("sources")
+    script = script_module("sources", monkeypatch)
     contents = []
     for names, mtime, owner in ((["d/b", "d/a"], 1000, "me"), (["d/a", "d/b"], 1001, "you")):
         file = sdist(tmp_path, names, mtime, owner)
         script.normalise(file, 1234)
         contents.append(file.read_bytes())
     assert contents[0] == contents[1]
-    assert int.from_bytes(contents[0][4:8], "little") == 1234  # when it was compressed
+    assert int.from_bytes(contents[0][4:8], "little") == 1234  # the time in the gzip header
     with tarfile.open(file) as tar:
         assert [entry.name for entry in tar.getmembers()] == ["d/a", "d/b"]
         assert {(entry.mtime, entry.uname, entry.uid) for entry in tar} == {(1234, "", 0)}
@@ -242,7 +252,7 @@ def test_sdists_differ_in_nothing_but_their_contents(
 
 @pytest.fixture
 def workflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the workflows, in which they may be changed and are run."""
+    """A copy of the workflows, in the working directory."""
     pytest.importorskip("yaml")
     shutil.copytree(GITHUB / "workflows", tmp_path / ".github" / "workflows")
     monkeypatch.chdir(tmp_path)
@@ -253,7 +263,9 @@ STAGES = ["lint", "workflows", "distributions", "readme", "wheels", "pure+bare",
 STAGES += ["budgets+frameworks", "sanitizers+sid", "debug+pypy", "free+fuzz"]
 
 
-def test_a_line_that_is_not_known(workflows: Path) -> None:
+def test_run_lines_fails_on_unknown_lines_and_on_known_lines_of_no_workflow(
+    workflows: Path,
+) -> None:
     for file in workflows.iterdir():
         text = file.read_text(encoding="utf-8").replace("sources.py dist", "sources.py dust")
         file.write_text(text, encoding="utf-8")
@@ -265,23 +277,23 @@ def test_a_line_that_is_not_known(workflows: Path) -> None:
     ]
 
 
-def test_a_stage_that_is_not_run(workflows: Path) -> None:
+def test_run_lines_fails_on_a_stage_that_is_not_run(workflows: Path) -> None:
     assert run("run_lines.py", *STAGES[1:]) == (1, "unknown: bash .ci/run lint")
 
 
-def test_a_line_that_could_be_run(workflows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(GITHUB))
-    script = importlib.import_module("run_lines")
+def test_run_lines_fails_on_a_line_that_is_excluded_but_can_be_run(
+    workflows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = script_module("run_lines", monkeypatch)
     monkeypatch.setitem(script.ELSEWHERE, "bash .ci/run faults", "takes an hour")
     found = script.lines(workflows)
     assert script.wrong(found, STAGES) == ["can be run here: bash .ci/run faults"]
 
 
-def test_what_is_run(
+def test_run_lines_runs_lines_in_order_until_one_fails(
     workflows: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(GITHUB))
-    script = importlib.import_module("run_lines")
+    script = script_module("run_lines", monkeypatch)
     for file in workflows.iterdir():
         file.unlink()
     steps = """

@@ -1,4 +1,4 @@
-"""One loop is gone over in one thread. What else is tried gives an error, or the right steps."""
+"""Requests from within a step or from other threads give an error or the right steps."""
 
 from __future__ import annotations
 
@@ -16,41 +16,32 @@ from weakref import ref
 import pytest
 
 from dloop import Event, Loop, LoopError, LoopEvents
+from helpers import ENTER, flat
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
-Enter = Callable[[Loop[Any]], Iterator[Any]]
-ENTER: dict[str, Enter] = {"steps": iter, "lists": lambda loop: loop.chunks(2)}
-
 
 def refused(core: str, enter: str) -> Any:
-    """The error of asking an iterator for a step in a step of its own."""
-    if (core, enter) == ("python", "steps"):  # it may be a generator
+    """The error of next() on an iterator that is making a step."""
+    if (core, enter) == ("python", "steps"):  # the iterator may be a generator
         return pytest.raises((ValueError, LoopError), match=r"already executing|in use")
     return pytest.raises(LoopError, match="this loop is in use")
 
 
-def flat(pairs: Any) -> list[Any]:
-    batches: list[Any] = []
-    for batch, _events in pairs:
-        batches += batch if isinstance(batch, list) else [batch]
-    return batches
-
-
-class Asking:
-    """Parts of a loop, one of which calls `ask` at some point."""
+class Parts:
+    """A loader, a condition and a clock; the `at`-th call of the named `part` calls `action`."""
 
     def __init__(self, part: str, at: int) -> None:
         self.part = part
         self.at = at
-        self.ask: Callable[[], object] = int
-        self.asked = 0
+        self.action: Callable[[], object] = int
+        self.calls = 0
 
     def call(self, part: str) -> None:
         if part == self.part:
-            self.asked += 1
-            if self.asked == self.at:
-                self.ask()
+            self.calls += 1
+            if self.calls == self.at:
+                self.action()
 
     def __iter__(self) -> Iterator[int]:
         self.call("iter")
@@ -71,7 +62,7 @@ class Asking:
 
     def clock(self) -> int:
         self.call("clock")
-        return self.asked
+        return self.calls
 
     def loop(self) -> Loop[Any]:
         events = {"C": Event(self.condition, at_step=5)} if self.part == "condition" else {}
@@ -91,20 +82,22 @@ by_entry = pytest.mark.parametrize("enter", list(ENTER))
 
 @by_entry
 @by_part
-def test_a_step_asks_for_no_other(core: str, part: str, at: int, enter: str) -> None:
-    asking = Asking(part, at)
-    loop = asking.loop()
+def test_next_on_the_same_iterator_within_a_step_is_refused(
+    core: str, part: str, at: int, enter: str
+) -> None:
+    parts = Parts(part, at)
+    loop = parts.loop()
     pairs = ENTER[enter](loop)
 
-    def ask() -> None:
+    def request() -> None:
         before = loop.global_step, loop.state
         with refused(core, enter):
             next(pairs)
         assert (loop.global_step, loop.state) == before
 
-    asking.ask = ask
+    parts.action = request
     assert flat(pairs) == [*range(6), *range(6)]
-    assert asking.asked >= at
+    assert parts.calls >= at
     assert loop.global_step == 11
     assert loop.stop_reason == "max_epochs"
 
@@ -112,27 +105,27 @@ def test_a_step_asks_for_no_other(core: str, part: str, at: int, enter: str) -> 
 @by_entry
 @pytest.mark.parametrize("other", list(ENTER))
 @by_part
-def test_a_step_enters_the_loop_no_other_way(part: str, at: int, enter: str, other: str) -> None:
-    asking = Asking(part, at)
-    loop = asking.loop()
+def test_entering_the_loop_within_a_step_is_refused(
+    part: str, at: int, enter: str, other: str
+) -> None:
+    parts = Parts(part, at)
+    loop = parts.loop()
 
-    def ask() -> None:
+    def request() -> None:
         with pytest.raises(LoopError, match="this loop is in use"):
             ENTER[other](loop)
 
-    asking.ask = ask
+    parts.action = request
     assert flat(ENTER[enter](loop)) == [*range(6), *range(6)]
-    assert asking.asked >= at
+    assert parts.calls >= at
 
 
 @by_entry
-def test_what_a_step_was_refused_ends_the_run_where_nobody_catches_it(
-    core: str, enter: str
-) -> None:
-    asking = Asking("next", 3)
-    loop = asking.loop()
+def test_an_uncaught_refusal_within_a_step_ends_the_run(core: str, enter: str) -> None:
+    parts = Parts("next", 3)
+    loop = parts.loop()
     pairs = ENTER[enter](loop)
-    asking.ask = lambda: next(pairs)
+    parts.action = lambda: next(pairs)
     with refused(core, enter):
         flat(pairs)
     assert loop.stop_reason == "exception"
@@ -141,7 +134,7 @@ def test_what_a_step_was_refused_ends_the_run_where_nobody_catches_it(
 
 
 @by_entry
-def test_a_body_may_ask_for_the_next_step(enter: str) -> None:
+def test_the_body_may_call_next_on_the_iterator(enter: str) -> None:
     loop = Loop(range(6), {"E": Event(every_n_steps=4)}, max_epochs=1)
     pairs = ENTER[enter](loop)
     found = []
@@ -153,14 +146,14 @@ def test_a_body_may_ask_for_the_next_step(enter: str) -> None:
 
 @by_entry
 @pytest.mark.parametrize("part", ["condition", "clock"])
-def test_an_interrupted_step_lets_the_next_one_be_made(part: str, enter: str) -> None:
-    asking = Asking(part, 3)
+def test_after_an_interrupted_step_the_loop_can_be_entered(part: str, enter: str) -> None:
+    parts = Parts(part, 3)
 
-    def strike() -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    asking.ask = strike
-    loop = asking.loop()
+    parts.action = interrupt
+    loop = parts.loop()
     batches = []
     with pytest.raises(KeyboardInterrupt):
         for pair in ENTER[enter](loop):
@@ -170,25 +163,25 @@ def test_an_interrupted_step_lets_the_next_one_be_made(part: str, enter: str) ->
 
 
 @by_entry
-def test_an_iterator_that_was_interrupted_is_refused_in_a_step_too(enter: str) -> None:
-    def strike() -> None:
-        asking.ask, asking.at = ask, 3
+def test_next_within_a_step_is_refused_after_an_interrupt_too(enter: str) -> None:
+    def interrupt() -> None:
+        parts.action, parts.at = request, 3
         raise KeyboardInterrupt
 
-    def ask() -> None:
+    def request() -> None:
         with pytest.raises(LoopError, match="this loop is in use"):
             next(pairs)
 
-    asking = Asking("condition", 2)
-    asking.ask = strike
-    pairs = ENTER[enter](asking.loop())
+    parts = Parts("condition", 2)
+    parts.action = interrupt
+    pairs = ENTER[enter](parts.loop())
     batches = []
     with pytest.raises(KeyboardInterrupt):
         while True:
             batches += flat([next(pairs)])
     batches += flat(pairs)
     assert batches == [*range(6), *range(6)]
-    assert asking.asked > 3
+    assert parts.calls > 3
 
 
 # ---------------------------------------------------------------------------------------- threads
@@ -196,15 +189,15 @@ def test_an_iterator_that_was_interrupted_is_refused_in_a_step_too(enter: str) -
 
 @pytest.fixture
 def switching() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+    """Python switches between threads as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
 
 
-def together(work: Callable[[int], object], threads: int = 4) -> None:
-    """Let so many threads begin `work` at once; raises what one of them raised."""
+def in_threads(work: Callable[[int], object], threads: int = 4) -> None:
+    """Run `work` in several threads at once; an error of one of them is raised."""
     errors: list[BaseException] = []
     start = threading.Barrier(threads)
 
@@ -248,11 +241,11 @@ EVENTS: dict[str, dict[str, Event]] = {
 @pytest.mark.parametrize("events", list(EVENTS))
 @pytest.mark.parametrize("source", list(SOURCES))
 @pytest.mark.parametrize("shared", ["an iterator", "a loop"])
-def test_threads_that_share_get_each_batch_once_or_an_error(
+def test_threads_that_share_an_iterator_or_loop_get_each_batch_once_or_an_error(
     core: str, shared: str, source: str, events: str, enter: str
 ) -> None:
     if FREE_THREADED and core == "python":
-        pytest.skip("generators of such builds are not for several threads")
+        pytest.skip("without the GIL, generators cannot be shared by threads")
     seconds = count()
     loop = Loop(SOURCES[source](), EVENTS[events], max_steps=STEPS, clock=lambda: next(seconds))
     pairs = ENTER[enter](loop)
@@ -278,7 +271,7 @@ def test_threads_that_share_get_each_batch_once_or_an_error(
             if LoopEvents.TRAINING_END in due:
                 ends.append(number)
 
-    together(work)
+    in_threads(work)
     handed_over = sorted(batch for own in batches for batch in own)
     assert handed_over == list(range(STEPS))
     assert loop.global_step == STEPS - 1
@@ -288,8 +281,8 @@ def test_threads_that_share_get_each_batch_once_or_an_error(
 
 @pytest.mark.usefixtures("switching")
 @by_entry
-def test_a_loop_may_be_looked_at_and_stopped_from_other_threads(enter: str) -> None:
-    steps = 5_000_000  # which takes some seconds, should it not be stopped
+def test_other_threads_may_read_a_loops_state_and_stop_it(enter: str) -> None:
+    steps = 5_000_000  # takes some seconds if the loop is not stopped
     loop = Loop(numbers(steps), EVENTS["events"], max_steps=steps, dataloader_len=100)
 
     def work(number: int) -> None:
@@ -306,25 +299,25 @@ def test_a_loop_may_be_looked_at_and_stopped_from_other_threads(enter: str) -> N
             if number == 1:
                 loop.stop()
 
-    together(work)
+    in_threads(work)
     assert loop.stop_reason == "stop"
 
 
 @by_entry
-def test_a_state_during_which_another_thread_goes_on_is_of_one_step_or_refused(enter: str) -> None:
-    asking = Asking("clock", 3)
-    loop = Loop(range(9), max_epochs=1, clock=asking.clock)
+def test_state_dict_while_another_thread_continues_is_consistent_or_refused(enter: str) -> None:
+    parts = Parts("clock", 3)
+    loop = Loop(range(9), max_epochs=1, clock=parts.clock)
     pairs = ENTER[enter](loop)
     next(pairs)
     before = loop.global_step
     assert loop.state_dict()["steps"] == before + 1
 
-    def go_on() -> None:
+    def continue_in_thread() -> None:
         thread = threading.Thread(target=next, args=(pairs,))
         thread.start()
         thread.join()
 
-    asking.ask = go_on
+    parts.action = continue_in_thread
     with contextlib.suppress(LoopError):
         assert loop.state_dict()["steps"] in (before + 1, loop.global_step + 1)
     assert loop.global_step > before
@@ -332,7 +325,7 @@ def test_a_state_during_which_another_thread_goes_on_is_of_one_step_or_refused(e
 
 @pytest.mark.usefixtures("switching")
 @by_entry
-def test_each_thread_goes_over_loops_of_its_own(enter: str) -> None:
+def test_each_thread_can_iterate_over_its_own_loops(enter: str) -> None:
     event = Event(every_n_steps=3) | LoopEvents.EPOCH_END
 
     def work(number: int) -> None:
@@ -343,24 +336,24 @@ def test_each_thread_goes_over_loops_of_its_own(enter: str) -> None:
             both = sum((end + 1) % 3 == 0 for end in (steps // 2 - 1, steps - 1))
             assert fired == steps // 3 + 2 - both
 
-    together(work)
+    in_threads(work)
 
 
 @pytest.mark.no_core
-@pytest.mark.skipif(not FREE_THREADED, reason="this Python has a lock for all threads")
-def test_the_compiled_core_needs_no_lock_for_all_threads() -> None:
+@pytest.mark.skipif(not FREE_THREADED, reason="this Python has a GIL")
+def test_importing_the_compiled_core_does_not_enable_the_gil() -> None:
     code = "import sys, dloop._core; sys.exit(sys._is_gil_enabled())"
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
 
 
 @by_entry
-def test_a_restart_that_fails_in_a_step_loses_nothing(enter: str) -> None:
+def test_a_restart_that_fails_within_a_step_begins_a_new_run(enter: str) -> None:
     def batches() -> Iterator[int]:
         for number in range(9):
             if number == 2 and not tried:
                 tried.append(number)
                 with pytest.raises(ValueError, match="already executing"):
-                    loop.restart()  # whose last act is to close this generator
+                    loop.restart()  # closes this generator at the end, which fails
             yield number
 
     tried: list[int] = []
@@ -374,25 +367,25 @@ def test_a_restart_that_fails_in_a_step_loses_nothing(enter: str) -> None:
 
 @by_entry
 @pytest.mark.parametrize(("part", "at"), [("next", 3), ("clock", 3), ("condition", 3)])
-def test_no_step_comes_after_a_close(part: str, at: int, enter: str) -> None:
-    asking = Asking(part, at)
-    loop = asking.loop()
+def test_no_step_comes_after_close_within_a_step(part: str, at: int, enter: str) -> None:
+    parts = Parts(part, at)
+    loop = parts.loop()
 
     def close() -> None:
-        with contextlib.suppress(ValueError):  # of the generator that is to close itself
+        with contextlib.suppress(ValueError):  # a generator cannot close itself
             loop.close()
 
-    asking.ask = close
+    parts.action = close
     steps = []
     with pytest.raises(LoopError, match="closed"):
         for batch, _events in ENTER[enter](loop):
             steps.append(batch)
-            assert asking.asked < at
+            assert parts.calls < at
 
 
 @pytest.mark.usefixtures("uncompiled")
 @by_entry
-def test_a_batch_that_comes_when_the_loop_was_closed_is_let_go(enter: str) -> None:
+def test_a_batch_that_is_fetched_while_the_loop_is_closed_is_freed(enter: str) -> None:
     class Batch:
         def __init__(self) -> None:
             made.append(ref(self))
@@ -417,9 +410,9 @@ def test_a_batch_that_comes_when_the_loop_was_closed_is_let_go(enter: str) -> No
 
 
 @pytest.mark.parametrize("enter", list(ENTER))
-def test_an_iterator_of_no_loop_is_refused_or_empty(core: str, enter: str) -> None:
+def test_the_type_of_an_iterator_cannot_be_used_without_a_loop(core: str, enter: str) -> None:
     kind = type(ENTER[enter](Loop([1], max_epochs=1)))
-    if (core, enter) == ("python", "steps"):  # it may be one of the standard library
+    if (core, enter) == ("python", "steps"):  # the iterator may be of a standard type
         with contextlib.suppress(TypeError):
             assert list(kind()) == []
     else:

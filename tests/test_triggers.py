@@ -1,4 +1,4 @@
-"""When events fire: section 2 of the contract, rule by rule."""
+"""When events fire: DESIGN.md, section 2, rule by rule."""
 
 from __future__ import annotations
 
@@ -11,77 +11,58 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopEvents, LoopState
+from helpers import ManualClock, epochs_of
 
 TOP = 2**62
 EPOCH_LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=8)
 
 
-def epochs_of(lengths: list[int]) -> Callable[[], Iterator[int]]:
-    """A callable whose epochs have these lengths, which no `len()` tells."""
-    epochs = iter(lengths)
-    return lambda: iter(range(next(epochs)))
-
-
 def fires(event: Any, lengths: list[int], *, clock: Callable[[], Any] | None = None) -> list[int]:
     """The global steps at which the event fires in a run of epochs of these lengths."""
-    loop = Loop(epochs_of(lengths), {"E": event}, max_epochs=len(lengths), clock=clock)
+    loop = Loop(epochs_of(lengths, sized=False), {"E": event}, max_epochs=len(lengths), clock=clock)
     return [loop.global_step for _, events in loop if "E" in events]
 
 
 def fires_at_times(event: Any, readings: Iterable[Any], start: Any = 0) -> list[int]:
-    """The same for one step per reading of the clock; each must be read exactly once."""
-    script = [start, *readings]
-    clock = iter(script)
-    loop = Loop(lambda: [0, 0, 0], {"E": event}, max_steps=len(script) - 1, clock=clock.__next__)
+    """The same with one step per clock reading; every reading must be used exactly once."""
+    times = [start, *readings]
+    clock = iter(times)
+    loop = Loop(lambda: [0, 0, 0], {"E": event}, max_steps=len(times) - 1, clock=clock.__next__)
     fired = [loop.global_step for _, events in loop if "E" in events]
     assert list(clock) == []
     return fired
 
 
-def places(lengths: list[int]) -> list[tuple[int, int, int, bool]]:
-    """Epoch, global step, epoch step, and whether the epoch ends there, of every step."""
+def positions(lengths: list[int]) -> list[tuple[int, int, int, bool]]:
+    """For every step: epoch, global step, epoch step, and whether the epoch ends there."""
     found = []
     for epoch, length in enumerate(lengths):
         found += [(epoch, len(found) + at, at, at == length - 1) for at in range(length)]
     return found
 
 
-class Clock:
-    """A clock that stands still until somebody sets it on, and counts its readings."""
-
-    def __init__(self, now: float = 0) -> None:
-        self.now = now
-        self.readings = 0
-
-    def __call__(self) -> float:
-        self.readings += 1
-        return self.now
-
-
 # Steps
 
 
-def test_sixteen_steps_are_over_at_15_31_and_47() -> None:
+def test_every_16_steps_fires_at_global_steps_15_31_and_47() -> None:
     assert fires(Event(every_n_steps=16), [50]) == [15, 31, 47]
     assert fires(Event(every_n_steps=16), [7] * 8) == [15, 31, 47]
 
 
 @given(st.integers(1, 12), EPOCH_LENGTHS)
-def test_every_n_steps_counts_on_across_epochs(n: int, lengths: list[int]) -> None:
+def test_every_n_steps_counts_across_epochs(n: int, lengths: list[int]) -> None:
     expected = [step for step in range(sum(lengths)) if (step + 1) % n == 0]
     assert fires(Event(every_n_steps=n), lengths) == expected
 
 
 @given(st.integers(1, 12), EPOCH_LENGTHS)
-def test_every_n_steps_per_epoch_starts_afresh_in_every_epoch(n: int, lengths: list[int]) -> None:
-    expected = [step for _, step, at, _ in places(lengths) if (at + 1) % n == 0]
+def test_every_n_steps_per_epoch_counts_from_each_epochs_start(n: int, lengths: list[int]) -> None:
+    expected = [step for _, step, at, _ in positions(lengths) if (at + 1) % n == 0]
     assert fires(Event(every_n_steps=n, per_epoch=True), lengths) == expected
 
 
 @given(st.sets(st.integers(0, 40), min_size=1), EPOCH_LENGTHS)
-def test_at_step_fires_when_the_global_step_is_one_of_them(
-    steps: set[int], lengths: list[int]
-) -> None:
+def test_at_step_fires_at_these_global_steps(steps: set[int], lengths: list[int]) -> None:
     expected = [step for step in range(sum(lengths)) if step in steps]
     assert fires(Event(at_step=steps), lengths) == expected
 
@@ -90,7 +71,7 @@ def test_at_step_fires_when_the_global_step_is_one_of_them(
 def test_at_step_per_epoch_fires_at_these_steps_of_every_epoch(
     steps: set[int], lengths: list[int]
 ) -> None:
-    expected = [step for _, step, at, _ in places(lengths) if at in steps]
+    expected = [step for _, step, at, _ in positions(lengths) if at in steps]
     assert fires(Event(at_step=steps, per_epoch=True), lengths) == expected
 
 
@@ -106,12 +87,12 @@ def test_at_step_0_per_epoch_marks_the_start_of_every_epoch() -> None:
     width=st.integers(1, 20),
     lengths=EPOCH_LENGTHS,
 )
-def test_a_window_bounds_step_criteria_by_the_global_step_and_moves_nothing(
+def test_a_window_limits_step_criteria_by_global_step_without_shifting_them(
     per_epoch: bool, n: int, steps: set[int], start: int, width: int, lengths: list[int]
 ) -> None:
     window: Any = {"from_step": start, "until_step": start + width, "per_epoch": per_epoch}
     every, at_steps = [], []
-    for _, step, epoch_step, _ in places(lengths):
+    for _, step, epoch_step, _ in positions(lengths):
         counter = epoch_step if per_epoch else step
         if start <= step < start + width:
             every += [step] * ((counter + 1) % n == 0)
@@ -122,7 +103,7 @@ def test_a_window_bounds_step_criteria_by_the_global_step_and_moves_nothing(
     assert both == sorted({*every, *at_steps})
 
 
-def test_from_step_is_in_the_window_and_until_step_is_not() -> None:
+def test_a_window_includes_from_step_and_excludes_until_step() -> None:
     assert fires(Event(every_n_steps=1, from_step=3, until_step=6), [10]) == [3, 4, 5]
     assert fires(Event(every_n_steps=1, from_step=8), [10]) == [8, 9]
     assert fires(Event(every_n_steps=1, until_step=1), [10]) == [0]
@@ -144,11 +125,11 @@ def test_from_step_is_in_the_window_and_until_step_is_not() -> None:
     ],
     ids=range(10),
 )
-def test_what_is_farthest_away_never_comes(event: Event) -> None:
+def test_the_greatest_counts_and_times_do_not_fire_in_a_short_run(event: Event) -> None:
     assert fires(event, [3] * 5) == []
 
 
-def test_the_farthest_steps_do_not_disturb_the_near_ones() -> None:
+def test_the_greatest_steps_and_times_do_not_affect_the_near_ones() -> None:
     assert fires(Event(every_n_steps=TOP, at_step=[2, TOP]), [3, 3]) == [2]
     assert fires(Event(at_time=[3, TOP // 10**9]), [5], clock=iter(range(9)).__next__) == [2]
 
@@ -158,7 +139,7 @@ def test_the_farthest_steps_do_not_disturb_the_near_ones() -> None:
 
 @given(st.integers(1, 5), EPOCH_LENGTHS)
 def test_every_n_epochs_fires_on_the_last_batch_of_these_epochs(n: int, lengths: list[int]) -> None:
-    expected = [step for epoch, step, _, end in places(lengths) if end and (epoch + 1) % n == 0]
+    expected = [step for epoch, step, _, end in positions(lengths) if end and (epoch + 1) % n == 0]
     assert fires(Event(every_n_epochs=n), lengths) == expected
 
 
@@ -166,30 +147,30 @@ def test_every_n_epochs_fires_on_the_last_batch_of_these_epochs(n: int, lengths:
 def test_at_epoch_fires_on_the_last_batch_of_these_epochs(
     wanted: set[int], lengths: list[int]
 ) -> None:
-    expected = [step for epoch, step, _, end in places(lengths) if end and epoch in wanted]
+    expected = [step for epoch, step, _, end in positions(lengths) if end and epoch in wanted]
     assert fires(Event(at_epoch=wanted), lengths) == expected
 
 
-def test_an_epoch_that_is_cut_has_no_last_batch() -> None:
+def test_an_epoch_that_the_limit_cuts_fires_no_epoch_criteria() -> None:
     loop = Loop([0, 1, 2], {"E": Event(every_n_epochs=1, at_epoch=[0, 1])}, max_steps=5)
     assert [loop.global_step for _, events in loop if "E" in events] == [2]
 
 
-def test_a_window_bounds_epoch_criteria() -> None:
+def test_a_window_limits_epoch_criteria() -> None:
     assert fires(Event(every_n_epochs=1, from_step=3, until_step=8), [3, 3, 3]) == [5]
     assert fires(Event(at_epoch=[0, 2], from_step=3), [3, 3, 3]) == [8]
 
 
-# Several criteria, several parts
+# Several criteria, and joined events
 
 
 @given(st.integers(1, 9), st.integers(0, 20), st.integers(1, 3), EPOCH_LENGTHS)
-def test_an_event_with_several_criteria_fires_when_any_is_due(
+def test_an_event_with_several_criteria_fires_when_any_of_them_is_due(
     n: int, k: int, epochs: int, lengths: list[int]
 ) -> None:
     expected = [
         step
-        for epoch, step, _, end in places(lengths)
+        for epoch, step, _, end in positions(lengths)
         if (step + 1) % n == 0 or step == k or (end and (epoch + 1) % epochs == 0)
     ]
     event = Event(every_n_steps=n, at_step=k, every_n_epochs=epochs)
@@ -197,12 +178,12 @@ def test_an_event_with_several_criteria_fires_when_any_is_due(
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 20), EPOCH_LENGTHS)
-def test_of_joined_events_each_part_keeps_its_own_window(
+def test_joined_events_keep_their_own_windows(
     n: int, m: int, edge: int, lengths: list[int]
 ) -> None:
     expected = [
         step
-        for _, step, at, end in places(lengths)
+        for _, step, at, end in positions(lengths)
         if ((step + 1) % n == 0 and step <= edge) or ((at + 1) % m == 0 and step > edge) or end
     ]
     before = Event(every_n_steps=n, until_step=edge + 1)
@@ -218,7 +199,7 @@ def test_an_event_joined_with_training_end_fires_at_the_last_batch_too() -> None
 # Time
 
 
-def test_missed_periods_never_come_in_a_burst_and_the_next_counts_from_that_reading() -> None:
+def test_missed_periods_fire_once_and_the_next_period_starts_at_that_reading() -> None:
     assert fires_at_times(Event(every_n_seconds=10), [0, 9, 10, 35, 36, 44, 45, 46]) == [2, 3, 6]
 
 
@@ -229,7 +210,7 @@ def test_missed_periods_never_come_in_a_burst_and_the_next_counts_from_that_read
     st.integers(1, 30),
     st.integers(-100, 100),
 )
-def test_every_n_seconds_fires_when_so_long_has_passed_since_it_was_last_due(
+def test_every_n_seconds_fires_when_that_time_has_passed_since_it_was_last_due(
     period: int, pauses: list[int], start: int, width: int, origin: int
 ) -> None:
     expected, readings, now, last = [], [], 0, 0
@@ -267,16 +248,16 @@ def test_times_that_pass_in_one_step_fire_together_once() -> None:
     assert fires_at_times(Event(at_time=[5, 6, 20]), [4, 7, 8, 19, 20, 21]) == [1, 4]
 
 
-def test_time_0_comes_with_the_first_step() -> None:
+def test_at_time_0_fires_at_the_first_step() -> None:
     assert fires_at_times(Event(at_time=0), [0, 0, 1]) == [0]
 
 
-def test_a_timer_that_came_due_before_its_window_fires_at_the_windows_first_step() -> None:
+def test_a_timer_due_before_its_window_fires_at_the_windows_first_step() -> None:
     assert fires_at_times(Event(at_time=1, from_step=3), [1, 2, 3, 4, 5]) == [3]
     assert fires_at_times(Event(every_n_seconds=2, from_step=3), [2, 4, 6, 7, 8, 9]) == [3, 5]
 
 
-def test_a_timer_that_comes_due_after_its_window_never_fires() -> None:
+def test_a_timer_due_after_its_window_never_fires() -> None:
     assert fires_at_times(Event(at_time=3, until_step=2), [1, 2, 3, 4]) == []
     assert fires_at_times(Event(every_n_seconds=3, until_step=2), [1, 2, 3, 9]) == []
 
@@ -286,29 +267,29 @@ def test_a_timer_is_not_reset_by_other_criteria() -> None:
     assert fires_at_times(event, [3, 6, 8, 9, 10, 11, 12, 13, 20]) == [3, 4, 7, 8]
 
 
-def test_a_timer_due_together_with_a_step_criterion_has_fired() -> None:
+def test_a_timer_due_together_with_a_step_criterion_counts_as_fired() -> None:
     event = Event(every_n_steps=2, every_n_seconds=10)
     assert fires_at_times(event, [1, 11, 12, 13, 20, 21]) == [1, 3, 5]
     event = Event(every_n_steps=2, at_time=10)
     assert fires_at_times(event, [1, 11, 12, 13, 20, 21]) == [1, 3, 5]
 
 
-def test_a_timer_due_together_with_a_condition_has_fired() -> None:
+def test_a_timer_due_together_with_a_condition_counts_as_fired() -> None:
     event = Event(lambda state: state.global_step == 1, every_n_seconds=10)
     assert fires_at_times(event, [1, 11, 12, 20, 21]) == [1, 4]
 
 
-def test_a_period_and_a_time_in_one_event_do_not_disturb_each_other() -> None:
+def test_a_period_and_a_time_in_one_event_are_independent() -> None:
     assert fires_at_times(Event(every_n_seconds=10, at_time=14), [5, 10, 15, 20, 21]) == [1, 2, 3]
 
 
-def test_joined_timers_count_each_for_itself() -> None:
+def test_joined_timers_are_independent() -> None:
     event = Event(every_n_seconds=10) | Event(every_n_seconds=4, until_step=3)
     assert fires_at_times(event, [4, 8, 12, 16, 20, 22]) == [0, 1, 2, 5]
 
 
 @pytest.mark.parametrize("criterion", [{"every_n_seconds": 4}, {"at_time": [3, 9]}])
-def test_in_a_fresh_run_times_per_launch_are_the_times_of_the_training(criterion: Any) -> None:
+def test_in_a_new_run_per_launch_makes_no_difference(criterion: Any) -> None:
     readings = [2, 3, 4, 8, 9, 11, 13]
     plain = fires_at_times(Event(**criterion), readings)
     assert fires_at_times(Event(**criterion, per_launch=True), readings) == plain != []
@@ -325,20 +306,22 @@ def test_a_period_below_a_nanosecond_counts_as_one() -> None:
     assert fires_at_times(Event(every_n_seconds=1e-12), [0, 1e-9, 1e-9, 2e-9]) == [1, 3]
 
 
-def test_large_clock_readings_lose_no_nanoseconds() -> None:
+def test_large_clock_readings_are_exact_to_the_nanosecond() -> None:
     day = 4_000_000_000
     readings = [Fraction(1, 2), day, day, day + 1]
     assert fires_at_times(Event(at_time=day), readings) == [1]
     assert fires_at_times(Event(every_n_seconds=1), readings) == [1, 3]
 
 
-def test_a_clock_may_return_anything_that_is_a_number() -> None:
+def test_a_clock_may_return_any_real_number() -> None:
     readings = [1, 2.5, Fraction(7, 2), 4]
     assert fires_at_times(Event(every_n_seconds=1.25), readings) == [1, 3]
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(-50, 50))
-def test_a_clock_that_goes_backwards_stands_still(readings: list[int], origin: int) -> None:
+def test_elapsed_stays_constant_while_the_clock_goes_backwards(
+    readings: list[int], origin: int
+) -> None:
     clock = iter([origin, *(origin + reading for reading in readings)])
     event = {"E": Event(every_n_seconds=10**6)}
     loop = Loop(lambda: [0], event, max_steps=len(readings), clock=clock.__next__)
@@ -346,8 +329,8 @@ def test_a_clock_that_goes_backwards_stands_still(readings: list[int], origin: i
     assert seen == [float(max(readings[: at + 1])) for at in range(len(readings))]
 
 
-def test_time_starts_with_the_first_request_and_not_with_the_loop() -> None:
-    clock = Clock(100)
+def test_time_starts_at_the_first_request_not_when_the_loop_is_created() -> None:
+    clock = ManualClock(100)
     loop = Loop([0] * 3, {"E": Event(at_time=7)}, max_epochs=1, clock=clock)
     assert clock.readings == 0
     clock.now = 200
@@ -362,28 +345,28 @@ def test_time_starts_with_the_first_request_and_not_with_the_loop() -> None:
 
 
 class Slow:
-    """A loader whose every part takes its time; `notes` tells what was done when."""
+    """A loader whose every call advances the clock; `log` records the calls in order."""
 
-    def __init__(self, notes: list[str], clock: Clock, length: int) -> None:
-        self.notes = notes
+    def __init__(self, log: list[str], clock: ManualClock, length: int) -> None:
+        self.log = log
         self.clock = clock
         self.length = length
 
     def set_epoch(self, epoch: int) -> None:
-        self.notes.append("set_epoch")
+        self.log.append("set_epoch")
         self.clock.now += 1000
 
     def __iter__(self) -> Iterator[int]:
-        self.notes.append("iter")
+        self.log.append("iter")
         self.clock.now += 100
         return self.batches()
 
     def batches(self) -> Iterator[int]:
         for batch in range(self.length):
-            self.notes.append(f"batch {batch}")
+            self.log.append(f"batch {batch}")
             self.clock.now += 1
             yield batch
-        self.notes.append("end")
+        self.log.append("end")
 
 
 class SizedSlow(Slow):
@@ -392,42 +375,42 @@ class SizedSlow(Slow):
 
 
 def run_slowly(kind: type[Slow], event: Event, epochs: int = 1) -> tuple[list[str], list[float]]:
-    notes: list[str] = []
-    clock = Clock()
+    log: list[str] = []
+    clock = ManualClock()
 
-    def note() -> float:
-        notes.append("clock")
+    def record() -> float:
+        log.append("clock")
         return clock()
 
-    loop = Loop(kind(notes, clock, 2), {"E": event}, max_epochs=epochs, clock=note)
+    loop = Loop(kind(log, clock, 2), {"E": event}, max_epochs=epochs, clock=record)
     elapsed = []
     for batch, _ in loop:
-        notes.append(f"body {batch}")
+        log.append(f"body {batch}")
         elapsed.append(loop.state.elapsed)
-    return notes, elapsed
+    return log, elapsed
 
 
-def test_the_clock_is_read_after_all_fetching_just_before_the_batch_is_handed_over() -> None:
-    notes, elapsed = run_slowly(SizedSlow, Event(every_n_seconds=9))
+def test_the_clock_is_read_after_fetching_just_before_the_batch_is_handed_over() -> None:
+    log, elapsed = run_slowly(SizedSlow, Event(every_n_seconds=9))
     first = ["set_epoch", "iter", "clock", "batch 0", "clock", "body 0"]
-    assert notes == [*first, "batch 1", "clock", "body 1", "end"]
+    assert log == [*first, "batch 1", "clock", "body 1", "end"]
     assert elapsed == [1.0, 2.0]
 
 
-def test_looking_ahead_is_fetching_too() -> None:
-    notes, elapsed = run_slowly(Slow, Event(at_time=9))
+def test_with_lookahead_the_clock_is_read_after_the_next_batch_is_fetched() -> None:
+    log, elapsed = run_slowly(Slow, Event(at_time=9))
     first = ["set_epoch", "iter", "clock", "batch 0", "batch 1", "clock", "body 0"]
-    assert notes == [*first, "end", "clock", "body 1"]
+    assert log == [*first, "end", "clock", "body 1"]
     assert elapsed == [2.0, 2.0]
 
 
-def test_opening_a_later_epoch_is_training_time() -> None:
+def test_the_time_to_begin_a_later_epoch_counts_as_training_time() -> None:
     _, elapsed = run_slowly(SizedSlow, Event(every_n_seconds=9), epochs=2)
     assert elapsed == [1.0, 2.0, 1103.0, 1104.0]
 
 
-def test_where_nothing_needs_time_the_clock_is_read_only_when_somebody_looks() -> None:
-    clock = Clock(50)
+def test_without_time_criteria_the_clock_is_read_only_when_elapsed_is() -> None:
+    clock = ManualClock(50)
     loop = Loop([0] * 9, {"E": Event(every_n_steps=2)}, max_epochs=1, clock=clock)
     for _ in loop:
         clock.now += 1
@@ -455,7 +438,9 @@ def test_where_nothing_needs_time_the_clock_is_read_only_when_somebody_looks() -
     ],
     ids=range(5),
 )
-def test_one_reading_a_step_serves_everything_that_needs_time(given_: dict[str, Any]) -> None:
+def test_all_time_criteria_and_conditions_of_a_step_share_one_reading(
+    given_: dict[str, Any],
+) -> None:
     readings = iter([0, 1, 2, 3, 100])
     states = []
 
@@ -484,7 +469,7 @@ def test_a_clock_that_returns_no_number_ends_the_run(bad: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e300, 10**400])
-def test_a_clock_that_returns_no_time_ends_the_run(bad: Any) -> None:
+def test_a_clock_that_returns_no_finite_time_ends_the_run(bad: Any) -> None:
     loop = Loop([0] * 3, max_seconds=5, clock=iter([0, bad]).__next__)
     with pytest.raises(ValueError, match="clock"):
         next(iter(loop))
@@ -520,7 +505,7 @@ def test_a_condition_sees_the_state_of_every_step_once() -> None:
 
 
 class Truth:
-    """An answer like those of array libraries: no bool, but with a truth."""
+    """A condition's result that is no bool but has a truth value, as arrays have."""
 
     def __init__(self, value: bool) -> None:
         self.value = value
@@ -529,37 +514,37 @@ class Truth:
         return self.value
 
 
-def test_the_truth_of_a_conditions_answer_counts() -> None:
+def test_a_condition_fires_if_its_result_is_true_in_a_boolean_context() -> None:
     answers: list[Any] = [True, False, 1, 0, None, "yes", "", [0], [], Truth(True), Truth(False)]
     event = Event(lambda state: answers[state.global_step])
     assert fires(event, [11]) == [0, 2, 5, 7, 9]
 
 
-def test_conditions_are_called_in_order_of_registration_after_stop_when() -> None:
+def test_conditions_are_called_after_stop_when_in_the_order_of_the_events() -> None:
     calls: list[str] = []
 
-    def note(name: str) -> Event:
+    def record(name: str) -> Event:
         return Event(lambda state: calls.append(name))
 
-    events = {"b": note("b"), "a": note("a1") | note("a2"), "c": note("c")}
-    for _ in Loop([0, 0], events, max_epochs=1, stop_when=note("stop")):
+    events = {"b": record("b"), "a": record("a1") | record("a2"), "c": record("c")}
+    for _ in Loop([0, 0], events, max_epochs=1, stop_when=record("stop")):
         calls.append("body")
     assert calls == ["stop", "b", "a1", "a2", "c", "body"] * 2
 
 
-def test_a_condition_is_called_at_every_step_whatever_else_is_due() -> None:
+def test_a_condition_is_called_at_every_step_even_if_another_criterion_is_due() -> None:
     calls: list[int] = []
 
-    def note(state: LoopState) -> bool:
+    def record(state: LoopState) -> bool:
         calls.append(state.global_step)
         return True
 
-    event = Event(note, every_n_steps=1, every_n_epochs=1) | LoopEvents.EPOCH_END
+    event = Event(record, every_n_steps=1, every_n_epochs=1) | LoopEvents.EPOCH_END
     assert fires(event | Event(every_n_steps=2), [2, 2]) == [0, 1, 2, 3]
     assert calls == [0, 1, 2, 3]
 
 
-def test_two_names_of_one_event_call_its_condition_once_each() -> None:
+def test_an_event_under_two_names_has_its_condition_called_twice_per_step() -> None:
     calls: list[int] = []
     event = Event(lambda state: calls.append(state.global_step))
     list(Loop([0, 0], {"a": event, "b": event}, max_epochs=1))
@@ -573,12 +558,12 @@ def test_a_condition_is_not_called_outside_its_window() -> None:
     assert calls == [2, 3, 4]
 
 
-def test_a_condition_that_holds_fires_beside_other_criteria() -> None:
+def test_a_condition_fires_in_addition_to_other_criteria() -> None:
     event = Event(lambda state: state.global_step == 7, every_n_steps=5)
     assert fires(event, [12]) == [4, 7, 9]
 
 
-def test_conditions_see_the_end_of_training_that_stop_when_decides() -> None:
+def test_conditions_see_training_end_where_stop_when_fires() -> None:
     before: list[bool] = []
     after: list[bool] = []
     stop = Event(lambda state: (before.append(state.training_end), state.global_step == 2)[1])
@@ -589,14 +574,14 @@ def test_conditions_see_the_end_of_training_that_stop_when_decides() -> None:
     assert after == [False, False, True]
 
 
-def test_stop_when_sees_the_end_that_the_limit_decides() -> None:
+def test_stop_when_sees_training_end_at_the_limits_last_step() -> None:
     seen: list[bool] = []
     list(Loop([0] * 3, max_steps=3, stop_when=Event(lambda s: seen.append(s.training_end))))
     assert seen == [False, False, True]
 
 
-def test_stop_when_and_the_other_conditions_agree_on_the_time() -> None:
-    clock = Clock()
+def test_stop_when_conditions_and_body_see_the_same_elapsed() -> None:
+    clock = ManualClock()
     looks: list[float] = []
 
     def look(state: LoopState) -> bool:
@@ -614,7 +599,7 @@ def test_stop_when_and_the_other_conditions_agree_on_the_time() -> None:
 @pytest.mark.parametrize(
     ("name", "where"), [("Log", "event 'Log'"), (("a", 1), "event ('a', 1)"), (None, "stop_when")]
 )
-def test_what_a_condition_raises_comes_out_with_a_note_and_ends_the_run(
+def test_an_error_of_a_condition_is_raised_with_a_note_and_ends_the_run(
     name: Any, where: str
 ) -> None:
     wrong = ZeroDivisionError("my own")
@@ -629,18 +614,18 @@ def test_what_a_condition_raises_comes_out_with_a_note_and_ends_the_run(
         loop = Loop(iter(range(9)), events, max_steps=9, stop_when=Event(condition))
     else:
         loop = Loop(iter(range(9)), {**events, name: Event(condition)}, max_steps=9)
-    handed = []
+    batches = []
     with pytest.raises(ZeroDivisionError) as caught:
         for batch, _ in loop:
-            handed.append(batch)
+            batches.append(batch)
     assert caught.value is wrong
     assert wrong.args == ("my own",)
     assert wrong.__notes__ == [f"in the condition of {where}"]  # type: ignore[attr-defined]
-    assert handed == [0, 1]
+    assert batches == [0, 1]
     assert (loop.global_step, loop.stop_reason) == (1, "exception")
 
 
-def test_an_answer_without_a_truth_is_an_error_of_the_condition() -> None:
+def test_an_error_in_bool_of_the_result_is_an_error_of_the_condition() -> None:
     class Ambiguous:
         def __bool__(self) -> bool:
             raise ValueError("ambiguous")
@@ -651,7 +636,7 @@ def test_an_answer_without_a_truth_is_an_error_of_the_condition() -> None:
     assert caught.value.__notes__ == ["in the condition of event 'Log'"]  # type: ignore[attr-defined]
 
 
-def test_a_note_joins_the_notes_that_are_there() -> None:
+def test_a_note_is_added_to_existing_notes() -> None:
     wrong = ValueError("noted before")
     wrong.__notes__ = ["mine"]  # type: ignore[attr-defined]
 
@@ -663,11 +648,11 @@ def test_a_note_joins_the_notes_that_are_there() -> None:
     assert wrong.__notes__ == ["mine", "in the condition of event 'Log'"]  # type: ignore[attr-defined]
 
 
-# The state
+# LoopState
 
 
 def test_the_state_before_the_first_batch() -> None:
-    clock = Clock()
+    clock = ManualClock()
     loop = Loop([0], max_seconds=9, clock=clock)
     state = loop.state
     assert (state.epoch, state.global_step, state.epoch_step) == (0, -1, -1)
@@ -681,7 +666,7 @@ def test_the_state_before_the_first_batch() -> None:
 def test_loop_state_is_the_state_of_the_latest_step(lengths: list[int], conditions: bool) -> None:
     given_: list[LoopState] = []
     events = {"E": Event(given_.append)} if conditions else {}
-    loop = Loop(epochs_of(lengths), events, max_epochs=len(lengths))
+    loop = Loop(epochs_of(lengths, sized=False), events, max_epochs=len(lengths))
     seen = []
     for _ in loop:
         state = loop.state
@@ -694,12 +679,12 @@ def test_loop_state_is_the_state_of_the_latest_step(lengths: list[int], conditio
         assert state.steps_done == state.global_step + 1
         assert not conditions or given_[-1] is state
         seen.append((state.epoch, state.global_step, state.epoch_step, state.epoch_end))
-    assert seen == places(lengths)
+    assert seen == positions(lengths)
     assert loop.global_step == sum(lengths) - 1
     assert loop.state.training_end
 
 
-def test_a_kept_state_does_not_change() -> None:
+def test_a_state_does_not_change_with_later_steps() -> None:
     loop = Loop([0] * 4, max_seconds=3, clock=iter(range(5)).__next__)
     states = [loop.state for _ in loop]
     assert [(state.global_step, state.elapsed) for state in states] == [(0, 1), (1, 2), (2, 3)]
@@ -709,7 +694,7 @@ def test_a_kept_state_does_not_change() -> None:
     "field",
     ["epoch", "global_step", "epoch_step", "epoch_end", "training_end", "elapsed", "steps_done"],
 )
-def test_a_state_is_frozen(field: str) -> None:
+def test_no_attribute_of_a_state_can_be_assigned(field: str) -> None:
     loop = Loop([0], max_steps=1)
     next(iter(loop))
     before = getattr(loop.state, field)
@@ -718,7 +703,7 @@ def test_a_state_is_frozen(field: str) -> None:
     assert getattr(loop.state, field) == before
 
 
-def test_states_are_values() -> None:
+def test_states_compare_hash_and_print_by_their_values() -> None:
     def states() -> list[LoopState]:
         loop = Loop([0, 0], max_seconds=1, clock=iter([0, 0.5, 1.5]).__next__)
         return [loop.state for _ in loop]
@@ -741,7 +726,7 @@ def test_states_are_values() -> None:
 # One Event, many loops
 
 
-def test_one_event_serves_many_loops_at_once() -> None:
+def test_one_event_can_be_used_in_several_loops_at_once() -> None:
     event = Event(every_n_seconds=4, at_time=5, at_step=0)
     ticks = [iter(range(0, 90, stride)).__next__ for stride in (1, 2, 3)]
     loops = [Loop([0] * 9, {"E": event}, max_epochs=1, clock=tick) for tick in ticks]
@@ -755,7 +740,7 @@ def test_one_event_serves_many_loops_at_once() -> None:
     assert len({tuple(found) for found in fired}) == 3
 
 
-def test_one_event_under_two_names_keeps_two_timers() -> None:
+def test_one_event_under_two_names_has_two_timers() -> None:
     event = Event(every_n_seconds=2)
     events = {"a": event, "b": event, "c": event | Event(at_step=0)}
     loop = Loop([0] * 4, events, max_epochs=1, clock=iter(range(5)).__next__)

@@ -1,4 +1,4 @@
-"""mypy and pyright know what dloop's users need to be told."""
+"""mypy and pyright accept right uses of dloop and refuse wrong ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Errors = dict[int, str]
 
 
 def run(module: str, *arguments: str) -> str:
-    """What the checker prints about the files, run from the root of the repository."""
+    """The output of a type checker that is run in the repository's root."""
     if importlib.util.find_spec(module) is None:
         text = f"{module} is not installed"
         pytest.fail(text) if os.environ.get("DLOOP_REQUIRE_TYPECHECKERS") == "1" else None
@@ -52,9 +52,9 @@ def pyright(file: Path, cache: Path) -> Errors:
     found = json.loads(output[output.index("{") :])
     assert found["summary"]["filesAnalyzed"] >= 1
     return {
-        one["range"]["start"]["line"] + 1: one["message"]
-        for one in found["generalDiagnostics"]
-        if one["severity"] == "error" and Path(one["file"]).name == file.name
+        error["range"]["start"]["line"] + 1: error["message"]
+        for error in found["generalDiagnostics"]
+        if error["severity"] == "error" and Path(error["file"]).name == file.name
     }
 
 
@@ -62,7 +62,7 @@ CHECKERS = pytest.mark.parametrize("check", [mypy, pyright])
 
 
 @CHECKERS
-def test_right_uses_have_the_types_that_they_should(
+def test_right_uses_have_the_expected_types(
     check: Callable[[Path, Path], Errors], tmp_path: Path
 ) -> None:
     found = check(REVEAL, tmp_path)
@@ -70,7 +70,7 @@ def test_right_uses_have_the_types_that_they_should(
 
 
 @CHECKERS
-def test_wrong_uses_are_refused_and_nothing_else(
+def test_exactly_the_marked_lines_are_refused(
     check: Callable[[Path, Path], Errors], tmp_path: Path
 ) -> None:
     lines = REFUSED.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""What the loaders of the tests are built from, for PyTorch; importing it needs PyTorch."""
+"""PyTorch data sets and samplers for the tests' loaders; importing this needs PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
 
 class Stream(IterableDataset[int]):
-    """The numbers below n, dealt out to the workers; it has no length."""
+    """The numbers below n, divided among the workers; it has no length."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -24,7 +24,7 @@ class Stream(IterableDataset[int]):
 
 
 class InterruptedStream(Stream):
-    """Ctrl-C comes once, while it makes this number."""
+    """Raises KeyboardInterrupt once, in place of the number `at`."""
 
     def __init__(self, n: int, at: int) -> None:
         super().__init__(n)
@@ -39,14 +39,14 @@ class InterruptedStream(Stream):
 
 
 class GuessedStream(Stream):
-    """It has a length, which says too little of the batches of two workers."""
+    """Its length is wrong: two workers give more batches than it says."""
 
     def __len__(self) -> int:
         return self.n
 
 
 class KeptStream(Stream):
-    """It can say where it is, and go on from there."""
+    """Its state is its position."""
 
     def __init__(self, n: int) -> None:
         super().__init__(n)
@@ -67,7 +67,7 @@ class KeptStream(Stream):
 
 
 class ResetStream(KeptStream):
-    """At its end it says that it is at its beginning."""
+    """At the end of an epoch its state is that of the beginning."""
 
     def __iter__(self) -> Iterator[int]:
         yield from super().__iter__()
@@ -75,7 +75,7 @@ class ResetStream(KeptStream):
 
 
 class Shuffled(Sampler[int]):
-    """A seeded shuffle, another one in each epoch."""
+    """A shuffle that is seeded with the epoch."""
 
     def __init__(self, n: int) -> None:
         self.n = n
