@@ -337,7 +337,7 @@ def _exact(value: Any, place: str) -> Any:
                 raise StateError(f"{place}: JSON cannot hold the key {checks.shown(key)}")
         return {key: _exact(each, f"{place}[{key!r}]") for key, each in value.items()}
     raise StateError(
-        f"{place}={checks.shown(value)}: JSON cannot hold a {type(value).__name__}; put "
+        f"{place}={checks.shown(value)}: JSON cannot hold this; put "
         "state_dict() into your own checkpoint instead"
     )
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import DataLengthError, Event, Loop, LoopError, LoopEvents, LoopState, LoopWarning
-from helpers import (
+from loops import (
     Batch,
     ManualClock,
     RecordingBatches,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cores import CORES, use_core
 from dloop import Event, Loop, LoopEvents, LoopWarning
-from helpers import Batch, needs_reference_counts
+from loops import Batch, needs_reference_counts
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning
-from helpers import ENTER, Enter
+from loops import ENTER, Enter
 
 LAST = frozenset({LoopEvents.EXCEPTION, LoopEvents.TRAINING_END})
 each_way = pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))

@@ -19,7 +19,7 @@ import pytest
 
 import dloop
 from dloop import Event, Loop
-from helpers import Enter, flat
+from loops import Enter, flat
 
 DLOOP_FOLDER = str(Path(dloop.__file__).parent)
 

@@ -16,7 +16,7 @@ from weakref import ref
 import pytest
 
 from dloop import Event, Loop, LoopError, LoopEvents
-from helpers import ENTER, flat
+from loops import ENTER, flat
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
