@@ -689,7 +689,7 @@ cdef class Stepper:
         state: the LoopState of that step, or of an earlier one.
         epoch: the epoch of the next step.
         epoch_start: the first step of that epoch.
-        epoch_end: the latest step that was the last of an epoch.
+        epoch_end: the latest step that was the last of an epoch, of those handed over here.
         training_end: the last step of the run, once it was handed over.
         batches: the iterator to fetch from; an empty one after it has ended.
         queue: the batches that were fetched and not handed over.
@@ -976,13 +976,13 @@ cdef class Steps:
                 in_hand = self.run.gather(token, self.sizes)
             if in_hand > 0:
                 return self.run.hand_over(token, self.sizes, in_hand)
-            token.over = not in_hand
+            token.over = in_hand == 0
         finally:
             stepper.busy = False
         if token.over:
             self.keep_alive = None
             raise StopIteration
-        return next(self)
+        return next(self)  # an epoch was opened
 
     cdef object decide_after_fetch(self):
         """The same, where a fetch gave no batch, but an end or an error."""

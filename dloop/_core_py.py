@@ -552,7 +552,7 @@ class Stepper:
         state: the LoopState of that step, or of an earlier one.
         epoch: the epoch of the next step.
         epoch_start: the first step of that epoch.
-        epoch_end: the latest step that was the last of an epoch.
+        epoch_end: the latest step that was the last of an epoch, of those handed over here.
         training_end: the last step of the run, once it was handed over.
         batches: the iterator to fetch from; an empty one after it has ended.
         queue: the batches that were fetched and not handed over.
@@ -738,7 +738,7 @@ class Stepper:
             with self._lock:
                 self._refuse_while_busy()
                 self._making = mark
-            while True:
+            while True:  # once more where an epoch was opened
                 pair = self._list_before_decision(run, sizes, token)
                 if pair is not None:
                     return pair
@@ -812,8 +812,7 @@ class Stepper:
                 if bits & self.stop_bit:
                     return None
         if conditions.start <= step < conditions.stop:
-            elapsed = self.clock.elapsed(reading) if self.timed else -1
-            asked = self.state_at(step, False, False, elapsed)
+            asked = self.state_at(step, False, False, self.elapsed_at(reading))
             found, asked = conditions.ask(asked, False)
             if found & self.stop_bit:
                 self.answers = found, asked

@@ -27,7 +27,7 @@ NO_BATCHES: Iterator[Any] = iter(())
 class Run:
     """One run over a source, from its first batch, or a saved position, to its last.
 
-    An iterator asks in two parts. `fetch` (`gather`, for a list) has the next batch in hand, in the
+    An iterator asks in two parts. `fetch` (`gather`, for a list) has the next batch in the
     stepper's queue. `hand_over` decides what is due at its step, and lets the step be done. Until
     then a step that is interrupted can be made again, with the batches that are in the queue.
 
@@ -143,10 +143,10 @@ class Run:
     # The next batch
 
     def fetch(self, token: Token) -> int:
-        """Have the next batch in hand.
+        """Prepare the next step.
 
-        Returns how many are: 1, or 0 where the run is over. -1 where an epoch was opened whose
-        first step takes no decision: the core makes it on its own.
+        Returns 1 where its batch, or the pending exception, is ready for `hand_over`; 0 where the
+        run is over; -1 where an epoch was opened whose first step the core makes on its own.
         """
         self.check(token)
         if self.pending is not None:
@@ -160,16 +160,16 @@ class Run:
             return self._end_by(*self._deferred)
         try:
             while True:
-                epoch = self._epoch
-                opens = epoch is None or epoch.over
+                opens = self._epoch is None or self._epoch.over  # a local name would keep workers
                 if opens:
                     self._open_epoch(token)
                 if not self.clock.ticking:
-                    self.clock.start()
+                    self._start_clock()
                     self.check(token)
                 if opens and self._core_goes_on(token):
                     return -1
                 if self._fetch(token) or self.stepper.queue:
+                    self.check(token)
                     return 1
                 self.stop_reason = self._end_unforeseen()
                 if self.stop_reason is not None:
@@ -178,10 +178,17 @@ class Run:
         except BaseException as exception:
             if not self._goes_on_after_source(token, exception):
                 raise
-            return self.fetch(token)
+        return self.fetch(token)  # here, as what it raises has nothing to do with the exception
+
+    def _start_clock(self) -> None:
+        try:
+            self.clock.start()
+        except Exception as exception:  # not of the source, and never an event
+            self._end_with(exception)
+            raise
 
     def _core_goes_on(self, token: Token) -> bool:
-        """Let the core make the next step on its own, if that takes no decision."""
+        """Set how far the core goes on its own. Whether that is at least the next step."""
         stepper = self.stepper
         token.until, stepper.next_reading = self._next_decision(self.timers)
         if self.stop_asked is not None:
@@ -244,6 +251,7 @@ class Run:
         epoch = self._epoch
         if epoch is not None and epoch.over:
             self._leave_epoch(epoch)
+            self.check(token)
             epoch = None
         taken = stepper.step + 1 - stepper.epoch_start
         if epoch is not None:
@@ -312,7 +320,7 @@ class Run:
 
     def _goes_on_after_source(self, token: Token, exception: BaseException) -> bool:
         """Whether the run goes on after what the source raised: not believed, or raised later."""
-        if not self._undo_step(token) or not isinstance(exception, Exception):
+        if not self._undo_step(token) or not isinstance(exception, Exception) or self.error:
             return False
         epoch = self._epoch
         single_pass = self.source.single_pass
@@ -637,11 +645,11 @@ class Run:
         schedule = self.schedule
         triggers = stepper.triggers
         epoch = self._epoch
-        first = stepper.epoch_start
+        over = epoch is not None and epoch.over
+        first = stepper.step + 1 if over else stepper.epoch_start
         if epoch is not None:
             epoch_len = epoch.length
-        if epoch is None or epoch.over:
-            first = first if epoch is None else stepper.step + 1
+        if epoch is None or over:
             triggers = self._core.Triggers(
                 schedule.steps, schedule.epoch_steps, stepper.step + 1, first
             )

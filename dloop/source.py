@@ -259,6 +259,8 @@ class Source:
                 NEVER if _counts_batches(loader) else _MOST_AGAIN,
                 self.single_pass,
             )
+            if self._epoch == epoch and self._tracked is not None:  # it is opened anew
+                tracked.go_on_from(self._tracked)
             skips = self._skips or taken - tracked.begun
         if skips:
             self._skip(batches, skips, loader, epoch)
@@ -312,7 +314,7 @@ class Source:
         those between are skipped when it is loaded. `whole` is whether that is the end of the
         epoch before. `rest` is how many batches end the epoch, where it is that of the one before.
         """
-        if not self._opened or (self._resumed is not None and self._epoch == epoch):
+        if not self._opened:
             return self._resumed
         tracked = self._tracked
         if self._epoch != epoch and tracked is not None:  # the next one was opened already
@@ -424,7 +426,7 @@ class Source:
         batches = self._batches
         self.forget()
         close = getattr(batches, "close", None)
-        if callable(close) and not self.single_pass:
+        if callable(close) and not self.single_pass and not getattr(batches, "gi_running", False):
             close()
 
     def _promised_length(self, loader: Iterable[Any]) -> int | None:
@@ -550,7 +552,7 @@ class _Tracked:
         self._single_pass = single_pass
         self.begun: int = 0 if resumed is None else resumed["at"]
         self._taken = 0
-        self._failed = False  # the latest fetch did, so that the state may be any
+        self._failed = False  # the latest fetch has, or is not done, so that the state may be any
         self._noted: list[dict[str, Any]] = []  # the first, and the last two
         self._at_end: dict[str, Any] | None = None
         self._ended = False  # whether the iterator was
@@ -561,11 +563,11 @@ class _Tracked:
     def __next__(self) -> Any:
         if self._taken % _MOST_AGAIN == 1 and not self._failed:
             self._note()
+        self._failed = True  # until it has not
         try:
             batch = self._first.pop() if self._first else next(self._batches)
-        except BaseException as exception:
-            self._ended = isinstance(exception, StopIteration)
-            self._failed = not self._ended
+        except StopIteration:
+            self._failed, self._ended = False, True
             raise
         self._failed = False
         self._taken += 1
@@ -574,16 +576,22 @@ class _Tracked:
     def state(self, done: int, ahead: int) -> dict[str, Any] | None:
         """The state after `done` batches of the epoch, where `ahead` more were taken."""
         is_right = done - self.begun >= self._right_after and not (ahead or self._failed)
-        if is_right and self._owner is not None:
+        is_here = done == self.begun + self._taken
+        if is_right and is_here and self._owner is not None:
             return self._state_now(done)
         earlier = [noted for noted in self._noted if noted["at"] <= done]
         return earlier[-1] if earlier else self.before
+
+    def go_on_from(self, broken: _Tracked) -> None:
+        """Take over what was noted of the same epoch before its iterator was broken."""
+        self.before = broken.before
+        self._noted = broken._noted
 
     def state_at_end(self) -> dict[str, Any] | None:
         """The state once the epoch has ended."""
         if self._owner is None:
             return self._at_end
-        if self._resumed is None or self._taken >= self._right_after:
+        if self._resumed is None or not self._taken or self._taken >= self._right_after:
             return self._state_now(0)
         return {**self._resumed, "rest": self._taken}
 

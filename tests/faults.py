@@ -313,7 +313,7 @@ FAULTS = [
     ),
     Fault(
         "an exhausted iterator begins again",
-        "            token.over = not in_hand\n",
+        "            token.over = in_hand == 0\n",
         "",
         ("cython",),
     ),
@@ -790,8 +790,8 @@ FAULTS = [
     ),
     Fault(
         "a loader that failed is asked for its state",
-        "self._failed = not self._ended",
-        "pass",
+        "        self._failed = True  # until it has not\n",
+        "",
         SHARED,
         SOURCE,
     ),
@@ -832,7 +832,7 @@ FAULTS = [
     ),
     Fault(
         "a resumed loader is always trusted",
-        "if self._resumed is None or self._taken >= self._right_after:",
+        "if self._resumed is None or not self._taken or self._taken >= self._right_after:",
         "if True:",
         SHARED,
         SOURCE,
