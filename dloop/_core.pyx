@@ -1010,7 +1010,7 @@ cdef class Lists(Steps):
         with critical_section(stepper):
             if stepper.busy or stepper.step >= self.token.until:
                 return self.decide()
-            last = stepper.step + min(self.most, NEVER - stepper.step)
+            last = stepper.step + min(self.most, NEVER - max(stepper.step, 0))
             last = min(last, stepper.triggers.next_due())
             if last > self.token.until or (
                 stepper.conditions.start <= last and stepper.step < stepper.conditions.stop
