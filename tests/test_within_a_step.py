@@ -167,6 +167,21 @@ def test_a_generator_that_closes_its_loop_ends_it_with_an_error(
 
 
 @by_entry
+@pytest.mark.parametrize("at", range(3))
+def test_an_interrupt_of_a_source_that_has_closed_its_loop_is_raised(at: int, enter: str) -> None:
+    def batches() -> Iterator[int]:
+        for number in range(3):
+            if number == at:
+                loop.close()
+                raise KeyboardInterrupt
+            yield number
+
+    loop = Loop(batches, max_epochs=1, dataloader_len=3)
+    with pytest.raises(KeyboardInterrupt):
+        flat(ENTER[enter](loop))
+
+
+@by_entry
 @needs_reference_counts
 @pytest.mark.usefixtures("no_collector")
 def test_the_iterator_of_a_cut_epoch_is_freed_before_the_next_is_made(enter: str) -> None:
