@@ -320,7 +320,9 @@ class Run:
 
     def _goes_on_after_source(self, token: Token, exception: BaseException) -> bool:
         """Whether the run goes on after what the source raised: not believed, or raised later."""
-        if not self._undo_step(token) or not isinstance(exception, Exception) or self.error:
+        if not self._undo_step(token) or not isinstance(exception, Exception):
+            return False
+        if self.error is not None:  # the clock's, which has ended the run
             return False
         epoch = self._epoch
         single_pass = self.source.single_pass
