@@ -95,12 +95,7 @@ cdef class EventSet(frozenset):
     cdef tuple _first  # the names at the first places
     cdef uint64_t _bits  # of the places that fit into a word
     cdef object _on_unknown
-    cdef int64_t last  # the latest step with these events, -1 if there was none
-    cdef int64_t before  # and the one before it
-    cdef bint in_recent  # whether it is in `EventSets._recent`
-
-    def __cinit__(self, names=()):
-        self.last = self.before = -1
+    cdef tuple _due  # the places of its names
 
     def __contains__(self, name):
         cdef Py_ssize_t place
@@ -144,8 +139,8 @@ cdef class EventSets:
     cdef tuple _first
     cdef object _on_unknown
     cdef dict _sets
-    cdef list _recent  # those that were due since `last_steps` looked
-    cdef dict _last_steps
+    cdef int64_t *_latest  # by place, the latest step at which the name was due, or -1
+    cdef int64_t *_before  # and the one before that
 
     def __init__(self, list names, dict places, on_unknown):
         self._names = names
@@ -153,15 +148,24 @@ cdef class EventSets:
         self._first = tuple(names[:FIRST])
         self._on_unknown = on_unknown
         self._sets = {0: QUIET}
-        self._recent = []
-        self._last_steps = {}
+        cdef Py_ssize_t place
+        cdef size_t size = (len(names) + 1) * sizeof(int64_t)
+        self._latest = <int64_t *>PyMem_Realloc(self._latest, size)
+        self._before = <int64_t *>PyMem_Realloc(self._before, size)
+        if self._latest is NULL or self._before is NULL:
+            raise MemoryError
+        for place in range(len(names)):
+            self._latest[place] = self._before[place] = -1
 
-    cpdef object of(self, bits, int64_t step):
-        """The set of the names whose bits are given, for the step after `step`."""
+    def __dealloc__(self):
+        PyMem_Free(self._latest)
+        PyMem_Free(self._before)
+
+    cpdef object of(self, bits):
+        """The set of the names whose bits are given."""
         events = self._sets.get(bits)
         if events is None:
             if len(self._sets) >= MOST_SETS:
-                self.last_steps(step, False)
                 self._sets = {0: QUIET}
             events = self._sets[bits] = self.make(bits)
         return events
@@ -170,12 +174,13 @@ cdef class EventSets:
         """A new set of the names whose bits are given."""
         cdef Py_ssize_t place
         cdef uint64_t word = <object>bits & <object>0xFFFFFFFFFFFFFFFF
-        due = []
+        cdef list due = []
         while bits:
             place = bits.bit_length() - 1
-            due.append(self._names[place])
+            due.append(place)
             bits ^= <object>1 << place
-        cdef EventSet events = EventSet.__new__(EventSet, due)
+        cdef EventSet events = EventSet.__new__(EventSet, [self._names[place] for place in due])
+        events._due = tuple(due)
         events._places = self._places
         events._first = self._first
         events._bits = word
@@ -187,41 +192,26 @@ cdef class EventSets:
         self.mark_set(<EventSet?>events, step)
 
     cdef inline int mark_set(self, EventSet events, int64_t step) except -1:
-        if not events.in_recent:
-            self._recent.append(events)
-            events.in_recent = True
-        if events.last != step:
-            events.before = events.last
-            events.last = step
+        cdef Py_ssize_t place
+        for place in events._due:
+            if self._latest[place] != step:
+                self._before[place] = self._latest[place]
+                self._latest[place] = step
         return 0
 
-    cpdef dict last_steps(self, int64_t step, bint done):
-        """By name, the latest step before `step` at which it was due; `step` too, if it is `done`.
+    cpdef int64_t last_step(self, name, int64_t end) except -2:
+        """The latest step before `end` at which the name was due; -1 if there is none.
 
-        `step` is the latest one that was handed over.
+        `end` is the latest step that was handed over, or the one after it.
         """
-        cdef EventSet events
-        cdef int64_t last
-        cdef dict steps = self._last_steps
-        cdef list still_recent = []
-        for events in self._recent:
-            last = events.last
-            if last >= step:
-                still_recent.append(events)
-                last = events.before
-            else:
-                events.in_recent = False
-            if last >= 0:
-                for name in events:
-                    if steps.get(name, -1) < last:
-                        steps[name] = last
-        self._recent = still_recent
-        if not done:
-            return steps
-        latest = dict(steps)
-        for events in still_recent:
-            latest.update(dict.fromkeys(events, step))
-        return latest
+        cdef Py_ssize_t place = self._places[name]
+        cdef int64_t latest = self._latest[place]
+        return latest if latest < end else self._before[place]
+
+    def last_steps(self, int64_t end):
+        """The same, by name, of all names that were due before `end`."""
+        steps = {name: self.last_step(name, end) for name in self._names}
+        return {name: step for name, step in steps.items() if step >= 0}
 
 
 cdef class Clock:
@@ -822,6 +812,18 @@ cdef class Stepper:
         self.token = Token.__new__(Token)
         return self.token
 
+    cdef inline bint is_early(self) noexcept:
+        """Whether the coarse clock says that no time has come; its reading is the step's."""
+        cdef int64_t reading
+        if not self.coarse_until:
+            return False
+        reading = coarse_clock()
+        if reading >= self.coarse_until:
+            return False
+        if reading > self.clock.last:  # it may lag behind
+            self.clock.last = reading
+        return True
+
     cdef inline bint is_quiet(self, Token token, int64_t step, int64_t *reading) except -1:
         """Whether nothing is due at `step`; what the clock says there, where steps need it."""
         if self.timed:
@@ -861,13 +863,13 @@ cdef class Stepper:
         if found:
             if only is not None:
                 bits = <object>1 << only.place
-            events = self.sets.of(bits | found, self.step)
+            events = self.sets.of(bits | found)
         elif only is not None:
             if only.events is None:
                 only.events = self.sets.make(<object>1 << only.place)
             events = only.events
         else:
-            events = self.sets.of(bits, self.step) if bits else QUIET
+            events = self.sets.of(bits) if bits else QUIET
         if token is not self.token:  # the loop was closed or restarted in a condition
             return None
         triggers.advance(step)
@@ -904,31 +906,37 @@ cdef class Steps:
     def __next__(self):
         # `stepper` is not given a local name: that would count references at every step
         cdef PyObject *fetched
-        cdef int64_t reading
-        with critical_section(self.stepper):
-            if self.stepper.step >= self.token.until or self.stepper.busy:
-                return self.decide()
-            self.stepper.busy = True
-            batches = self.stepper.batches  # alive during the fetch, whatever happens in it
-            fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
-            if fetched is NULL:
-                return self.decide_after_fetch()
-            batch = <object>fetched
-            Py_DECREF(batch)
-            if self.stepper.step < self.token.quiet_until:
-                if self.stepper.timed:
-                    reading = coarse_clock() if self.stepper.coarse_until else NEVER
-                    if reading >= self.stepper.coarse_until:
-                        return self.hand_over(batch)
-                    if reading > self.stepper.clock.last:  # it may lag behind
-                        self.stepper.clock.last = reading
-                self.stepper.step += 1
-                self.stepper.busy = False
-                return batch, QUIET
-            return self.hand_over(batch)
+        while True:  # once more where an epoch was opened
+            with critical_section(self.stepper):
+                if self.stepper.step >= self.token.until or self.stepper.busy:
+                    self.begin_decision()
+                else:
+                    self.stepper.busy = True
+                    batches = self.stepper.batches  # alive during the fetch, whatever happens in it
+                    fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
+                    if fetched is NULL:
+                        self.end_fetch()
+                    else:
+                        batch = <object>fetched
+                        Py_DECREF(batch)
+                        if self.stepper.step < self.token.quiet_until and (
+                            not self.stepper.timed or self.stepper.is_early()
+                        ):
+                            self.stepper.step += 1
+                            self.stepper.busy = False
+                            return batch, QUIET
+                        pair = self.hand_over(batch)
+                        if pair is not None:
+                            return pair
+            pair = self.decide()
+            if pair is not None:
+                return pair
 
     cdef object hand_over(self, batch):
-        """A step at which the clock, triggers and conditions may have a say."""
+        """A step at which the clock, triggers and conditions may have a say.
+
+        None where it takes a decision, with the batch in the queue.
+        """
         cdef Stepper stepper = self.stepper
         cdef Token token = self.token
         cdef int64_t step = stepper.step + 1
@@ -952,20 +960,36 @@ cdef class Steps:
         stepper.queue = [batch]
         if stepper.timed:
             stepper.reading = reading
-        return self.decide_now()
+        return None
 
-    cdef object decide(self):
-        """A step that takes a decision."""
+    cdef int begin_decision(self) except -1:
+        """Mark the next step as the one that is being made."""
         if self.token.over:
             raise StopIteration
         if self.stepper.busy:
             raise errors.in_use()
         self.stepper.busy = True
-        return self.decide_now()
+        return 0
 
-    cdef object decide_now(self):
-        """The same, where this is marked as the step that is being made."""
-        cdef Stepper stepper = self.stepper
+    cdef int end_fetch(self) except -1:
+        """A fetch gave no batch, but an end, or an error, after which the run may go on."""
+        try:
+            end_or_error()
+            self.stepper.batches = iter(())
+        except BaseException as exception:
+            try:
+                if not self.run.goes_on_after_fetch(self.token, exception):
+                    raise
+            except BaseException:
+                self.stepper.busy = False
+                raise
+        return 0
+
+    cdef object decide(self):
+        """A step that takes a decision. None where an epoch was opened instead.
+
+        It is made outside of the critical section: that it is marked keeps other threads out.
+        """
         cdef Token token = self.token
         cdef int64_t in_hand
         token.set_back()  # until it is made, whatever interrupts it
@@ -978,25 +1002,13 @@ cdef class Steps:
                 return self.run.hand_over(token, self.sizes, in_hand)
             token.over = in_hand == 0
         finally:
-            stepper.busy = False
-        if token.over:
-            self.keep_alive = None
-            raise StopIteration
-        return next(self)  # an epoch was opened
-
-    cdef object decide_after_fetch(self):
-        """The same, where a fetch gave no batch, but an end or an error."""
-        try:
-            end_or_error()
-            self.stepper.batches = iter(())
-        except BaseException as exception:
-            try:
-                if not self.run.goes_on_after_fetch(self.token, exception):
-                    raise
-            except BaseException:
+            with critical_section(self.stepper):
                 self.stepper.busy = False
-                raise
-        return self.decide_now()
+                if token.over:
+                    self.keep_alive = None
+        if token.over:
+            raise StopIteration
+        return None
 
 
 cdef class Lists(Steps):
@@ -1005,21 +1017,39 @@ cdef class Lists(Steps):
     cdef int64_t most
 
     def __next__(self):
+        cdef int64_t size
+        while True:  # once more where an epoch was opened
+            with critical_section(self.stepper):
+                size = self.size_before_decision()
+                if size:
+                    pair = self.gather(size)
+                    if pair is not None:
+                        return pair
+                else:
+                    self.begin_decision()
+            pair = self.decide()
+            if pair is not None:
+                return pair
+
+    cdef int64_t size_before_decision(self) except -1:
+        """The size of a list whose steps take no decision; 0 where there is none."""
         cdef Stepper stepper = self.stepper
         cdef int64_t last
-        with critical_section(stepper):
-            if stepper.busy or stepper.step >= self.token.until:
-                return self.decide()
-            last = stepper.step + min(self.most, NEVER - max(stepper.step, 0))
-            last = min(last, stepper.triggers.next_due())
-            if last > self.token.until or (
-                stepper.conditions.start <= last and stepper.step < stepper.conditions.stop
-            ):
-                return self.decide()
-            return self.gather(fitting(self.sizes, last - stepper.step))
+        if stepper.busy or stepper.step >= self.token.until:
+            return 0
+        last = stepper.step + min(self.most, NEVER - max(stepper.step, 0))
+        last = min(last, stepper.triggers.next_due())
+        if last > self.token.until or (
+            stepper.conditions.start <= last and stepper.step < stepper.conditions.stop
+        ):
+            return 0
+        return fitting(self.sizes, last - stepper.step)
 
     cdef object gather(self, int64_t size):
-        """A list of so many batches, whose steps take no decision, but for the time."""
+        """A list of so many batches, whose steps take no decision, but for the time.
+
+        None where there has to be one, with what was fetched in the queue.
+        """
         cdef Stepper stepper = self.stepper
         cdef Token token = self.token
         cdef list gathered = list_with_room(min(size, 4096))
@@ -1064,11 +1094,11 @@ cdef class Lists(Steps):
             except BaseException:
                 stepper.busy = False
                 raise
-            return self.decide_now()
+            return None
         stepper.queue = gathered
         if not fetching and stepper.timed:
             stepper.reading = reading
-        return self.decide_now()
+        return None
 
 
 cpdef int64_t fitting(sizes, int64_t most) except -1:

@@ -42,21 +42,17 @@ class EventSet(frozenset):  # type: ignore[type-arg]
     Asked for a name that the loop does not know, it calls `on_unknown(name)`.
     """
 
-    __slots__ = ("_known", "_names", "_on_unknown", "before", "in_recent", "last")
+    __slots__ = ("_known", "_names", "_on_unknown", "due")
 
     _names: frozenset[Hashable]
     _known: dict[Hashable, int] | None  # None in a set that somebody else made
     _on_unknown: Callable[[Hashable], object]
-    last: int  # the latest step with these events, -1 if there was none
-    before: int  # and the one before it
-    in_recent: bool  # whether it is in `EventSets._recent`
+    due: list[int]  # the places of its names
 
     def __new__(cls, names: Iterable[Hashable] = ()) -> EventSet:
         events = super().__new__(cls, names)
         events._names = frozenset(events)
         events._known = None
-        events.last = events.before = -1
-        events.in_recent = False
         return events
 
     def __contains__(self, name: Hashable) -> bool:
@@ -85,7 +81,7 @@ class EventSets:
         on_unknown: called with a name that a set is asked for and that is none of these.
     """
 
-    __slots__ = ("_last_steps", "_names", "_on_unknown", "_places", "_recent", "_sets")
+    __slots__ = ("_before", "_latest", "_names", "_on_unknown", "_places", "_sets")
 
     def __init__(
         self,
@@ -97,15 +93,15 @@ class EventSets:
         self._places = places
         self._on_unknown = on_unknown
         self._sets: dict[int, frozenset[Hashable]] = {0: QUIET}
-        self._recent: list[EventSet] = []  # those that were due since `last_steps` looked
-        self._last_steps: dict[Hashable, int] = {}
+        # By place, the latest step at which the name was due, -1 if there is none
+        self._latest = [-1] * len(names)
+        self._before = [-1] * len(names)  # and the one before that
 
-    def of(self, bits: int, step: int) -> Any:
-        """The set of the names whose bits are given, for the step after `step`."""
+    def of(self, bits: int) -> Any:
+        """The set of the names whose bits are given."""
         events = self._sets.get(bits)
         if events is None:
             if len(self._sets) >= MOST_SETS:
-                self.last_steps(step, False)
                 self._sets = {0: QUIET}
             events = self._sets[bits] = self.make(bits)
         return events
@@ -115,46 +111,35 @@ class EventSets:
         due = []
         while bits:
             place = bits.bit_length() - 1
-            due.append(self._names[place])
+            due.append(place)
             bits ^= 1 << place
-        events = EventSet(due)
+        events = EventSet([self._names[place] for place in due])
+        events.due = due
         events._known = self._places
         events._on_unknown = self._on_unknown
         return events
 
     def mark(self, events: Any, step: int) -> None:
         """Note that `step` has these events, of which there are some."""
-        if not events.in_recent:
-            self._recent.append(events)
-            events.in_recent = True
-        if events.last != step:
-            events.before, events.last = events.last, step
+        latest = self._latest
+        for place in events.due:
+            if latest[place] != step:
+                self._before[place] = latest[place]
+                latest[place] = step
 
-    def last_steps(self, step: int, done: bool) -> dict[Hashable, int]:
-        """By name, the latest step before `step` at which it was due; `step` too, if it is `done`.
+    def last_step(self, name: Hashable, end: int) -> int:
+        """The latest step before `end` at which the name was due; -1 if there is none.
 
-        `step` is the latest one that was handed over.
+        `end` is the latest step that was handed over, or the one after it.
         """
-        steps = self._last_steps
-        still_recent = []
-        for events in self._recent:
-            last = events.last
-            if last >= step:
-                still_recent.append(events)
-                last = events.before
-            else:
-                events.in_recent = False
-            if last >= 0:
-                for name in events:
-                    if steps.get(name, -1) < last:
-                        steps[name] = last
-        self._recent = still_recent
-        if not done:
-            return steps
-        latest = dict(steps)
-        for events in still_recent:
-            latest.update(dict.fromkeys(events, step))
-        return latest
+        place = self._places[name]
+        latest = self._latest[place]
+        return latest if latest < end else self._before[place]
+
+    def last_steps(self, end: int) -> dict[Hashable, int]:
+        """The same, by name, of all names that were due before `end`."""
+        steps = {name: self.last_step(name, end) for name in self._names}
+        return {name: step for name, step in steps.items() if step >= 0}
 
 
 class Clock:
@@ -821,13 +806,13 @@ class Stepper:
         if found:
             if only is not None:
                 bits = 1 << only.place
-            events = self.sets.of(bits | found, self.step)
+            events = self.sets.of(bits | found)
         elif only is not None:
             events = only.events
             if events is None:
                 events = only.events = self.sets.make(1 << only.place)
         else:
-            events = self.sets.of(bits, self.step) if bits else QUIET
+            events = self.sets.of(bits) if bits else QUIET
         if token is not self.token:  # the loop was closed or restarted in a condition
             return None
         triggers.advance(step)

@@ -353,7 +353,7 @@ class Loop(Generic[Batch]):
         new = -1 if isinstance(name, LoopEvents) else self._steps_before - 1
         before = self._windows.get(name, new)
         step = stepper.step
-        last = stepper.sets.last_steps(step, False).get(name, before)
+        last = stepper.sets.last_step(name, step)
         return step - max(before, last)
 
     def state_dict(self, step_done: bool = True) -> dict[str, Any]:
@@ -408,7 +408,7 @@ class Loop(Generic[Batch]):
             windows={
                 **dict.fromkeys(self._schedule.events, self._steps_before - 1),
                 **self._windows,
-                **stepper.sets.last_steps(stepper.step, not undone),
+                **stepper.sets.last_steps(stepper.step + (not undone)),
             },
             loader=self._source.state(
                 epoch_steps, run.fetched_ahead() + undone, latest.epoch, epoch_end

@@ -160,7 +160,8 @@ class Run:
             return self._end_by(*self._deferred)
         try:
             while True:
-                opens = self._epoch is None or self._epoch.over  # a local name would keep workers
+                # no local name for the epoch: that would keep its workers
+                opens = self._epoch is None or self._epoch.over
                 if opens:
                     self._open_epoch(token)
                 if not self.clock.ticking:
@@ -178,7 +179,7 @@ class Run:
         except BaseException as exception:
             if not self._goes_on_after_source(token, exception):
                 raise
-        return self.fetch(token)  # here, as what it raises has nothing to do with the exception
+        return self.fetch(token)  # not in `except`: the exception is no context of what this raises
 
     def _start_clock(self) -> None:
         try:
@@ -497,7 +498,7 @@ class Run:
         if self.pending is not None:
             self._delivered = True
             bits = self.on_exception | (self.stop_asked[1] if self.stop_asked else 0)
-            return None, self.stepper.sets.of(bits, self.stepper.step)
+            return None, self.stepper.sets.of(bits)
         try:
             return self._decide(token, sizes, count)
         except BaseException as exception:
@@ -548,7 +549,7 @@ class Run:
                 bits |= asked_stop[1]
             if reason == "exhausted":
                 self.source.warn_ran_dry(step)
-        events = stepper.sets.of(bits, stepper.step)
+        events = stepper.sets.of(bits)
         self.check(token)
 
         # What comes next

@@ -552,7 +552,7 @@ class _Tracked:
         self._single_pass = single_pass
         self.begun: int = 0 if resumed is None else resumed["at"]
         self._taken = 0
-        self._failed = False  # the latest fetch has, or is not done, so that the state may be any
+        self._failed = False  # the latest fetch did, or it is not over: the state may be any
         self._noted: list[dict[str, Any]] = []  # the first, and the last two
         self._at_end: dict[str, Any] | None = None
         self._ended = False  # whether the iterator was
@@ -563,7 +563,7 @@ class _Tracked:
     def __next__(self) -> Any:
         if self._taken % _MOST_AGAIN == 1 and not self._failed:
             self._note()
-        self._failed = True  # until it has not
+        self._failed = True  # as long as the fetch lasts, and if it is interrupted
         try:
             batch = self._first.pop() if self._first else next(self._batches)
         except StopIteration:

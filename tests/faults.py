@@ -162,13 +162,20 @@ FAULTS = [
     Fault("unknown names do not warn", "self._on_unknown(name)", "pass"),
     Fault(
         "windows forget the step at which they began",
-        "last = events.before\n",
-        "last = -1\n",
+        "                self._before[place] = self._latest[place]\n",
+        "",
+        ("cython",),
     ),
     Fault(
-        "windows are counted once",
-        "                events.in_recent = False\n",
-        "                pass\n",
+        "windows forget the step at which they began",
+        "                self._before[place] = latest[place]\n",
+        "",
+        ("python",),
+    ),
+    Fault(
+        "a window ends at a step that is not done",
+        "return latest if latest < end else self._before[place]",
+        "return latest",
     ),
     Fault(
         "quiet steps have every event",
@@ -240,8 +247,8 @@ FAULTS = [
     ),
     Fault(
         "a stop during a fetch comes a step late",
-        "if self.stepper.step < self.token.quiet_until:",
-        "if True:",
+        "if self.stepper.step < self.token.quiet_until and (",
+        "if (",
         ("cython",),
     ),
     Fault(
@@ -326,7 +333,7 @@ FAULTS = [
     ),
     Fault(
         "a list runs over a trigger",
-        "            last = min(last, stepper.triggers.next_due())\n",
+        "        last = min(last, stepper.triggers.next_due())\n",
         "",
         ("cython",),
     ),
@@ -345,8 +352,8 @@ FAULTS = [
     ),
     Fault(
         "a list has any length",
-        "self.gather(fitting(self.sizes, last - stepper.step))",
-        "self.gather(last - stepper.step)",
+        "return fitting(self.sizes, last - stepper.step)",
+        "return last - stepper.step",
         ("cython",),
     ),
     Fault(
@@ -537,8 +544,8 @@ FAULTS = [
     ),
     Fault(
         "a closed loop hands over a batch",
-        "        events = stepper.sets.of(bits, stepper.step)\n        self.check(token)\n",
-        "        events = stepper.sets.of(bits, stepper.step)\n",
+        "        events = stepper.sets.of(bits)\n        self.check(token)\n",
+        "        events = stepper.sets.of(bits)\n",
         SHARED,
         RUN,
     ),
@@ -790,7 +797,7 @@ FAULTS = [
     ),
     Fault(
         "a loader that failed is asked for its state",
-        "        self._failed = True  # until it has not\n",
+        "        self._failed = True  # as long as the fetch lasts, and if it is interrupted\n",
         "",
         SHARED,
         SOURCE,

@@ -224,8 +224,7 @@ def numbers(steps: int) -> Iterator[int]:
         yield number
 
 
-# Without the GIL, threads that take a loop from one another make few steps per second
-STEPS = 300 if FREE_THREADED else 3000
+STEPS = 3000
 SOURCES: dict[str, Callable[[], Any]] = {
     "a generator": lambda: numbers(STEPS),
     "a list": lambda: list(range(STEPS)),
