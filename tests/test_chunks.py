@@ -16,14 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import DataLengthError, Event, Loop, LoopError, LoopEvents, LoopState, LoopWarning
-from loops import (
-    Batch,
-    ManualClock,
-    RecordingBatches,
-    RecordingLoader,
-    SizedLoader,
-    needs_reference_counts,
-)
+from interpreter import needs_reference_counts
+from manual_clock import ManualClock
+from recording_loaders import Batch, RecordingBatches, RecordingLoader, SizedLoader
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
 BOTH = {EPOCH_END, TRAINING_END}

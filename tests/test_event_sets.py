@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from cores import CORES, use_core
 from dloop import Event, Loop, LoopEvents, LoopWarning
-from loops import Batch, needs_reference_counts
+from interpreter import needs_reference_counts
+from recording_loaders import Batch
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
 

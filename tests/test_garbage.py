@@ -18,7 +18,7 @@ import pytest
 
 from cores import CORES
 from dloop import Event, Loop, LoopEvents, LoopState
-from loops import CPYTHON, needs_reference_counts
+from interpreter import CPYTHON, needs_reference_counts
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 

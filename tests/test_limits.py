@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopError, LoopEvents, LoopState
-from loops import epochs_of
+from recording_loaders import epochs_of
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
 EPOCH_LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=6)

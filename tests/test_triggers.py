@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopEvents, LoopState
-from loops import ManualClock, epochs_of
+from manual_clock import ManualClock
+from recording_loaders import epochs_of
 
 TOP = 2**62
 EPOCH_LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=8)

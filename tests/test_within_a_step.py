@@ -9,7 +9,8 @@ from weakref import ref
 import pytest
 
 from dloop import Event, Loop, LoopError
-from loops import ENTER, flat, needs_reference_counts
+from interpreter import needs_reference_counts
+from loops import ENTER, flat
 
 by_entry = pytest.mark.parametrize("enter", list(ENTER))
 
@@ -17,15 +18,13 @@ by_entry = pytest.mark.parametrize("enter", list(ENTER))
 class Stateful:
     """A loader of `length` batches that keeps its place. Requests are counted from 1."""
 
-    def __init__(self, length: int, sized: bool = True) -> None:
+    def __init__(self, length: int) -> None:
         self.length = length
         self.place = 0
         self.loaded = False
         self.requests = 0
         self.interrupts: tuple[int, ...] = ()
         self.on_request: Callable[[], object] = lambda: None
-        if sized:
-            self.__class__ = SizedStateful
 
     def __iter__(self) -> Iterator[int]:
         if not self.loaded:
@@ -42,6 +41,8 @@ class Stateful:
 
 
 class SizedStateful(Stateful):
+    """The same, with a length."""
+
     def __len__(self) -> int:
         return self.length
 
@@ -87,7 +88,7 @@ def test_a_state_saved_while_a_step_is_made_is_that_of_the_step_before(
             busy.clear()
         return 0.0
 
-    loader = Stateful(6)
+    loader = SizedStateful(6)
     events: dict[str, Event] = {}
     if where == "condition":
         events["Seen"] = Event(lambda state: bool(save()))
@@ -100,7 +101,7 @@ def test_a_state_saved_while_a_step_is_made_is_that_of_the_step_before(
     assert flat(ENTER[enter](loop)) == list(range(6))
     assert len(saved) >= 3
     for step, state in saved:
-        plain = Stateful(6)
+        plain = SizedStateful(6)
         again = Loop(plain, events, max_epochs=1, clock=clock)
         loader.on_request = lambda: None
         busy.append(True)
@@ -112,7 +113,7 @@ def test_a_state_saved_while_a_step_is_made_is_that_of_the_step_before(
 @by_entry
 def test_a_state_at_the_end_of_an_epoch_that_was_opened_anew_can_be_loaded(enter: str) -> None:
     for interrupted in range(1, 5):
-        loader = Stateful(1, sized=False)
+        loader = Stateful(1)
         loader.interrupts = (interrupted,)
         loop = Loop(loader, max_epochs=2)
         batches: list[int] = []
@@ -122,7 +123,7 @@ def test_a_state_at_the_end_of_an_epoch_that_was_opened_anew_can_be_loaded(enter
                     batches += batch if isinstance(batch, list) else [batch]
                     left = [0, 0][loop.global_step + 1 :]
                     requests, loader.requests = loader.requests, 100
-                    assert resumed(loop.state_dict(), Stateful(1, sized=False), 2) == left
+                    assert resumed(loop.state_dict(), Stateful(1), 2) == left
                     loader.requests = requests
             except KeyboardInterrupt:
                 pass
@@ -131,10 +132,10 @@ def test_a_state_at_the_end_of_an_epoch_that_was_opened_anew_can_be_loaded(enter
 
 @by_entry
 def test_a_state_between_two_interrupts_can_be_loaded(enter: str) -> None:
-    for sized in (True, False):
+    for kind in (Stateful, SizedStateful):
         for first in range(1, 5):
             for second in range(first + 1, 7):
-                loader = Stateful(3, sized)
+                loader = kind(3)
                 loader.interrupts = (first, second)
                 loop = Loop(loader, max_epochs=1)
                 batches: list[int] = []
@@ -144,7 +145,7 @@ def test_a_state_between_two_interrupts_can_be_loaded(enter: str) -> None:
                             batches += batch if isinstance(batch, list) else [batch]
                     except KeyboardInterrupt:
                         left = list(range(len(batches), 3))
-                        assert resumed(loop.state_dict(), Stateful(3, sized)) == left
+                        assert resumed(loop.state_dict(), kind(3)) == left
                 assert batches == [0, 1, 2]
 
 

@@ -1,0 +1,11 @@
+"""What tests need of the interpreter."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+CPYTHON = sys.implementation.name == "cpython"
+
+needs_reference_counts = pytest.mark.skipif(not CPYTHON, reason="needs reference counts")
