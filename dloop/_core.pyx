@@ -95,7 +95,7 @@ cdef class EventSet(frozenset):
     cdef tuple _first  # the names at the first places
     cdef uint64_t _bits  # of the places that fit into a word
     cdef object _on_unknown
-    cdef tuple _due  # the places of its names
+    cdef list _due  # the places of its names
 
     def __contains__(self, name):
         cdef Py_ssize_t place
@@ -167,24 +167,26 @@ cdef class EventSets:
         if events is None:
             if len(self._sets) >= MOST_SETS:
                 self._sets = {0: QUIET}
-            events = self._sets[bits] = self.make(bits)
+            due = []
+            rest = bits
+            while rest:
+                due.append(rest.bit_length() - 1)
+                rest ^= <object>1 << due[-1]
+            events = self._sets[bits] = self.make(due)
         return events
 
-    cdef EventSet make(self, bits):
-        """A new set of the names whose bits are given."""
+    cdef EventSet make(self, list due):
+        """A new set of the names at these places."""
         cdef Py_ssize_t place
-        cdef uint64_t word = <object>bits & <object>0xFFFFFFFFFFFFFFFF
-        cdef list due = []
-        while bits:
-            place = bits.bit_length() - 1
-            due.append(place)
-            bits ^= <object>1 << place
-        cdef EventSet events = EventSet.__new__(EventSet, [self._names[place] for place in due])
-        events._due = tuple(due)
+        cdef list names = self._names
+        cdef EventSet events = EventSet.__new__(EventSet, [names[place] for place in due])
+        events._due = due
         events._places = self._places
         events._first = self._first
-        events._bits = word
         events._on_unknown = self._on_unknown
+        for place in due:
+            if place < WORD:
+                events._bits |= <uint64_t>1 << place
         return events
 
     cpdef object mark(self, events, int64_t step):
@@ -194,10 +196,13 @@ cdef class EventSets:
     cdef inline int mark_set(self, EventSet events, int64_t step) except -1:
         cdef Py_ssize_t place
         for place in events._due:
-            if self._latest[place] != step:
-                self._before[place] = self._latest[place]
-                self._latest[place] = step
+            self.mark_place(place, step)
         return 0
+
+    cdef inline void mark_place(self, Py_ssize_t place, int64_t step) noexcept:
+        if self._latest[place] != step:
+            self._before[place] = self._latest[place]
+            self._latest[place] = step
 
     cpdef int64_t last_step(self, name, int64_t end) except -2:
         """The latest step before `end` at which the name was due; -1 if there is none.
@@ -863,10 +868,11 @@ cdef class Stepper:
         if found:
             if only is not None:
                 bits = <object>1 << only.place
+                only = None
             events = self.sets.of(bits | found)
         elif only is not None:
             if only.events is None:
-                only.events = self.sets.make(<object>1 << only.place)
+                only.events = self.sets.make([only.place])
             events = only.events
         else:
             events = self.sets.of(bits) if bits else QUIET
@@ -876,7 +882,9 @@ cdef class Stepper:
         token.quiet_until = min(triggers.next_due() - 1, token.until)
         if step + 1 < conditions.stop:
             token.quiet_until = min(token.quiet_until, max(step, conditions.start - 1))
-        if events is not QUIET:
+        if only is not None:
+            self.sets.mark_place(only.place, step)
+        elif events is not QUIET:
             self.sets.mark_set(<EventSet>events, step)
         if asked is not None:
             self.state = asked
@@ -906,31 +914,28 @@ cdef class Steps:
     def __next__(self):
         # `stepper` is not given a local name: that would count references at every step
         cdef PyObject *fetched
-        while True:  # once more where an epoch was opened
-            with critical_section(self.stepper):
-                if self.stepper.step >= self.token.until or self.stepper.busy:
-                    self.begin_decision()
+        with critical_section(self.stepper):
+            if self.stepper.step >= self.token.until or self.stepper.busy:
+                self.begin_decision()
+            else:
+                self.stepper.busy = True
+                batches = self.stepper.batches  # alive during the fetch, whatever happens in it
+                fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
+                if fetched is NULL:
+                    self.end_fetch()
                 else:
-                    self.stepper.busy = True
-                    batches = self.stepper.batches  # alive during the fetch, whatever happens in it
-                    fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
-                    if fetched is NULL:
-                        self.end_fetch()
-                    else:
-                        batch = <object>fetched
-                        Py_DECREF(batch)
-                        if self.stepper.step < self.token.quiet_until and (
-                            not self.stepper.timed or self.stepper.is_early()
-                        ):
-                            self.stepper.step += 1
-                            self.stepper.busy = False
-                            return batch, QUIET
-                        pair = self.hand_over(batch)
-                        if pair is not None:
-                            return pair
-            pair = self.decide()
-            if pair is not None:
-                return pair
+                    batch = <object>fetched
+                    Py_DECREF(batch)
+                    if self.stepper.step < self.token.quiet_until and (
+                        not self.stepper.timed or self.stepper.is_early()
+                    ):
+                        self.stepper.step += 1
+                        self.stepper.busy = False
+                        return batch, QUIET
+                    pair = self.hand_over(batch)
+                    if pair is not None:
+                        return pair
+        return self.decide()
 
     cdef object hand_over(self, batch):
         """A step at which the clock, triggers and conditions may have a say.
@@ -986,7 +991,7 @@ cdef class Steps:
         return 0
 
     cdef object decide(self):
-        """A step that takes a decision. None where an epoch was opened instead.
+        """A step that takes a decision, or the first of an epoch that was opened.
 
         It is made outside of the critical section: that it is marked keeps other threads out.
         """
@@ -1008,7 +1013,7 @@ cdef class Steps:
                     self.keep_alive = None
         if token.over:
             raise StopIteration
-        return None
+        return next(self)  # an epoch was opened
 
 
 cdef class Lists(Steps):
@@ -1018,18 +1023,15 @@ cdef class Lists(Steps):
 
     def __next__(self):
         cdef int64_t size
-        while True:  # once more where an epoch was opened
-            with critical_section(self.stepper):
-                size = self.size_before_decision()
-                if size:
-                    pair = self.gather(size)
-                    if pair is not None:
-                        return pair
-                else:
-                    self.begin_decision()
-            pair = self.decide()
-            if pair is not None:
-                return pair
+        with critical_section(self.stepper):
+            size = self.size_before_decision()
+            if size:
+                pair = self.gather(size)
+                if pair is not None:
+                    return pair
+            else:
+                self.begin_decision()
+        return self.decide()
 
     cdef int64_t size_before_decision(self) except -1:
         """The size of a list whose steps take no decision; 0 where there is none."""

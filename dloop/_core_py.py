@@ -103,16 +103,16 @@ class EventSets:
         if events is None:
             if len(self._sets) >= MOST_SETS:
                 self._sets = {0: QUIET}
-            events = self._sets[bits] = self.make(bits)
+            due = []
+            rest = bits
+            while rest:
+                due.append(rest.bit_length() - 1)
+                rest ^= 1 << due[-1]
+            events = self._sets[bits] = self.make(due)
         return events
 
-    def make(self, bits: int) -> EventSet:
-        """A new set of the names whose bits are given."""
-        due = []
-        while bits:
-            place = bits.bit_length() - 1
-            due.append(place)
-            bits ^= 1 << place
+    def make(self, due: list[int]) -> EventSet:
+        """A new set of the names at these places."""
         events = EventSet([self._names[place] for place in due])
         events.due = due
         events._known = self._places
@@ -121,11 +121,15 @@ class EventSets:
 
     def mark(self, events: Any, step: int) -> None:
         """Note that `step` has these events, of which there are some."""
-        latest = self._latest
         for place in events.due:
-            if latest[place] != step:
-                self._before[place] = latest[place]
-                latest[place] = step
+            self.mark_place(place, step)
+
+    def mark_place(self, place: int, step: int) -> None:
+        """Note that the event at `place` is due at `step`."""
+        latest = self._latest
+        if latest[place] != step:
+            self._before[place] = latest[place]
+            latest[place] = step
 
     def last_step(self, name: Hashable, end: int) -> int:
         """The latest step before `end` at which the name was due; -1 if there is none.
@@ -806,11 +810,12 @@ class Stepper:
         if found:
             if only is not None:
                 bits = 1 << only.place
+                only = None
             events = self.sets.of(bits | found)
         elif only is not None:
             events = only.events
             if events is None:
-                events = only.events = self.sets.make(1 << only.place)
+                events = only.events = self.sets.make([only.place])
         else:
             events = self.sets.of(bits) if bits else QUIET
         if token is not self.token:  # the loop was closed or restarted in a condition
@@ -819,7 +824,9 @@ class Stepper:
         quiet_until = triggers.next_due() - 1
         if step + 1 < conditions.stop and conditions.start <= quiet_until:
             quiet_until = step if conditions.start <= step else conditions.start - 1
-        if events is not QUIET:
+        if only is not None:
+            self.sets.mark_place(only.place, step)
+        elif events is not QUIET:
             self.sets.mark(events, step)
         if asked is not None:
             self.state = asked

@@ -162,13 +162,13 @@ FAULTS = [
     Fault("unknown names do not warn", "self._on_unknown(name)", "pass"),
     Fault(
         "windows forget the step at which they began",
-        "                self._before[place] = self._latest[place]\n",
+        "            self._before[place] = self._latest[place]\n",
         "",
         ("cython",),
     ),
     Fault(
         "windows forget the step at which they began",
-        "                self._before[place] = latest[place]\n",
+        "            self._before[place] = latest[place]\n",
         "",
         ("python",),
     ),
