@@ -281,7 +281,12 @@ FAULTS = [
         "yield batch, events",
         ("python",),
     ),
-    Fault("the iterator keeps the batch", "            Py_DECREF(batch)\n", "", ("cython",)),
+    Fault(
+        "the iterator keeps the batch",
+        "            Py_DECREF(batch)\n",
+        "            pass\n",
+        ("cython",),
+    ),
     Fault(
         "the loop can be entered within a step",
         "(generator is not None and generator.gi_running)",
