@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torchrun import report
 
 SAMPLES = 42  # two processes with batches of 8: in the last of three steps there are 10, not 16
 EPOCHS = 2
+STEPS = 3  # in an epoch
 
 
 def of_42_samples(kind: str) -> Loader:
@@ -38,32 +41,57 @@ KINDS = {
 }
 
 
-def gathered(kind: Accelerated, state: Any = None) -> tuple[list[list[int]], list[Any]]:
-    """What each step of a run gathers, and the state after each."""
-    accelerator, loader = kind(Path())
-    loop = Loop(loader, max_epochs=EPOCHS)
-    if state is not None:
-        loop.load_state_dict(state)
-    batches = []
-    states = [copy.deepcopy(loop.state_dict())]
-    for batch, _ in loop:
-        batches.append(accelerator.gather_for_metrics(batch).tolist())
-        states.append(copy.deepcopy(loop.state_dict()))
-    return batches, states
+class Run:
+    """A run over a loader as in a new process, and what the processes gather in its steps."""
+
+    def __init__(self, kind: Accelerated) -> None:
+        self.accelerator, loader = kind(Path())
+        self.loop: Loop[Any] = Loop(loader, max_epochs=EPOCHS)
+
+    def gathered(self) -> Iterator[list[int]]:
+        for batch, _ in self.loop:
+            yield self.accelerator.gather_for_metrics(batch).tolist()
 
 
-def found(kind: Accelerated) -> dict[str, Any]:
+def in_plain_for(kind: Accelerated) -> list[list[int]]:
     accelerator, loader = kind(Path())
-    plain = [
-        [accelerator.gather_for_metrics(batch).tolist() for batch in loader] for _ in range(EPOCHS)
+    return [
+        accelerator.gather_for_metrics(batch).tolist() for _ in range(EPOCHS) for batch in loader
     ]
-    batches, states = gathered(kind)
+
+
+def from_state(kind: Accelerated, state: dict[str, Any]) -> list[list[int]]:
+    run = Run(kind)
+    run.loop.load_state_dict(state)
+    return list(run.gathered())
+
+
+def from_checkpoint(kind: Accelerated, folder: Path) -> list[list[int]]:
+    run = Run(kind)
+    run.accelerator.register_for_checkpointing(run.loop)
+    run.accelerator.load_state(str(folder))
+    return list(run.gathered())
+
+
+def found(kind: Accelerated, folder: Path) -> dict[str, Any]:
+    run = Run(kind)
+    run.accelerator.register_for_checkpointing(run.loop)
+    batches = []
+    states = []
+    for batch in run.gathered():
+        batches.append(batch)
+        states.append(copy.deepcopy(run.loop.state_dict()))
+        run.accelerator.save_state(str(folder / str(len(batches))))
+    run.accelerator.wait_for_everyone()
     return {
-        "plain": plain,
-        "loop": [batches[:3], batches[3:]],
-        "resumed": [gathered(kind, state)[0] for state in states],
+        "plain": in_plain_for(kind),
+        "loop": batches,
+        "from states": [from_state(kind, state) for state in states],
+        "from checkpoints": [
+            from_checkpoint(kind, folder / str(done)) for done in range(1, len(batches) + 1)
+        ],
     }
 
 
 if __name__ == "__main__":
-    report({name: found(kind) for name, kind in KINDS.items()})
+    report({name: found(kind, Path(sys.argv[1], name)) for name, kind in KINDS.items()})

@@ -20,6 +20,8 @@ class Accelerated:
     def __call__(self, folder: Path) -> tuple[Any, Any]:
         """A new Accelerator and the loader that it has prepared."""
         needed("accelerate")
+        if self.configuration.get("use_stateful_dataloader"):
+            needed("torchdata")
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, GradientState
         from accelerate.utils import DataLoaderConfiguration

@@ -412,18 +412,18 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @pytest.mark.parametrize("kind", two_processes.KINDS)
 def test_two_processes_gather_each_sample_once(ranks: list[Any], kind: str) -> None:
     for found in ranks:
-        in_plain_for, in_loop = found[kind]["plain"], found[kind]["loop"]
-        assert in_loop == in_plain_for
-        for epoch in in_loop:
-            assert sorted(chain.from_iterable(epoch)) == list(range(two_processes.SAMPLES))
+        steps = found[kind]["loop"]
+        assert steps == found[kind]["plain"]
+        for start in range(0, len(steps), two_processes.STEPS):
+            epoch = chain.from_iterable(steps[start : start + two_processes.STEPS])
+            assert sorted(epoch) == list(range(two_processes.SAMPLES))
 
 
 @pytest.mark.slow
 @pytest.mark.no_core
+@pytest.mark.parametrize("source", ["from states", "from checkpoints"])
 @pytest.mark.parametrize("kind", two_processes.KINDS)
-def test_two_processes_that_are_resumed_gather_each_sample_once(
-    ranks: list[Any], kind: str
-) -> None:
+def test_two_processes_go_on_from_every_step(ranks: list[Any], kind: str, source: str) -> None:
     for found in ranks:
-        whole = list(chain.from_iterable(found[kind]["loop"]))
-        assert found[kind]["resumed"] == [whole[done:] for done in range(len(whole) + 1)]
+        steps = found[kind]["loop"]
+        assert found[kind][source] == [steps[done:] for done in range(1, len(steps) + 1)]
