@@ -61,6 +61,12 @@ WITH_WORKERS = {
     ).items()
     if kind.configuration["dispatch_batches"] == name.startswith("iterable-style")  # as by default
 }
+# With state, its first epoch in a process has another order: before Accelerate sets this sampler,
+# it asks torchdata for its state, by which the workers begin.
+WITH_WORKERS["seedable sampler"] = Accelerated(
+    of_torch(shuffle=True, batch_size=1, num_workers=2, prefetch_factor=5),  # the whole epoch
+    {"use_seedable_sampler": True, "data_seed": 3},
+)
 
 each_kind = pytest.mark.parametrize(
     "kind",
@@ -367,6 +373,20 @@ def test_a_shuffle_that_is_resumed_between_two_epochs_is_not_warned_of(
     for epoch in range(3):
         found = batches[epoch * SAMPLES : (epoch + 1) * SAMPLES]
         assert sorted(found) == [[number] for number in range(SAMPLES)]
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("sampler", [None, "Shuffled"])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_epochs_that_are_fetched_as_a_whole_at_their_begin(
+    stateful: bool, sampler: str | None, batches: int, tmp_path: Path
+) -> None:
+    """Accelerate looks one batch ahead, and its seedable sampler goes on to the next epoch."""
+    loader = of_torch(None, sampler, batch_size=SAMPLES // batches, shuffle=sampler is None)
+    configuration = {"use_seedable_sampler": True, "data_seed": 3}
+    kind = Accelerated(loader, {**configuration, "use_stateful_dataloader": stateful})
+    whole = in_many_lives(kind, tmp_path, [])
+    assert in_many_lives(kind, tmp_path, list(range(1, 3 * batches + 1))) == whole
 
 
 @pytest.mark.no_core

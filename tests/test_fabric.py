@@ -74,12 +74,22 @@ def test_a_run_is_as_with_a_plain_for(loader: Loader, tmp_path: Path) -> None:
     assert (epochs[0] != epochs[1] != epochs[2] != epochs[0]) is loader.shuffles
 
 
-def in_many_lives(loader: Loader, folder: Path, stops: Iterable[int]) -> list[list[int]]:
+def gone_over_before(loader: Loader, folder: Path, times: int) -> Any:
+    """The loader after its first batch was looked at so often: its counter is ahead."""
+    ahead = set_up(loader, folder)
+    for _ in range(times):
+        next(iter(ahead))
+    return ahead
+
+
+def in_many_lives(
+    loader: Loader, folder: Path, stops: Iterable[int], *, ahead: int = 0
+) -> list[list[int]]:
     """The batches of a run that is left after each of `stops`, and goes on in a new process."""
     batches: list[list[int]] = []
     state = None
     for stop in [*stops, None]:
-        loop = Loop(set_up(loader, folder), max_epochs=3)
+        loop = Loop(gone_over_before(loader, folder, ahead), max_epochs=3)
         if state is not None:
             loop.load_state_dict(state)
         with loop:
@@ -171,19 +181,29 @@ def test_the_epoch_of_a_sampler_need_not_be_an_attribute(stop: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["sampler with set_epoch", "DistributedSampler"])
-@pytest.mark.parametrize("stop", [0, 3, 5, 8, 12])
+@pytest.mark.parametrize("stop", [3, 5, 8, 12])
 @pytest.mark.parametrize("ahead", [1, 2])
-def test_a_loader_that_was_gone_over_before_loses_nothing_in_silence(
+def test_a_loader_that_was_gone_over_before_a_resume_loses_nothing_in_silence(
     ahead: int, stop: int, name: str, tmp_path: Path
 ) -> None:
-    """The counter is ahead. In a new run too: once resumed, it would have another order."""
     whole = in_many_lives(LIGHT[name], tmp_path, [])
-    loader = set_up(LIGHT[name], tmp_path)
-    for _ in range(ahead):
-        next(iter(loader))
-    loop = Loop(loader, max_epochs=3)
+    loop = Loop(gone_over_before(LIGHT[name], tmp_path, ahead), max_epochs=3)
     loop.load_state_dict(state_after(stop, LIGHT[name], tmp_path))
     check_exact_or_warned(loop, whole[stop:])
+
+
+@pytest.mark.parametrize("name", ["sampler with set_epoch", "DistributedSampler"])
+@pytest.mark.parametrize("stop", [3, 8, 12])
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_a_program_that_always_goes_over_its_loader_before_loses_nothing_in_silence(
+    ahead: int, stop: int, name: str, tmp_path: Path
+) -> None:
+    try:
+        batches = in_many_lives(LIGHT[name], tmp_path, [stop], ahead=ahead)
+    except LoopWarning as warning:
+        assert "epoch" in str(warning)
+    else:
+        assert [len(set(epoch)) for epoch in epochs_of(batches)] == [SAMPLES] * 3
 
 
 def not_shuffled_by_a_distributed_sampler(_: Path) -> Any:
@@ -195,12 +215,11 @@ def not_shuffled_by_a_distributed_sampler(_: Path) -> Any:
     return DataLoader(data, batch_size=2, sampler=sampler)
 
 
-def test_a_loader_that_does_not_shuffle_may_be_gone_over_again_and_again(tmp_path: Path) -> None:
+def test_a_loader_that_does_not_shuffle_may_be_gone_over_before(tmp_path: Path) -> None:
     """As for a validation after each epoch; Fabric gives it a DistributedSampler."""
-    loader = set_up(Loader(not_shuffled_by_a_distributed_sampler), tmp_path)
-    for _ in range(3):
-        batches = [numbers(batch) for batch, _ in Loop(loader, max_epochs=1)]
-        assert list(chain.from_iterable(batches)) == list(range(SAMPLES))
+    loader = Loader(not_shuffled_by_a_distributed_sampler)
+    whole = in_many_lives(loader, tmp_path, [])
+    assert in_many_lives(loader, tmp_path, [3, 5, 8], ahead=1) == whole
 
 
 class Interrupted(list[int]):
@@ -229,7 +248,7 @@ def test_ctrl_c_in_a_fetch_loses_nothing_in_silence(tmp_path: Path) -> None:
     """The loader that is begun anew counts an epoch more."""
     whole = in_many_lives(LIGHT["sampler with set_epoch"], tmp_path, [])
     loop = Loop(set_up(Loader(of_interrupted_numbers), tmp_path), max_epochs=3)
-    done = []
+    done: list[list[int]] = []
     with pytest.raises(KeyboardInterrupt):
         done.extend(numbers(batch) for batch, _ in loop)
     assert done == whole[: len(done)]
