@@ -24,6 +24,7 @@ def of_42_samples(kind: str) -> Loader:
 
         import torch_data
 
+        # The stream has no state: of one that is dispatched, Accelerate's is a batch ahead.
         data: Any = torch_data.Stream(SAMPLES) if kind == "iterable-style" else range(SAMPLES)
         if kind == "sampler with set_epoch":
             return DataLoader(data, batch_size=8, sampler=torch_data.Shuffled(SAMPLES))
@@ -36,7 +37,8 @@ NAMES = ("map-style", "seedable sampler", "sampler with set_epoch", "iterable-st
 KINDS = {
     name: kind
     for name, kind in accelerated({name: of_42_samples(name) for name in NAMES}).items()
-    # which does not know its length: nothing can tell its processes how many samples are added
+    # A stream that is not dispatched has no length, so that nobody knows how many samples Accelerate
+    # has added to its last batches.
     if not name.startswith("iterable-style") or name.endswith("dispatched")
 }
 

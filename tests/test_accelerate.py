@@ -61,8 +61,8 @@ WITH_WORKERS = {
     ).items()
     if kind.configuration["dispatch_batches"] == name.startswith("iterable-style")  # as by default
 }
-# With state, its first epoch in a process has another order: before Accelerate sets this sampler,
-# it asks torchdata for its state, by which the workers begin.
+# Not with state: Accelerate asks torchdata for it before it sets this sampler, by which the workers
+# begin with an order that does not repeat.
 WITH_WORKERS["seedable sampler"] = Accelerated(
     of_torch(shuffle=True, batch_size=1, num_workers=2, prefetch_factor=5),  # the whole epoch
     {"use_seedable_sampler": True, "data_seed": 3},

@@ -140,9 +140,9 @@ def check_exact_or_warned(loop: Loop[Any], expected: list[list[int]]) -> None:
 
 
 def state_after(steps: int, loader: Loader, folder: Path) -> dict[str, Any]:
-    """That of a run whose counter is right."""
+    """The state of a run over a loader that was not gone over before."""
     loop = Loop(set_up(loader, folder), max_epochs=3)
-    for _ in loop if steps else ():
+    for _ in loop:
         if loop.state.steps_done == steps:
             break
     return copy.deepcopy(loop.state_dict())
@@ -220,6 +220,11 @@ def test_a_loader_that_does_not_shuffle_may_be_gone_over_before(tmp_path: Path) 
     loader = Loader(not_shuffled_by_a_distributed_sampler)
     whole = in_many_lives(loader, tmp_path, [])
     assert in_many_lives(loader, tmp_path, [3, 5, 8], ahead=1) == whole
+
+    again_and_again = set_up(loader, tmp_path)
+    for _ in range(3):
+        batches = [numbers(batch) for batch, _ in Loop(again_and_again, max_epochs=1)]
+        assert batches == whole[:BATCHES]
 
 
 class Interrupted(list[int]):
