@@ -37,7 +37,7 @@ NAMES = ("map-style", "seedable sampler", "sampler with set_epoch", "iterable-st
 KINDS = {
     name: kind
     for name, kind in accelerated({name: of_42_samples(name) for name in NAMES}).items()
-    # A stream that is not dispatched has no length, so that nobody knows how many samples Accelerate
+    # A stream that is not dispatched has no length, and nobody knows how many samples Accelerate
     # has added to its last batches.
     if not name.startswith("iterable-style") or name.endswith("dispatched")
 }
