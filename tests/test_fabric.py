@@ -148,38 +148,6 @@ def state_after(steps: int, loader: Loader, folder: Path) -> dict[str, Any]:
     return copy.deepcopy(loop.state_dict())
 
 
-def of_a_sampler_that_hides_its_epoch(_: Path) -> Any:
-    needed("torch")
-    from torch.utils.data import DataLoader
-
-    import torch_data
-
-    class Hidden(torch_data.Shuffled):
-        def __init__(self, n: int) -> None:
-            self.n = n
-            self.chosen = 0
-
-        def set_epoch(self, epoch: int) -> None:
-            self.chosen = epoch
-
-        def __iter__(self) -> Iterator[int]:
-            shuffled = torch_data.Shuffled(self.n)
-            shuffled.set_epoch(self.chosen)
-            return iter(shuffled)
-
-    data: Any = range(SAMPLES)
-    return DataLoader(data, batch_size=2, sampler=Hidden(SAMPLES))
-
-
-@pytest.mark.parametrize("stop", [5, 7, 12])
-def test_the_epoch_of_a_sampler_need_not_be_an_attribute(stop: int, tmp_path: Path) -> None:
-    loader = Loader(of_a_sampler_that_hides_its_epoch)
-    whole = in_many_lives(loader, tmp_path, [])
-    loop = Loop(set_up(loader, tmp_path), max_epochs=3)
-    loop.load_state_dict(state_after(stop, loader, tmp_path))
-    check_exact_or_warned(loop, whole[stop:])
-
-
 @pytest.mark.parametrize("name", ["sampler with set_epoch", "DistributedSampler"])
 @pytest.mark.parametrize("stop", [3, 5, 8, 12])
 @pytest.mark.parametrize("ahead", [1, 2])
