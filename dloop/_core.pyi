@@ -8,8 +8,8 @@ The attributes are described in the docstrings of the cores.
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol, TypeAlias
 
-StepRow: TypeAlias = tuple[int, int, tuple[int, ...], int, int]
-"""place, period, points, start, stop"""
+StepRow: TypeAlias = tuple[int, int, int, tuple[int, ...], int, int]
+"""place, period, first step of the period, points, start, stop"""
 ConditionRow: TypeAlias = tuple[int, Callable[[LoopState], object], int, int]
 """place, function, start, stop"""
 Sizes: TypeAlias = int | tuple[int, ...]
@@ -81,7 +81,13 @@ class LoopState:
 
 class Triggers:
     def __init__(
-        self, rows: list[StepRow], epoch_rows: list[StepRow], step: int, epoch_start: int
+        self,
+        rows: list[StepRow],
+        launch_rows: list[StepRow],
+        epoch_rows: list[StepRow],
+        launch: int,
+        step: int,
+        epoch_start: int,
     ) -> None: ...
     def schedule(self, step: int, epoch_start: int) -> None: ...
     def next_epoch(self, step: int, epoch_start: int) -> None: ...

@@ -420,19 +420,29 @@ cdef Agenda make_agenda():
 
 
 cdef class StepTrigger:
-    """Due at every `period`-th step, or at `points` where there is no period."""
+    """Due at every `period`-th step from `first` on, or at `points` where there is no period."""
 
     cdef Py_ssize_t place
     cdef int64_t period
+    cdef int64_t first
     cdef tuple points
     cdef int64_t start
     cdef int64_t stop
     cdef int64_t origin  # the global step that counts as 0
     cdef EventSet events  # the set of a step at which this alone is due
 
-    def __init__(self, Py_ssize_t place, int64_t period, tuple points, int64_t start, int64_t stop):
+    def __init__(
+        self,
+        Py_ssize_t place,
+        int64_t period,
+        int64_t first,
+        tuple points,
+        int64_t start,
+        int64_t stop,
+    ):
         self.place = place
         self.period = period
+        self.first = first
         self.points = points
         self.start = start
         self.stop = stop
@@ -443,8 +453,10 @@ cdef class StepTrigger:
         """The first global step from `step` on at which this is due."""
         cdef int64_t count = max(step, self.start) - self.origin
         cdef int64_t rest
-        if self.period:
-            rest = (count + 1) % self.period
+        if self.period and count <= self.first:
+            count = self.first
+        elif self.period:
+            rest = (count - self.first) % self.period
             count += self.period - rest if rest else 0
         else:
             place = bisect_left(self.points, count)
@@ -465,7 +477,9 @@ cdef class Triggers:
 
     Args:
         rows: those that count global steps.
+        launch_rows: those that count from this launch.
         epoch_rows: those that count anew in each epoch.
+        launch: the first step of this launch.
         step: the first step.
         epoch_start: the first step of its epoch.
     """
@@ -474,9 +488,20 @@ cdef class Triggers:
     cdef list _triggers
     cdef Agenda _agenda
 
-    def __init__(self, list rows, list epoch_rows, int64_t step, int64_t epoch_start):
-        self._in_epochs = len(rows)
-        self._triggers = [StepTrigger(*row) for row in (*rows, *epoch_rows)]
+    def __init__(
+        self,
+        list rows,
+        list launch_rows,
+        list epoch_rows,
+        int64_t launch,
+        int64_t step,
+        int64_t epoch_start,
+    ):
+        cdef StepTrigger trigger
+        self._in_epochs = len(rows) + len(launch_rows)
+        self._triggers = [StepTrigger(*row) for row in (*rows, *launch_rows, *epoch_rows)]
+        for trigger in self._triggers[len(rows) :]:
+            trigger.origin = launch
         self.schedule(step, epoch_start)
 
     cpdef object schedule(self, int64_t step, int64_t epoch_start):

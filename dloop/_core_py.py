@@ -294,15 +294,16 @@ class LoopState:
 
 
 class StepTrigger:
-    """Due at every `period`-th step, or at `points` where there is no period."""
+    """Due at every `period`-th step from `first` on, or at `points` where there is no period."""
 
-    __slots__ = ("events", "origin", "period", "place", "points", "start", "stop")
+    __slots__ = ("events", "first", "origin", "period", "place", "points", "start", "stop")
 
     def __init__(
-        self, place: int, period: int, points: tuple[int, ...], start: int, stop: int
+        self, place: int, period: int, first: int, points: tuple[int, ...], start: int, stop: int
     ) -> None:
         self.place = place
         self.period = period
+        self.first = first
         self.points = points
         self.start = start
         self.stop = stop
@@ -312,8 +313,10 @@ class StepTrigger:
     def due_from(self, step: int) -> int:
         """The first global step from `step` on at which this is due."""
         count = max(step, self.start) - self.origin
-        if self.period:
-            rest = (count + 1) % self.period
+        if self.period and count <= self.first:
+            count = self.first
+        elif self.period:
+            rest = (count - self.first) % self.period
             count += self.period - rest if rest else 0
         else:
             place = bisect_left(self.points, count)
@@ -334,7 +337,9 @@ class Triggers:
 
     Args:
         rows: those that count global steps.
+        launch_rows: those that count from this launch.
         epoch_rows: those that count anew in each epoch.
+        launch: the first step of this launch.
         step: the first step.
         epoch_start: the first step of its epoch.
     """
@@ -342,10 +347,19 @@ class Triggers:
     __slots__ = ("_agenda", "_in_epochs", "_triggers")
 
     def __init__(
-        self, rows: list[StepRow], epoch_rows: list[StepRow], step: int, epoch_start: int
+        self,
+        rows: list[StepRow],
+        launch_rows: list[StepRow],
+        epoch_rows: list[StepRow],
+        launch: int,
+        step: int,
+        epoch_start: int,
     ) -> None:
-        self._in_epochs = len(rows)  # the number of the first that counts anew in each epoch
-        self._triggers = [StepTrigger(*row) for row in (*rows, *epoch_rows)]
+        # The number of the first that counts anew in each epoch
+        self._in_epochs = len(rows) + len(launch_rows)
+        self._triggers = [StepTrigger(*row) for row in (*rows, *launch_rows, *epoch_rows)]
+        for trigger in self._triggers[len(rows) :]:
+            trigger.origin = launch
         self._agenda: list[tuple[int, int]]  # when each is due and its number, as a heap
         self.schedule(step, epoch_start)
 

@@ -47,7 +47,8 @@ class Loop(Generic[Batch]):
     Args:
         dataloader: any iterable, gone through once per epoch, or a callable without arguments that
             returns a fresh one for each epoch.
-        events: a mapping of names (anything hashable) to Events.
+        events: a mapping of names (anything hashable) to Events; one whose Event is None is never
+            due.
         max_epochs: ends the run after this many epochs.
         max_steps: ends the run after this many steps.
         max_seconds: ends the run at the first step at which this much training time has passed.
@@ -91,7 +92,7 @@ class Loop(Generic[Batch]):
     def __init__(
         self,
         dataloader: Iterable[Batch] | Callable[[], Iterable[Batch]],
-        events: Mapping[Any, BaseEvent] | None = None,
+        events: Mapping[Any, BaseEvent | None] | None = None,
         *,
         max_epochs: SupportsIndex | None = None,
         max_steps: SupportsIndex | None = None,

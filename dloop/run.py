@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
     from typing import Any
 
-    from ._core import Clock, LoopState, Sizes, Token
+    from ._core import Clock, LoopState, Sizes, Token, Triggers
     from .schedule import Schedule
     from .source import Epoch, Source
     from .state import Position
@@ -62,12 +62,13 @@ class Run:
         lasts = [-1] * len(schedule.times) if position is None else schedule.timers_from(position)
         self.schedule = schedule
         self.source = source
+        self._launch = steps  # the first step of this launch
         self.on_exception = on_exception
         self.clock = clock
         self.timers = self._timers_before = Timers(schedule.times, clock.saved, tuple(lasts), steps)
         self._timers_at = -1  # the step before which `_timers_before` held
         self.stepper = core.Stepper(
-            core.Triggers(schedule.steps, schedule.epoch_steps, steps, first),
+            self._new_triggers(steps, first),
             core.Conditions(schedule.conditions, schedule.stop_conditions, schedule.blame),
             schedule.event_sets(),
             clock,
@@ -87,6 +88,12 @@ class Run:
         self._delivered = False  # whether the pending exception was, as an event
         self.closed = False
         self._finished = False
+
+    def _new_triggers(self, step: int, epoch_start: int) -> Triggers:
+        rows = self.schedule
+        return self._core.Triggers(
+            rows.steps, rows.launch_steps, rows.epoch_steps, self._launch, step, epoch_start
+        )
 
     # Entering and leaving
 
@@ -639,9 +646,7 @@ class Run:
         if epoch is not None:
             epoch_len = epoch.length
         if epoch is None or over:
-            triggers = self._core.Triggers(
-                schedule.steps, schedule.epoch_steps, stepper.step + 1, first
-            )
+            triggers = self._new_triggers(stepper.step + 1, first)
         epoch_last = NEVER if epoch_len is None else first + epoch_len - 1
         if epoch_last <= stepper.step:
             epoch_last = NEVER

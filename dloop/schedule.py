@@ -69,7 +69,7 @@ class Schedule:
 
     def __init__(
         self,
-        events: Mapping[Any, BaseEvent] | None,
+        events: Mapping[Any, BaseEvent | None] | None,
         stop_when: BaseEvent | None,
         max_epochs: SupportsIndex | None,
         max_steps: SupportsIndex | None,
@@ -80,9 +80,10 @@ class Schedule:
         self.max_time = _limit("max_seconds", max_seconds, _period)
         _check_one_limit(max_epochs=max_epochs, max_steps=max_steps, max_seconds=max_seconds)
 
-        self.events = dict(_checked_events(events))
+        self.events = _checked_events(events)
         self._names = Names([*LoopEvents, *self.events])
         self.steps: list[StepRow] = []
+        self.launch_steps: list[StepRow] = []
         self.epoch_steps: list[StepRow] = []
         self.times: list[TimeRow] = []
         self.conditions: list[ConditionRow] = []
@@ -121,11 +122,14 @@ class Schedule:
         stop = NEVER if event.until_step is None else event.until_step
         if event.condition_function is not None:
             conditions.append((place, event.condition_function, start, stop))
-        steps = self.epoch_steps if event.per_epoch else self.steps
+        steps = self.launch_steps if event.per_launch else self.steps
+        if event.per_epoch:
+            steps = self.epoch_steps
         if event.every_n_steps is not None:
-            steps.append((place, event.every_n_steps, (), start, stop))
+            first = event.every_n_steps - 1 if event.first_at_step is None else event.first_at_step
+            steps.append((place, event.every_n_steps, first, (), start, stop))
         if event.at_step is not None:
-            steps.append((place, 0, _several(event.at_step), start, stop))
+            steps.append((place, 0, 0, _several(event.at_step), start, stop))
         if event.every_n_seconds is not None:
             period = _period("every_n_seconds", event.every_n_seconds)
             self.times.append(TimeRow(place, period, (), event.per_launch, start, stop))
@@ -189,9 +193,7 @@ class Schedule:
             annotate(exception, f"in the condition of event {self._names.names[place]!r}")
 
 
-def _checked_events(
-    events: Mapping[Any, BaseEvent] | None,
-) -> Mapping[Any, BaseEvent]:
+def _checked_events(events: Mapping[Any, BaseEvent | None] | None) -> dict[Any, BaseEvent]:
     if events is None:
         return {}
     if not isinstance(events, Mapping):
@@ -201,9 +203,14 @@ def _checked_events(
             raise ValueError(
                 f"events: {name!r} is dloop's own; it is in the sets without being asked for"
             )
-        if not isinstance(event, BaseEvent):
-            raise TypeError(f"events[{checks.shown(name)}]={checks.shown(event)}: pass an Event")
-    return events
+        if event is not None and not isinstance(event, BaseEvent):
+            raise TypeError(
+                f"events[{checks.shown(name)}]={checks.shown(event)}: pass an Event, or None"
+            )
+    return {
+        name: Event(every_n_steps=None) if event is None else event
+        for name, event in events.items()
+    }
 
 
 def _check_one_limit(**limits: object) -> None:
