@@ -104,7 +104,6 @@ class Conditions:
 
 class Lookahead:
     held: Any
-    fetched: bool
     def __init__(self, batches: Iterator[Any]) -> None: ...
     def __iter__(self) -> Iterator[Any]: ...
 

@@ -610,17 +610,14 @@ cdef class Lookahead:
 
     Attributes:
         held: the batch that was fetched ahead, or MISSING.
-        fetched: set where a batch was fetched, for whoever has set it back.
     """
 
     cdef object _batches
     cdef public object held
-    cdef public bint fetched
 
     def __init__(self, batches not None):
         self._batches = batches
         self.held = MISSING
-        self.fetched = False
 
     def __iter__(self):
         return self
@@ -639,7 +636,6 @@ cdef class Lookahead:
         if fetched is NULL:
             end_or_error()
             raise StopIteration
-        self.fetched = True
         batch = <object>fetched
         Py_DECREF(batch)
         return batch

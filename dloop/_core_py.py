@@ -465,26 +465,22 @@ class Lookahead:
 
     Attributes:
         held: the batch that was fetched ahead, or MISSING.
-        fetched: set where a batch was fetched, for whoever has set it back.
     """
 
-    __slots__ = ("_batches", "fetched", "held")
+    __slots__ = ("_batches", "held")
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches = batches
         self.held: Any = MISSING
-        self.fetched = False
 
     def __iter__(self) -> Iterator[Any]:
         if self.held is MISSING:
             for self.held in self._batches:  # noqa: B020
-                self.fetched = True
                 break
             else:
                 return
         batch = self.held
         for self.held in self._batches:  # noqa: B020
-            self.fetched = True
             # without a name for the batch: the body's `del batch` frees it
             yield (batch, batch := QUIET)[0]
             batch = self.held

@@ -236,6 +236,9 @@ class Loop(Generic[Batch]):
     def __bool__(self) -> bool:
         return True
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a Loop cannot be copied or pickled; save its state_dict() instead")
+
     @property
     def state(self) -> LoopState:
         """The `LoopState` of the latest step; before the first its counters are 0, -1 and -1."""

@@ -77,9 +77,6 @@ class Run:
         )
         self._epoch: Epoch | None = None  # the open one
         self._epoch_last = NEVER  # its last step, where that is known
-        # Why the iterator may be broken: "left", where the loop was entered again, so that an error
-        # of the next fetch is not believed; or "interrupted", in a fetch, so that no end is either
-        self._doubt = ""
         self._settled = 0  # the batches of the queue whose conditions were asked, and do not hold
         # What ends the run after the batches of the queue, and whether the source raised it
         self._deferred: tuple[Exception, bool] | None = None
@@ -104,8 +101,8 @@ class Run:
             if sizes is None
             else stepper.lists(self, sizes, keep_alive)
         )
-        if not self._doubt:
-            self._set_doubt("left")
+        if self._epoch is not None:
+            self._epoch.was_left = True
         return iterator
 
     def leave(self) -> None:
@@ -205,30 +202,26 @@ class Run:
         assert epoch is not None
         if self._epoch_last <= stepper.step:  # resumed beyond the length that it has now
             return False
-        finder = epoch.end_finder
         try:
             for batch in stepper.batches:
-                self._doubt = ""
+                epoch.was_interrupted = False
                 stepper.queue = [*stepper.queue, batch]
                 return True
         except BaseException as exception:
             self._note_interrupt(exception)
             raise
-        if self._doubt == "interrupted" and (finder is None or not finder.fetched):
-            if not self.source.single_pass:
-                epoch.must_reopen = True
-                return self._fetch(token)
-            if self._queue_held(epoch):  # as it was fetched before the interrupt
-                return True
-            self._doubt = ""
-            raise errors.interrupted()
-        self._doubt = ""
         last = stepper.step + 1 + len(stepper.queue)
-        if self._queue_held(epoch):
+        has_held = self._queue_held(epoch)
+        if epoch.was_interrupted and not (has_held and epoch.tells_its_last):
+            if not has_held:
+                epoch.was_interrupted = False
+                raise errors.interrupted()
+        elif has_held:
             self._epoch_last = last
-            return True
-        stepper.batches = NO_BATCHES
-        return False
+        else:
+            stepper.batches = NO_BATCHES
+            epoch.was_left = False  # what follows is no error of the source
+        return has_held
 
     def _end_unforeseen(self) -> str | None:
         """Let the epoch be over, whose end nobody foresaw. The reason, if the run is over too."""
@@ -258,8 +251,8 @@ class Run:
         if epoch is not None:
             taken += self.fetched_ahead()
             self.source.prepare_to_reopen(stepper.epoch, taken)
+            epoch.was_left = False
         stepper.batches = NO_BATCHES
-        self._doubt = ""
         opened = self.source.open_epoch(stepper.epoch, taken)
         if epoch is not None and self._queue_held(epoch) and opened.end_finder is not None:
             *stepper.queue, opened.end_finder.held = stepper.queue
@@ -287,7 +280,7 @@ class Run:
         stepper.epoch_start = stepper.step + 1
         self._epoch = None
         if epoch.ends_itself:
-            self.source.ask_once_more(epoch, self._doubt == "left")
+            self.source.ask_once_more(epoch)
 
     def _finish(self) -> None:
         """End the run after its last step."""
@@ -326,15 +319,14 @@ class Run:
         if self.error is not None:  # the clock's, which has ended the run
             return False
         epoch = self._epoch
-        single_pass = self.source.single_pass
-        if self._doubt and epoch is not None and not epoch.over and not single_pass:
-            epoch.must_reopen = True
-            return True
         error = exception
-        if self._doubt == "interrupted":  # single-pass, as far as it comes here
-            error = errors.interrupted()
-            error.__cause__ = exception
-        if epoch is not None:
+        if epoch is not None and not epoch.over:
+            if epoch.was_left and not self.source.single_pass:
+                epoch.must_reopen = True
+                return True
+            if epoch.was_interrupted:
+                error = errors.interrupted()
+                error.__cause__ = exception
             self._queue_held(epoch)
         self._deferred = error, True
         return True
@@ -353,8 +345,6 @@ class Run:
         epoch = self._epoch
         if epoch is not None and epoch.end_finder is not None:
             stepper.batches = iter(epoch.end_finder)
-            if epoch.end_finder.fetched:
-                self._doubt = ""
         return True
 
     def _note_interrupt(self, exception: BaseException) -> None:
@@ -364,16 +354,10 @@ class Run:
             return
         if epoch is None:  # the source has closed the loop
             return
-        self._set_doubt("interrupted")
-        if self.source.may_look_ahead(epoch):  # only the true end counts from here on
-            epoch.look_ahead(self._core.Lookahead)
-            self.stepper.batches = epoch.batches
-            self._epoch_last = NEVER
-
-    def _set_doubt(self, doubt: str) -> None:
-        self._doubt = doubt
-        if self._epoch is not None and self._epoch.end_finder is not None:
-            self._epoch.end_finder.fetched = False
+        if self.source.single_pass:
+            epoch.was_interrupted = True
+        else:
+            epoch.must_reopen = True
 
     def _end_with(self, exception: Exception) -> None:
         self.error = exception
@@ -559,12 +543,14 @@ class Run:
         queue = stepper.queue
         rest = queue[count:]
         until, next_reading = -1, NEVER
-        if not (epoch_end or reason or rest or self._doubt or self._deferred):
+        epoch = self._epoch
+        assert epoch is not None
+        is_broken = epoch.must_reopen or epoch.was_interrupted
+        if not (epoch_end or reason or rest or is_broken or self._deferred):
             until, next_reading = self._next_decision(timers)
         settled, answers = 0, None
         if self._settled >= count:
             settled, answers = self._settled - count, stepper.answers
-        assert self._epoch is not None
 
         # From here on nothing is called: the step is done as a whole
         pair = (queue[0] if sizes is None else queue[:count]), events
@@ -577,7 +563,7 @@ class Run:
         stepper.size = count
         if epoch_end:
             stepper.epoch_end = step
-            self._epoch.over = True  # no local name for it: an error would keep its iterator
+            epoch.over = True
         if reason is not None:
             stepper.training_end = step
             self.stop_reason = reason

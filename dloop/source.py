@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from itertools import chain, islice
+from time import monotonic
 from types import FunctionType, WrapperDescriptorType
 
-from . import _backend, checks
+from . import _backend, checks, loaders
 from .errors import DataExhaustedError, DataLengthError, log, not_stop, warn
+from .loader_state import TrackedBatches, owner_of_state, resumed_at
 from .missing import MISSING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, SupportsIndex, TypeGuard
+    from typing import Any, SupportsIndex
 
     from ._core import Lookahead
 
-NEVER = 2**63 - 1
-_MOST_AGAIN = 100
-"""Batches: how often a loader's state is noted, which is how many are fetched again at most.
-
-And how many a loader has given, after it was resumed, when its state is taken to be right: its
-workers may tell of their places only once each has given a batch.
-"""
+LONG = 10
+"""Seconds: how long it takes to go on in an epoch before there is a warning."""
 _WRITTEN_IN_C: Any = (
     () if issubclass(FunctionType, WrapperDescriptorType) else WrapperDescriptorType
 )
 """The type of an `__iter__` that is; PyPy tells no difference, and nothing counts as it there."""
-_PLAIN = frozenset({list, tuple, range, str, bytes})
-"""What has no state, no `set_epoch` and no data set. Looking for them takes longer than a step."""
-_DEEPEST = 5
-"""How many levels of samplers and data sets are followed in search of `set_epoch`."""
 
 
 class Epoch:
@@ -45,10 +38,23 @@ class Epoch:
         ends_itself: whether the iterator has more to do after the last batch: it is asked once
             more, as a `for` does.
         over: whether its last batch was handed over.
-        must_reopen: whether the iterator is of no use any more, so that another has to be made.
+        must_reopen: whether an interrupt may have cost a batch, or ended the iterator, so that
+            another has to be made.
+        was_interrupted: the same of a single-pass loader, which has no other, up to its next batch.
+        was_left: whether the loop was left in this epoch, and entered again.
     """
 
-    __slots__ = ("batches", "end_finder", "ends_itself", "length", "must_reopen", "number", "over")
+    __slots__ = (
+        "batches",
+        "end_finder",
+        "ends_itself",
+        "length",
+        "must_reopen",
+        "number",
+        "over",
+        "was_interrupted",
+        "was_left",
+    )
 
     def __init__(
         self,
@@ -65,13 +71,13 @@ class Epoch:
         self.ends_itself = ends_itself
         self.over = False
         self.must_reopen = False
+        self.was_interrupted = False
+        self.was_left = False
 
-    def look_ahead(self, kind: type[Lookahead]) -> None:
-        """Find the end by looking ahead from here on."""
-        self.end_finder = kind(self.batches)
-        self.batches = iter(self.end_finder)
-        self.length = None
-        self.ends_itself = False
+    @property
+    def tells_its_last(self) -> bool:
+        """Whether the loader says itself which batch is the epoch's last."""
+        return isinstance(self.end_finder, LastBatchTold)
 
 
 class LastBatchTold:
@@ -80,20 +86,18 @@ class LastBatchTold:
     It ends before that one, which it then holds.
     """
 
-    __slots__ = ("_batches", "_loader", "fetched", "held")
+    __slots__ = ("_batches", "_loader", "held")
 
     def __init__(self, loader: Any, batches: Iterator[Any]) -> None:
         self._loader = loader
         self._batches = batches
         self.held: Any = MISSING
-        self.fetched = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         for batch in self._batches:
-            self.fetched = True
             if not self._loader.end_of_dataloader:
                 return batch
             self.held = batch
@@ -124,7 +128,8 @@ class Source:
             raise TypeError(f"lookahead={checks.shown(lookahead)}: pass True, False or None")
         self._loader: Iterable[Any] | None = None
         self._load: Callable[[], Iterable[Any]] | None = None
-        if _is_iterable(dataloader):
+        if loaders.is_iterable(dataloader):
+            loaders.refuse_table("dataloader", dataloader)
             self._loader = dataloader
         elif callable(dataloader):
             self._load = dataloader
@@ -133,7 +138,7 @@ class Source:
                 f"dataloader={checks.shown(dataloader)}: pass an iterable, or a callable that "
                 "returns a fresh one for each epoch"
             )
-        self.single_pass = hasattr(type(self._loader), "__next__")
+        self.single_pass = loaders.is_single_pass(self._loader)
         self.given_len = (
             None if dataloader_len is None else checks.count("dataloader_len", dataloader_len)
         )
@@ -143,15 +148,13 @@ class Source:
         self._is_stream = self.single_pass and not self._by_epochs
         self._check(max_epochs)
 
-        self._lookahead_kind = _backend.core.Lookahead
         self._resumed: dict[str, Any] | None = None  # the state from which to open an epoch
         self._skips = 0  # of a single-pass loader: all batches that were ever taken
-        self._told_of_skipping = False
         self._opened = False
         self._epoch = -1  # the latest that was opened
         self._batches: Iterator[Any] | None = None
-        self._tracked: _Tracked | None = None  # its batches, where the loader keeps state
-        self._tracked_before: _Tracked | None = None  # those of the epoch before
+        self._tracked: TrackedBatches | None = None  # its batches, where the loader keeps state
+        self._tracked_before: TrackedBatches | None = None  # those of the epoch before
         self._told = False  # whether the latest loader says which batch is its last
         self._length: int | None = None  # of the latest epoch, as far as it is promised
 
@@ -171,12 +174,13 @@ class Source:
 
     def _check_lookahead(self, loader: Iterable[Any]) -> None:
         """Refuse a `lookahead` that does not go with how the loader tells of its end."""
-        if self._lookahead and _tells_its_last(loader):
+        tells_its_last = loaders.tells_its_last(loader)
+        if self._lookahead and tells_its_last:
             raise ValueError(
                 "lookahead=True: this dataloader looks ahead itself (it has end_of_dataloader); "
                 "leave lookahead out"
             )
-        needs_length = self._lookahead is False and self._by_epochs and not _tells_its_last(loader)
+        needs_length = self._lookahead is False and self._by_epochs and not tells_its_last
         if needs_length and self._promised_length(loader) is None:
             raise ValueError(
                 "lookahead=False: max_epochs needs to know where an epoch ends; pass "
@@ -200,70 +204,76 @@ class Source:
             raise not_stop(exception) from exception
         if self.given_len is not None:
             return Epoch(number, batches, self.given_len, None, False)
-        self._told = _tells_its_last(loader)
+        self._told = loaders.tells_its_last(loader)
         if self._told:
             told = LastBatchTold(loader, batches)
             return Epoch(number, told, None, told, not self.single_pass)
         if self._length is not None:
             return Epoch(number, batches, self._length, None, not self.single_pass)
-        epoch = Epoch(number, batches, None, None, False)
         if self._lookahead or (self._lookahead is None and not self._is_stream):
-            epoch.look_ahead(self._lookahead_kind)
-        return epoch
-
-    def may_look_ahead(self, epoch: Epoch) -> bool:
-        """Whether the end of `epoch`, which was promised, may be looked for instead."""
-        return self._lookahead is None and self.given_len is None and epoch.length is not None
+            ahead = _backend.core.Lookahead(batches)
+            return Epoch(number, iter(ahead), None, ahead, False)
+        return Epoch(number, batches, None, None, False)
 
     def _fresh_loader(self, load: Callable[[], Iterable[Any]]) -> Iterable[Any]:
         loader = load()
-        if not _is_iterable(loader):
+        if not loaders.is_iterable(loader):
             raise TypeError(
                 f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
             )
+        loaders.refuse_table("dataloader()", loader)
         return loader
 
     def _iterate(self, loader: Any, epoch: int, taken: int) -> Iterator[Any]:
-        before = self._tracked_before if self._epoch == epoch else self._tracked
+        is_anew = self._epoch == epoch
+        before = self._tracked_before if is_anew else self._tracked
         resumed = self._resumed
         if resumed is not None and resumed["rest"]:
-            _set_epoch(loader, epoch - 1)
+            loaders.set_epoch(loader, epoch - 1)
             count = resumed["rest"] + (not self.single_pass)  # the last is to see its end
-            next(islice(chain(*_resumed_at(loader, resumed)), count, count), None)
+            next(islice(chain(*resumed_at(loader, resumed)), count, count), None)
             resumed = None
-        _set_epoch(loader, epoch)
+        loaders.set_epoch(loader, epoch)
         self._length = self._promised_length(loader)
         if self._lookahead is not None:
             self._check_lookahead(loader)
-        if self._length == 0 and not _tells_its_last(loader):
+        if self._length == 0 and not loaders.tells_its_last(loader):
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
         first: list[Any] = []
         batches: Iterator[Any]
-        if resumed is None:
-            batches = iter(loader)
-        else:
-            first, batches = _resumed_at(loader, resumed)
+        if resumed is not None:
+            first, batches = resumed_at(loader, resumed)
             if resumed["whole"] and not first:
                 resumed = None  # the epoch was begun as any other
+        elif taken or (epoch and not self._opened):
+            first, batches = _begun_in_order(loader, epoch)
+        else:
+            batches = iter(loader)
         self._batches = batches
-        owner = _owner_of_state(loader, batches)
+        owner = owner_of_state(loader, batches)
         tracked = None
         skips = self._skips or taken
         if owner is not None:  # else it kept state when that was saved
-            tracked = batches = _Tracked(
+            tracked = TrackedBatches(
                 batches,
                 first,
                 owner,
                 self._resumed or (None if before is None else before.state_at_end()),
                 resumed,
-                NEVER if _counts_batches(loader) else _MOST_AGAIN,
+                loaders.counts_batches(loader),
                 self.single_pass,
             )
-            if self._epoch == epoch and self._tracked is not None:  # it is opened anew
+            if is_anew and self._tracked is not None:
                 tracked.go_on_from(self._tracked)
             skips = self._skips or taken - tracked.begun
+            batches = tracked
+        elif first:
+            batches = chain(first, batches)
         if skips:
-            self._skip(batches, skips, loader, epoch)
+            batches = self._without_first(skips, loader, batches, epoch)
+            has_state = tracked is not None and tracked.tells_its_state()
+            if not (has_state or loaders.may_repeat_its_order(loader, epoch, is_anew)):
+                _warn_of_order(skips, epoch)
         if not isinstance(getattr(type(batches), "__iter__", None), _WRITTEN_IN_C):
             batches = chain(_Once(batches))
         self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
@@ -272,35 +282,31 @@ class Source:
         self._skips = 0
         return batches
 
-    def _skip(self, batches: Any, count: int, loader: object, epoch: int) -> None:
-        """Take `count` of the `batches`."""
-        is_sequence = type(batches) in _SEQUENCE_ITERATORS
-        if is_sequence and not self.single_pass:
-            batches.__setstate__(count)
-            return
-        if not (is_sequence or isinstance(batches, _Tracked) or self._told_of_skipping):
-            self._told_of_skipping = True
-            self._tell_of_skipping(count, loader, epoch)
+    def _without_first(
+        self, count: int, loader: object, batches: Iterator[Any], epoch: int
+    ) -> Iterator[Any]:
+        """What is left of the `batches`, which just began, after `count` of them."""
+        indexed = None if self.single_pass else loaders.without_first(count, loader, batches)
+        if indexed is not None:
+            return indexed
+        begun = monotonic()
         next(islice(batches, count, count), None)
-
-    def _tell_of_skipping(self, count: int, loader: object, epoch: int) -> None:
-        unsure = ""
-        sampler = getattr(loader, "sampler", None)
-        shuffles = any(base.__name__ == "RandomSampler" for base in type(sampler).__mro__)
-        if shuffles and (getattr(sampler, "generator", None) is None or epoch):
-            unsure = (
-                ". It shuffles in an order that cannot be known to repeat, so that samples may "
-                "come twice or not at all: use a sampler with set_epoch, or a loader with state"
+        seconds = monotonic() - begun
+        if not loaders.makes_nothing(batches):
+            log("epoch %d: %d batches were fetched and dropped, in %.1f s", epoch, count, seconds)
+        if seconds > LONG:
+            warn(
+                f"epoch {epoch}: to go on, {count} batches were fetched and dropped, which took "
+                f"{seconds:.0f} seconds; use a dataloader with state_dict, or one that is indexed"
             )
-        warn(
-            f"the dataloader keeps no state, so its first {count} batches are fetched and dropped "
-            f"to go on in epoch {epoch}{unsure}"
-        )
+        return batches
 
     def prepare_to_reopen(self, epoch: int, taken: int) -> None:
         """Let `epoch`, of which so many batches were taken, be opened anew."""
         self._resumed = self.state(taken, 1, epoch, False)
         self._batches = None
+        if self._loader is not None:
+            loaders.renew_workers(self._loader)
 
     def resume(self, loader: dict[str, Any] | None, steps: int) -> None:
         """Let the first epoch that is opened go on from what `state` returned."""
@@ -345,7 +351,7 @@ class Source:
                 f"epoch {number} ended after {taken} of the {epoch.length} batches that "
                 f"{promised_by} promised; pass lookahead=True to go by the data itself"
             )
-        if taken and isinstance(epoch.end_finder, LastBatchTold):
+        if taken and epoch.tells_its_last:
             raise DataLengthError(
                 f"epoch {number} ended after {taken} batches, but its loader's end_of_dataloader "
                 "did not say so; pass dataloader_len"
@@ -354,25 +360,24 @@ class Source:
             self.warn_ran_dry(step)
         return not self.single_pass
 
-    def ask_once_more(self, epoch: Epoch, left: bool) -> None:
+    def ask_once_more(self, epoch: Epoch) -> None:
         """Ask the iterator of an epoch that is over once more, as a `for` does.
 
-        An exception of an iterator that was `left` in between is only logged: an interrupt may have
-        ended its workers, and all batches of the epoch were had.
+        If the loop was left in this epoch, an exception is only logged: an interrupt may have ended
+        the iterator's workers, and all batches of the epoch were had.
         """
         finder = epoch.end_finder
-        told = isinstance(finder, LastBatchTold)
         try:
             for _ in finder.rest() if isinstance(finder, LastBatchTold) else epoch.batches:
                 break
             else:
                 return
         except Exception as exception:
-            if not left:
+            if not epoch.was_left:
                 raise not_stop(exception)  # noqa: B904 (mostly it is the exception itself)
             log("epoch %d: its iterator failed after its last batch: %r", epoch.number, exception)
             return
-        if told:
+        if epoch.tells_its_last:
             warn(
                 f"epoch {epoch.number} had more batches after the one at which its loader's "
                 "end_of_dataloader was true; the rest is dropped"
@@ -410,14 +415,12 @@ class Source:
 
     def ends_at(self) -> int | None:
         """The same, where the epoch is ended by it."""
-        told = self._told or (self._loader is not None and _tells_its_last(self._loader))
+        told = self._told or (self._loader is not None and loaders.tells_its_last(self._loader))
         return self.given_len if told else self.epoch_len()
 
     def fixed_len(self) -> int | None:
         """The length of every epoch, where that is known beforehand."""
-        if self._loader is None or any(
-            callable(getattr(part, "set_epoch", None)) for part in _parts(self._loader)
-        ):
+        if self._loader is None or loaders.has_set_epoch(self._loader):
             return None
         return self._promised_length(self._loader)
 
@@ -434,9 +437,42 @@ class Source:
             return None
         if self.given_len is not None:
             return self.given_len
-        if self._is_stream or _is_iterable_style(loader):
-            return None
-        return _length_of(loader)
+        return None if self._is_stream else loaders.length_of(loader)
+
+
+def _begun_in_order(loader: Any, epoch: int) -> tuple[list[Any], Iterator[Any]]:
+    """An iterator of `loader` that has the order of `epoch`, and the batch before it, if taken.
+
+    Some loaders, as Fabric's, set the epoch of their sampler themselves: to how often they were
+    iterated before. They are begun anew until that is `epoch`.
+    """
+    samplers = loaders.at_epoch(loader, epoch)
+    batches: Iterator[Any] = iter(loader)
+    if not samplers:
+        return [], batches
+    reached = -1
+    while True:
+        first = list(islice(batches, 1))
+        epochs = [sampler.epoch for sampler in samplers if sampler.epoch != epoch]
+        if not epochs or not first:
+            return first, batches
+        if not reached < epochs[0] < epoch:
+            warn(
+                f"epoch {epoch} is gone on with in the order of epoch {epochs[0]}, which its "
+                "dataloader has set itself, so that samples may come twice or not at all; set up "
+                "the dataloader anew before the loop goes on"
+            )
+            return first, batches
+        reached = epochs[0]
+        batches = iter(loader)
+
+
+def _warn_of_order(count: int, epoch: int) -> None:
+    warn(
+        f"{count} batches are fetched and dropped to go on in epoch {epoch}, but the dataloader "
+        "shuffles in an order that cannot be known to repeat, so that samples may come twice or "
+        "not at all: use a sampler with set_epoch, or a dataloader with state_dict"
+    )
 
 
 class _Once:
@@ -450,220 +486,3 @@ class _Once:
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self.__iter__ = [batches].pop
-
-
-class _Items:
-    """What has `__getitem__` alone, as NumPy's arrays go: Python gives it an iterator."""
-
-    def __getitem__(self, place: int) -> object:
-        """Never asked for anything."""
-
-
-_SEQUENCES: tuple[Any, ...] = ([], (), range(1), range(2**70), "", b"", bytearray(), _Items())
-_SEQUENCE_ITERATORS = tuple(type(iter(each)) for each in _SEQUENCES)
-
-
-def _keeps_state(loader: object) -> bool:
-    return callable(getattr(loader, "state_dict", None)) and callable(
-        getattr(loader, "load_state_dict", None)
-    )
-
-
-def _length_of(loader: Any) -> int | None:
-    try:
-        return min(len(loader), checks.MOST)
-    except (TypeError, NotImplementedError):
-        return None
-    except OverflowError:  # range(2**70)
-        return checks.MOST
-    except Exception as exception:
-        log("len(dataloader) is not known: %r", exception)
-        return None
-
-
-def _owner_of_state(loader: object, batches: object) -> object | None:
-    if type(loader) in _PLAIN:
-        return None
-    for owner in (loader, batches):
-        if _keeps_state(owner):
-            return owner
-    return batches if callable(getattr(batches, "get_state", None)) else None
-
-
-def _resumed_at(loader: Any, resumed: dict[str, Any]) -> tuple[list[Any], Iterator[Any]]:
-    """An iterator of `loader` from the state on, and the batch before it, if that was taken."""
-    if _keeps_state(loader):
-        loader.load_state_dict(resumed["state"])
-    batches: Any = iter(loader)
-    owner: Any = _owner_of_state(loader, batches)
-    if owner is None:
-        return [], batches
-    if owner is batches:
-        (owner.load_state_dict if _keeps_state(owner) else owner.set_state)(resumed["state"])
-    first = []
-    if resumed["whole"]:
-        first = list(islice(batches, 1))
-        if not first or resumed["cut"]:  # it came back in the epoch that is over
-            return [], iter(loader)
-    return first, batches
-
-
-def _counts_batches(loader: object) -> bool:
-    """Whether a state of `loader`, if it has any, can only be a count of batches.
-
-    As torchdata's are, of data sets that are only iterated and have no state: once resumed, such a
-    loader counts wrong.
-    """
-    return _is_iterable_style(loader) and not _keeps_state(getattr(loader, "dataset", None))
-
-
-class _Tracked:
-    """The batches of one epoch, from a loader that keeps state, and what that was on the way.
-
-    It is noted after the first batch, which is the earliest moment at which a state of an epoch can
-    be relied upon, and now and then after that.
-
-    Args:
-        batches: the loader's iterator.
-        first: the batch before it, if that was taken.
-        owner: the loader or its iterator, whichever tells the state.
-        before: the state from which the epoch is reached.
-        resumed: the state that `owner` was loaded with, if it was.
-        right_after: of a resumed one, after how many batches its state is right.
-        single_pass: whether the loader can be gone through only once.
-    """
-
-    def __init__(
-        self,
-        batches: Iterator[Any],
-        first: list[Any],
-        owner: Any,
-        before: dict[str, Any] | None,
-        resumed: dict[str, Any] | None,
-        right_after: int,
-        single_pass: bool,
-    ) -> None:
-        self._batches: Iterator[Any] = batches
-        self._first = first
-        self._owner: Any = owner
-        self.before = before
-        self._resumed = resumed
-        self._right_after = 1 if resumed is None else right_after
-        self._single_pass = single_pass
-        self.begun: int = 0 if resumed is None else resumed["at"]
-        self._taken = 0
-        self._failed = False  # the latest fetch did, or it is not over: the state may be any
-        self._noted: list[dict[str, Any]] = []  # the first, and the last two
-        self._at_end: dict[str, Any] | None = None
-        self._ended = False  # whether the iterator was
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._taken % _MOST_AGAIN == 1 and not self._failed:
-            self._note()
-        self._failed = True  # as long as the fetch lasts, and if it is interrupted
-        try:
-            batch = self._first.pop() if self._first else next(self._batches)
-        except StopIteration:
-            self._failed, self._ended = False, True
-            raise
-        self._failed = False
-        self._taken += 1
-        return batch
-
-    def state(self, done: int, ahead: int) -> dict[str, Any] | None:
-        """The state after `done` batches of the epoch, where `ahead` more were taken."""
-        is_right = done - self.begun >= self._right_after and not (ahead or self._failed)
-        is_here = done == self.begun + self._taken
-        if is_right and is_here and self._owner is not None:
-            return self._state_now(done)
-        earlier = [noted for noted in self._noted if noted["at"] <= done]
-        return earlier[-1] if earlier else self.before
-
-    def go_on_from(self, broken: _Tracked) -> None:
-        """Take over what was noted of the same epoch before its iterator was broken."""
-        self.before = broken.before
-        self._noted = broken._noted
-
-    def state_at_end(self) -> dict[str, Any] | None:
-        """The state once the epoch has ended."""
-        if self._owner is None:
-            return self._at_end
-        if self._resumed is None or not self._taken or self._taken >= self._right_after:
-            return self._state_now(0)
-        return {**self._resumed, "rest": self._taken}
-
-    def let_go(self) -> None:
-        """Let go of the loader and its iterator, and of the workers that it may have."""
-        if self._owner is not None and self._taken and not self._failed:
-            self._at_end = self.state_at_end()
-            self._note()
-        self._owner = None
-        self._batches = iter(())
-
-    def _note(self) -> None:
-        if self._taken >= self._right_after:
-            self._noted[1:-1] = []
-            self._noted.append(self._state_now(self.begun + self._taken))
-
-    def _state_now(self, at: int) -> dict[str, Any]:
-        get_state = getattr(self._owner, "state_dict", None) or self._owner.get_state
-        whole = at == 0 and not self._single_pass
-        return {
-            "state": get_state(),
-            "at": at,
-            "whole": whole,
-            "cut": whole and not self._ended,
-            "rest": 0,
-        }
-
-
-def _is_iterable(dataloader: object) -> TypeGuard[Iterable[Any]]:
-    kind = type(dataloader)
-    return hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")
-
-
-def _is_iterable_style(loader: object) -> bool:
-    """Whether `loader` loads a data set that is only iterated, so that its length is a guess.
-
-    PyTorch gives such data sets a `__getitem__` that only raises, hence the look at their class.
-    """
-    dataset = None if type(loader) in _PLAIN else getattr(loader, "dataset", None)
-    if dataset is None:
-        return False
-    kind = type(dataset)
-    named = any(base.__name__ == "IterableDataset" for base in kind.__mro__)
-    return named or not hasattr(kind, "__getitem__")
-
-
-def _tells_its_last(loader: object) -> bool:
-    """Whether the loader says itself which batch is its last, as Accelerate's do."""
-    if type(loader) in _PLAIN:
-        return False
-    return isinstance(getattr(loader, "end_of_dataloader", None), bool)
-
-
-def _parts(loader: object) -> list[object]:
-    """`loader` and what it draws from, a few levels deep, once each."""
-    parts: dict[int, object] = {}
-    found = [(loader, 1)]
-    while found:
-        part, level = found.pop()
-        if part is None or id(part) in parts:
-            continue
-        parts[id(part)] = part
-        if level < _DEEPEST:
-            names = ("dataset", "batch_sampler", "sampler")
-            found += [(getattr(part, name, None), level + 1) for name in names]
-    return list(parts.values())
-
-
-def _set_epoch(loader: object, epoch: int) -> None:
-    if type(loader) in _PLAIN:
-        return
-    for part in _parts(loader):
-        set_epoch = getattr(part, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epoch)

@@ -445,7 +445,6 @@ class OracleLoop:
             raise ValueError("lookahead")
 
     def restart(self) -> None:
-        self.told_of_skipping = False  # that warning comes once per run
         self.entry += 1  # older iterators are replaced
         self.failure: Exception | None = None
         self.over = False
@@ -459,9 +458,9 @@ class OracleLoop:
         self.promise: int | None = None
         self.epoch_over = False
         self.last_request_due = False
-        self.interrupted = False  # these three are about the epoch's iterator
-        self.reentered = False
-        self.distrusted = False
+        self.interrupted = False  # of a single-pass source, up to its next batch
+        self.reentered = False  # these two are about the epoch's iterator
+        self.broken = False
         self.held: list[Held] = []  # fetched and not yet handed over, all of this epoch
         self.ahead: list[int] = []  # what a look has found: a batch
         self.pending: Exception | None = None  # what comes after all that is held
@@ -598,52 +597,41 @@ class OracleLoop:
         self.interrupted = self.reentered = False
 
     def ask_iterator(self) -> int:
-        """Decision 5: the epoch's iterator gives a batch, or what it raises is believed or not."""
-        if self.distrusted:
+        """3.8: the epoch's iterator gives a batch, or what it raises is believed or not."""
+        if self.broken:
             return self.ask_new_iterator()
         assert self.stream is not None
         try:
             batch = self.world.fetch(self.stream)
         except KeyboardInterrupt:
-            self.interrupted = True
-            plan = self.plan
-            if plan.lookahead is None and plan.dataloader_len is None:
-                self.promise = None  # its batch may be lost
+            self.interrupted = self.single_pass
+            self.broken = not self.single_pass
             raise
         except Exception as error:
             is_end = isinstance(error, StopIteration)
-            if not self.interrupted and (is_end or not self.reentered):
-                raise
-            if self.single_pass and not self.interrupted:
-                raise
-            what = "an end" if is_end else "an error"
-            when = "an interrupt" if self.interrupted else "entering again"
-            single_pass = ", single-pass" if self.single_pass else ""
-            self.world.rare.add(f"not believed: {what} after {when}{single_pass}")
-            if self.single_pass:
+            if self.interrupted:
+                what = "an end" if is_end else "an error"
+                self.world.rare.add(f"not believed: {what} after an interrupt")
                 raise LoopError("single-pass") from error
-            self.distrusted = True
+            if is_end or self.single_pass or not self.reentered:
+                raise
+            self.world.rare.add("not believed: an error after entering again")
+            self.broken = True
             return self.ask_new_iterator()
-        self.interrupted = self.reentered = False
+        self.interrupted = False
         return batch
 
     def ask_new_iterator(self) -> int:
         """The epoch is opened anew and set forward over what was fetched of it."""
         count = self.taken + len(self.ahead)
         self.open_epoch()
-        if count and not self.told_of_skipping:
-            self.told_of_skipping = True
-            self.warn(
-                f"the dataloader keeps no state, so its first {count} batches are fetched and "
-                f"dropped to go on in epoch {self.epoch}"
-            )
         assert self.stream is not None
         for _ in range(count):
             try:
                 self.world.fetch(self.stream)
             except StopIteration:
                 break
-        self.distrusted = False  # what comes now counts; if interrupted before, it begins again
+        self.broken = False  # what comes now counts; if interrupted before, it begins again
         if self.promise is not None and count >= self.promise:
             raise Undecided("an epoch that is opened anew promises no more than was fetched of it")
         return self.ask_iterator()
@@ -668,7 +656,10 @@ class OracleLoop:
             pending, self.pending = self.pending, None
             raise pending
         if not self.ahead:
+            interrupted = self.interrupted
             self.ahead.append(self.ask_iterator())
+            if self.must_look():
+                self.interrupted = interrupted  # up to the batch behind it
         self.taken += 1
         return self.ahead.pop()
 

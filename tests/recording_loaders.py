@@ -12,7 +12,10 @@ class Batch:
 
 
 class RecordingBatches:
-    """The iterator of one epoch: records every request, and refuses any after its end."""
+    """The iterator of one epoch: records every request, and refuses any after its end.
+
+    What it finds among the batches that is an exception it raises; an interrupt only once.
+    """
 
     def __init__(self, batches: Iterable[Any], requests: list[str]) -> None:
         self.batches = iter(batches)
@@ -30,6 +33,8 @@ class RecordingBatches:
             self.ended = True
             self.requests.append("end")
             raise
+        if isinstance(batch, KeyboardInterrupt) and batch.__traceback__ is not None:
+            return next(self)
         self.requests.append(f"next {batch!r}")
         if isinstance(batch, BaseException):
             raise batch
@@ -37,7 +42,7 @@ class RecordingBatches:
 
 
 class RecordingLoader:
-    """A loader without a length; each epoch takes the next of `epochs`. Exceptions are raised."""
+    """A loader without a length; each epoch takes the next of `epochs`."""
 
     def __init__(self, *epochs: Iterable[Any]) -> None:
         self.epochs = cycle(epochs)

@@ -1024,13 +1024,12 @@ def test_a_length_that_is_too_short_counts_as_promised() -> None:
     assert found == [1, 2, 1, None]
 
 
-def test_after_an_interrupted_fetch_the_length_of_its_epoch_is_unknown() -> None:
+def test_after_an_interrupted_fetch_the_length_of_its_epoch_counts() -> None:
     loop = Loop(SizedLoader([0, 1, KeyboardInterrupt(), 2, 3, 4], promise=5), max_epochs=1)
     chunks = loop.chunks((4, 1))
     with pytest.raises(KeyboardInterrupt):
         next(chunks)
-    assert loop.steps_to_next_event() is None
-    # from here on the loop looks ahead
+    assert loop.steps_to_next_event() == 5
     assert lists_and_events(loop, (4, 1)) == [([0, 1, 2, 3], set()), ([4], BOTH)]
 
 

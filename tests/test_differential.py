@@ -121,19 +121,13 @@ RARE = {
     "last request: error after entering again": Plan(
         fails(SIZED, (3, "OSError")), "max_epochs", 2, leaves=frozenset({2})
     ),
-    "not believed: an end after an interrupt": Plan(
-        fails(SIZED, (1, "KeyboardInterrupt"), mapped=True), "max_epochs", 2
-    ),
-    "not believed: an error after an interrupt": Plan(
-        fails(SIZED, (1, "KeyboardInterrupt"), (2, "OSError")), "max_epochs", 2
-    ),
     "not believed: an error after entering again": Plan(
         fails(SIZED, (1, "OSError")), "max_epochs", 2, leaves=frozenset({0})
     ),
-    "not believed: an end after an interrupt, single-pass": Plan(
+    "not believed: an end after an interrupt": Plan(
         fails(ONE_PASS, (2, "KeyboardInterrupt"), mapped=True), "max_epochs", 1
     ),
-    "not believed: an error after an interrupt, single-pass": Plan(
+    "not believed: an error after an interrupt": Plan(
         fails(ONE_PASS, (2, "KeyboardInterrupt"), (3, "OSError")), "max_steps", 9
     ),
     "a condition raises at a list's last step": Plan(

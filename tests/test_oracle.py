@@ -337,13 +337,11 @@ def test_an_error_in_the_last_request_is_raised_and_ends_the_run() -> None:
 
 def test_an_error_in_the_last_request_is_ignored_after_entering_again() -> None:
     source = Source(lengths=(2,), promised=(2,), raises=((2, "OSError"),))
-    journal = trace(source, max_epochs=2, leaves=frozenset({1}))
-    assert [entry[0] for entry in of("step", journal)] == [0, 1, 2, 3]
-    assert len(of("iter", journal)) == 2
-    assert messages("raised", journal) == []
-    # it is raised if a batch was fetched after entering again
-    journal = trace(source, max_epochs=2, leaves=frozenset({0}))
-    assert messages("raised", journal) == ["fetch 2 failed"]
+    for leaves in (frozenset({0}), frozenset({1})):
+        journal = trace(source, max_epochs=2, leaves=leaves)
+        assert [entry[0] for entry in of("step", journal)] == [0, 1, 2, 3]
+        assert len(of("iter", journal)) == 2
+        assert messages("raised", journal) == []
 
 
 def test_an_interrupt_in_the_last_request_is_raised_and_the_request_not_repeated() -> None:
@@ -418,80 +416,64 @@ def test_an_error_found_by_lookahead_comes_after_the_batch_before_it() -> None:
     assert fired(EPOCH, journal) == []
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "late KeyboardInterrupt"])
 @pytest.mark.parametrize("promised", [None, (4,)])
-def test_an_interrupt_in_a_fetch_loses_no_batch(promised: tuple[int, ...] | None) -> None:
-    source = Source(lengths=(4,), promised=promised, raises=((2, "KeyboardInterrupt"),))
-    journal = trace(source, max_epochs=1)
-    assert [entry[0] for entry in of("step", journal)] == [0, 1, 2, 3]
-    assert of("end", journal) == [("max_epochs",)]
-    assert len(of("iter", journal)) == 1
-
-
-def test_after_an_interrupt_lookahead_finds_the_end_of_the_epoch() -> None:
-    source = Source(lengths=(4,), promised=(4,), raises=((1, "late KeyboardInterrupt"),))
-    # fetch 0; 1 is interrupted and its batch lost; 2, and 3 by lookahead; 4 finds the end
-    assert fetches_per_step(source, max_epochs=1) == [1, 4, 5, 5]
-    assert fired(EPOCH, trace(source, max_epochs=1)) == [2]
-    # not with lookahead=False
-    journal = trace(source, max_epochs=1, lookahead=False)
-    assert [entry[0] for entry in of("raised", journal)] == ["KeyboardInterrupt", "DataLengthError"]
-    # the same with a single-pass source that has a length
-    single_pass = dataclasses.replace(source, kind="single-pass")
-    assert fetches_per_step(single_pass, max_epochs=1) == [1, 4, 5, 5]
-
-
 @pytest.mark.parametrize("kind", ["iterable", "callable", "generator"])
-def test_an_end_after_an_interrupt_is_not_believed(kind: str) -> None:
-    source = Source(kind, lengths=(4,), raises=((1, "KeyboardInterrupt"),), mapped=True)
-    journal = trace(source, max_epochs=1, lookahead=True)
-    # the first lookahead is interrupted after batch 0; the new iterator's batch 1 is dropped, since
-    # it stands for batch 0
-    assert [entry[0] for entry in of("step", journal)] == [0, 2, 3, 4]
+def test_an_epoch_is_opened_anew_after_an_interrupt_in_a_fetch(
+    kind: str, promised: tuple[int, ...] | None, error: str, mapped: bool
+) -> None:
+    promised = None if kind == "generator" else promised
+    source = Source(kind, lengths=(4,), promised=promised, raises=((2, error),), mapped=mapped)
+    journal = trace(source, max_epochs=1)
+    # fetches 0 and 1; 2 is interrupted; the new iterator's batches 2 and 3 are dropped, since they
+    # stand for 0 and 1
+    assert [entry[0] for entry in of("step", journal)] == [0, 1, 4, 5]
     assert fired(EPOCH, journal) == [3]
-    assert messages("warning", journal) == [
-        "the dataloader keeps no state, so its first 1 batches are fetched and dropped "
-        "to go on in epoch 0"
-    ]
+    assert of("warning", journal) == []
+    assert of("end", journal) == [("max_epochs",)]
     assert len(of("call", journal)) == (0 if kind == "iterable" else 2)
     assert len(of("iter", journal)) == (0 if kind == "generator" else 2)
 
 
 def test_the_length_of_a_new_iterator_counts() -> None:
-    source = Source(lengths=(3,), promised=(3,), raises=((1, "KeyboardInterrupt"),), mapped=True)
+    source = Source(lengths=(3,), promised=(3,), raises=((1, "KeyboardInterrupt"),))
     # fetch 0; 1 is interrupted; 2 is skipped; 3, 4; the last request
     assert fetches_per_step(source, max_epochs=1) == [1, 4, 5, 6]
     assert fired(EPOCH, trace(source, max_epochs=1)) == [2]
 
 
-def test_an_error_after_an_interrupt_is_not_believed() -> None:
-    raises = ((2, "KeyboardInterrupt"), (3, "OSError"))
+def test_an_epoch_that_was_opened_anew_may_fail_or_be_interrupted() -> None:
+    raises = ((2, "KeyboardInterrupt"), (5, "OSError"))
     source = Source(lengths=(4,), promised=(4,), raises=raises)
     journal = trace(source, max_epochs=1)
-    # 0 and 1; the new iterator's 2 and 3 are dropped, since they stand for these; then 4 and 5
-    assert [entry[0] for entry in of("step", journal)] == [0, 1, 4, 5]
-    assert messages("raised", journal) == ["in fetch 2"]
-    # an error of the new iterator's next fetch, 6, is raised
-    source = dataclasses.replace(source, raises=(*raises, (6, "OSError")))
-    journal = trace(source, max_epochs=1)
-    assert messages("raised", journal) == ["in fetch 2", "fetch 6 failed"]
-    # so is one of a fetch whose batch would be dropped
-    source = dataclasses.replace(source, raises=(*raises, (5, "OSError")))
-    assert messages("raised", trace(source, max_epochs=1)) == ["in fetch 2", "fetch 5 failed"]
-    # an interrupt there makes another new iterator, of which 5 and 6 remain
-    source = dataclasses.replace(source, raises=(*raises, (5, "KeyboardInterrupt")))
+    # 0 and 1; the new iterator's 3 and 4 are dropped
+    assert [entry[0] for entry in of("step", journal)] == [0, 1]
+    assert messages("raised", journal) == ["in fetch 2", "fetch 5 failed"]
+    # so is an error of a fetch whose batch would be dropped
+    source = dataclasses.replace(source, raises=(raises[0], (4, "OSError")))
+    assert messages("raised", trace(source, max_epochs=1)) == ["in fetch 2", "fetch 4 failed"]
+    # an interrupt there makes another new iterator
+    source = dataclasses.replace(source, raises=(raises[0], (4, "KeyboardInterrupt")))
     journal = trace(source, max_epochs=1)
     assert [entry[0] for entry in of("step", journal)] == [0, 1, 5, 6]
     assert len(of("iter", journal)) == 3
-    assert len(of("warning", journal)) == 1
 
 
 def test_an_error_after_entering_again_is_not_believed_but_an_end_is() -> None:
     source = Source(lengths=(4,), promised=(4,), raises=((2, "OSError"),))
-    journal = trace(source, max_epochs=1, leaves=frozenset({1}))
-    assert [entry[0] for entry in of("step", journal)] == [0, 1, 4, 5]
-    assert messages("raised", journal) == []
-    journal = trace(source, max_epochs=1, leaves=frozenset({0}))
-    assert messages("raised", journal) == ["fetch 2 failed"]
+    for leaves in (frozenset({0}), frozenset({1})):
+        journal = trace(source, max_epochs=1, leaves=leaves)
+        assert [entry[0] for entry in of("step", journal)] == [0, 1, 4, 5]
+        assert messages("raised", journal) == []
+    # the second of an epoch is
+    again = dataclasses.replace(source, raises=(*source.raises, (5, "OSError")))
+    journal = trace(again, max_epochs=1, leaves=frozenset({1}))
+    assert messages("raised", journal) == ["fetch 5 failed"]
+    # and the first in a later epoch than that in which the loop was left
+    later = dataclasses.replace(source, raises=((6, "OSError"),))
+    journal = trace(later, max_epochs=2, leaves=frozenset({1}))
+    assert messages("raised", journal) == ["fetch 6 failed"]
     source = Source(lengths=(2,), promised=(3,))
     journal = trace(source, max_epochs=1, leaves=frozenset({1}))
     assert [entry[0] for entry in of("raised", journal)] == ["DataLengthError"]
@@ -519,6 +501,15 @@ def test_a_single_pass_source_has_no_new_iterator_after_an_interrupt(
     source = Source("single-pass", lengths=(5,), raises=((2, "OSError"),))
     leaves = frozenset({0 if "max_epochs" in arguments else 1})
     assert messages("raised", trace(source, leaves=leaves, **arguments)) == ["fetch 2 failed"]
+
+
+def test_what_is_behind_the_first_batch_after_an_interrupt_decides_with_lookahead() -> None:
+    source = Source("single-pass", lengths=(1,), raises=((0, "KeyboardInterrupt"),))
+    journal = trace(source, max_epochs=1)
+    assert [entry[0] for entry in of("step", journal)] == [0]
+    assert [entry[0] for entry in of("raised", journal)] == ["KeyboardInterrupt", "LoopError"]
+    source = dataclasses.replace(source, lengths=(2,))
+    assert fired(EPOCH, trace(source, max_epochs=1)) == [1]
 
 
 def test_entering_again_continues_with_the_next_batch_unless_the_run_is_finished() -> None:
@@ -681,7 +672,8 @@ def test_an_interrupt_is_raised_at_once_and_the_batches_before_it_come_later() -
     journal = trace(source, max_epochs=1, entries=(4, 2, None), leaves=frozenset({0}))
     assert [entry[:2] for entry in journal if entry[0] in ("step", "raised")] == [
         ("raised", "KeyboardInterrupt"),
-        *(("step", [0, 1]), ("step", 2), ("step", 3), ("step", 4), ("step", 5)),
+        # of the new iterator, 3 to 5 are dropped, since they stand for 0 to 2
+        *(("step", [0, 1]), ("step", 2), ("step", 6), ("step", 7), ("step", 8)),
     ]
 
 

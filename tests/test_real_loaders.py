@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import signal
 import textwrap
 import warnings
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dloop import Event, Loop, LoopEvents, LoopWarning, StateError, source
+from dloop import Event, Loop, LoopEvents, LoopWarning, StateError, loader_state
 from frameworks import needed
 from loaders import LIGHT, LOADERS, SAMPLES, WITH_WORKERS, Loader, batches, of_torch
 from programs import program, run_until
@@ -158,7 +159,7 @@ def test_a_state_of_a_resumed_loader_is_right_once_all_workers_have_given_a_batc
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Epochs are too short here for the number of batches after which it is taken to be so."""
-    monkeypatch.setattr(source, "_MOST_AGAIN", 3)
+    monkeypatch.setattr(loader_state, "MOST_AGAIN", 3)
     check_interrupted(loader, tmp_path, where, lookahead)
 
 
@@ -345,13 +346,20 @@ def told(loop: Loop[Any]) -> list[str]:
     return [str(each.message) for each in caught if each.category is LoopWarning]
 
 
-def test_batches_that_are_fetched_only_to_be_dropped_are_told_of_once() -> None:
+def test_batches_that_are_fetched_only_to_be_dropped_are_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     needed("torch")
     from torch.utils.data import DataLoader
 
-    (text,) = told(resumed_at(3, lambda: DataLoader(range(SAMPLES), batch_size=2)))  # type: ignore[arg-type]
-    assert "3" in text
-    assert told(resumed_at(5, lambda: DataLoader(range(SAMPLES), batch_size=2))) == []  # type: ignore[arg-type]
+    for steps, logged in ((3, True), (5, False)):
+        caplog.clear()
+        loop = resumed_at(steps, lambda: DataLoader(range(SAMPLES), batch_size=2))  # type: ignore[arg-type]
+        with caplog.at_level(logging.INFO, "dloop"):
+            assert told(loop) == []
+        assert [text[:34] for text in caplog.messages] == [
+            "epoch 0: 3 batches were fetched an"
+        ] * logged
 
 
 def test_a_shuffle_without_a_seed_is_told_of() -> None:
