@@ -10,32 +10,26 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-import torch.utils.data
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-import faulthandler; faulthandler.register(10, file=open('/tmp/work/fault.log','a'))
-import dloop
-from cores import use_core
-from dloop import Loop, LoopEvents
 from loaders import SAMPLES
 from torch_data import Shuffled, Stream
 
-# PyTorch looks every so many seconds whether its workers have ended; 5 would be slow here.
-torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2  # type: ignore[attr-defined]
+# PyTorch looks every five seconds whether its workers have ended, which would be slow here.
+_MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
 
 
 class Place:
-    """A place where the program waits for an interrupt, once, after it was asked to.
+    """A place where a program waits for an interrupt: now, or once after it was asked to.
 
-    What happens is told by files in `folder`, since workers come here too:
+    Files in `folder` tell what happens, since workers come here too:
 
-    - armed: the next that comes here has to wait.
-    - reached: it is there.
+    - armed: whoever comes here next has to wait.
+    - reached: one is here.
     - waiting: the kernel's process waits, here or for the worker that is here.
     - left: the test has seen the interrupt. A worker that is still here goes on.
     """
@@ -44,19 +38,27 @@ class Place:
         self.folder = Path(folder)
         self.process = os.getpid()
 
-    def wait_now(self) -> None:
-        self.arm()
-        self.wait()
-
-    def arm(self) -> None:
+    def arm(self, batches: list[Any], count: int) -> None:
+        """Let the next that comes here wait, which it does after so many of the `batches`."""
         (self.folder / "armed").touch()
-        threading.Thread(target=self._watch_the_wait_for_workers, daemon=True).start()
+        arguments = batches, count
+        threading.Thread(target=self._watch_for_workers, args=arguments, daemon=True).start()
 
-    def wait(self) -> None:
+    def _watch_for_workers(self, batches: list[Any], count: int) -> None:
+        while not (self.folder / "waiting").exists():
+            time.sleep(0.005)
+            is_reached = (self.folder / "reached").exists() and len(batches) == count
+            if is_reached and is_the_main_thread_in("_try_get_data"):
+                (self.folder / "waiting").touch()
+
+    def wait_if_armed(self) -> None:
         try:
             (self.folder / "armed").rename(self.folder / "reached")
         except FileNotFoundError:
             return
+        self.wait()
+
+    def wait(self) -> None:
         if os.getpid() == self.process:
             (self.folder / "waiting").touch()
         end = time.monotonic() + 60
@@ -64,34 +66,33 @@ class Place:
             assert time.monotonic() < end, "no interrupt came"
             time.sleep(0.01)
 
-    def _watch_the_wait_for_workers(self) -> None:
-        while not (self.folder / "waiting").exists():
-            time.sleep(0.01)
-            if (self.folder / "reached").exists() and self._is_the_main_thread_in("_try_get_data"):
-                (self.folder / "waiting").touch()
 
-    def _is_the_main_thread_in(self, function: str) -> bool:
-        frame = sys._current_frames()[threading.main_thread().ident or 0]
-        while frame.f_code.co_name != function:
-            if frame.f_back is None:
-                return False
-            frame = frame.f_back
-        return True
+def is_the_main_thread_in(function: str) -> bool:
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_code.co_name != function:
+        frame = frame.f_back
+    return frame is not None
 
 
 class Numbers(Dataset[int]):
-    """A map-style data set that waits when the sample `at` is read."""
+    """A map-style data set that waits, when asked to, as the sample `at` is read.
 
-    def __init__(self, place: Place, at: int) -> None:
+    Where that is None, as a process reads its fifth sample. Up to two workers do so, with batches
+    of two, once the first batch was handed over.
+    """
+
+    def __init__(self, place: Place, at: int | None) -> None:
         self.place = place
         self.at = at
+        self.read = 0
 
     def __len__(self) -> int:
         return SAMPLES
 
     def __getitem__(self, index: int) -> int:
-        if index == self.at:
-            self.place.wait()
+        self.read += 1
+        if index == self.at or (self.at is None and self.read == 5):
+            self.place.wait_if_armed()
         return index
 
 
@@ -110,7 +111,7 @@ def numbers(place: Place, at: int) -> Iterator[list[int]]:
     """A generator of batches that does the same."""
     for number in range(0, SAMPLES, 2):
         if at in (number, number + 1):
-            place.wait()
+            place.wait_if_armed()
         yield [number, number + 1]
 
 
