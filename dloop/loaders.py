@@ -158,17 +158,23 @@ def at_epoch(loader: object, epoch: int) -> list[Any]:
     ]
 
 
-def may_repeat_its_order(loader: object, epoch: int, drawn_before: bool) -> bool:
-    """Whether the order of `epoch` can be the same when it is begun anew.
+def may_repeat_its_order(loader: object, has_state: bool, drawn_before: bool) -> bool:
+    """Whether an epoch that is begun anew can have the order that it had.
 
-    Not with PyTorch's random samplers, unless they have a seed and draw their first epoch.
+    Not with PyTorch's random samplers, unless they have a seed and no epoch was drawn from it
+    before. Those of other makers may be part of the loader's state.
     """
-    return not any(
-        (getattr(part, "generator", None) is None or epoch or drawn_before)
-        and not _has_set_epoch(part)
-        for part in parts(loader)
-        if any(base.__name__.endswith("RandomSampler") for base in type(part).__mro__)
-    )
+    for part in parts(loader):
+        kind = type(part)
+        is_random = any(base.__name__.endswith("RandomSampler") for base in kind.__mro__)
+        if not is_random or _has_set_epoch(part):
+            continue
+        if has_state:
+            if kind.__module__ == "torch.utils.data.sampler":
+                return False
+        elif drawn_before or getattr(part, "generator", None) is None:
+            return False
+    return True
 
 
 def without_first(count: int, loader: Any, batches: Iterator[Any]) -> Iterator[Any] | None:

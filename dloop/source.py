@@ -271,9 +271,10 @@ class Source:
             batches = chain(first, batches)
         if skips:
             batches = self._without_first(skips, loader, batches, epoch)
-            has_state = tracked is not None and tracked.tells_its_state()
-            if not (has_state or loaders.may_repeat_its_order(loader, epoch, is_anew)):
-                _warn_of_order(skips, epoch)
+        if taken:
+            has_state = tracked is not None and (resumed or tracked.tells_its_state())
+            if not loaders.may_repeat_its_order(loader, bool(has_state), bool(epoch or is_anew)):
+                _warn_of_order(taken, epoch)
         if not isinstance(getattr(type(batches), "__iter__", None), _WRITTEN_IN_C):
             batches = chain(_Once(batches))
         self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
@@ -467,11 +468,11 @@ def _begun_in_order(loader: Any, epoch: int) -> tuple[list[Any], Iterator[Any]]:
         batches = iter(loader)
 
 
-def _warn_of_order(count: int, epoch: int) -> None:
+def _warn_of_order(taken: int, epoch: int) -> None:
     warn(
-        f"{count} batches are fetched and dropped to go on in epoch {epoch}, but the dataloader "
-        "shuffles in an order that cannot be known to repeat, so that samples may come twice or "
-        "not at all: use a sampler with set_epoch, or a dataloader with state_dict"
+        f"epoch {epoch} goes on after {taken} batches, but its dataloader shuffles in an order "
+        "that cannot be known to repeat, so that samples may come twice or not at all; use a "
+        "sampler with set_epoch, or a dataloader that saves its order"
     )
 
 

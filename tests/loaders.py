@@ -155,6 +155,19 @@ TORCHDATA = {
     "callable, StatefulDataLoader": of_torch(sampler="Shuffled", stateful=True, called=True),
 }
 
+
+def torch_nodes(_: Path) -> Any:
+    from torchdata import nodes
+
+    return nodes.Loader(nodes.Batcher(nodes.IterableWrapper(range(SAMPLES)), 2))
+
+
+def torch_nodes_of_sampler(_: Path) -> Any:
+    from torchdata import nodes
+
+    return nodes.Loader(nodes.Batcher(nodes.SamplerWrapper(torch_sampler("Shuffled")), 2))
+
+
 # -------------------------------------------------------------------------- Grain
 
 
@@ -287,6 +300,10 @@ LOADERS: dict[str, Loader] = {
     ),
     **TORCH,
     **TORCHDATA,
+    "torchdata nodes": Loader(torch_nodes, needs=("torch", "torchdata")),
+    "torchdata nodes, seeded sampler": Loader(
+        torch_nodes_of_sampler, needs=("torch", "torchdata"), shuffles=True
+    ),
     "Grain MapDataset": Loader(grain_map, needs=("grain",)),
     "Grain IterDataset": Loader(grain_iter, needs=("grain",)),
     "Grain DataLoader": Loader(grain_loader, needs=("grain",), json=False),  # its state is bytes
