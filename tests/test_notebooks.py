@@ -23,7 +23,7 @@ STEPS = SAMPLES // 2  # in an epoch
 
 IMPORTS = """
 %colors nocolor
-import multiprocessing
+import gc
 import os
 import warnings
 from operator import length_hint
@@ -35,8 +35,9 @@ import dloop
 from cores import use_core
 from dloop import Loop, LoopEvents
 from waiting_sources import SAMPLES, Numbers, Place, Shuffled, WaitingStream
-from waiting_sources import numbers, plain, plain_for
+from waiting_sources import end_workers, numbers, plain, plain_for
 
+gc.disable()
 warnings.simplefilter("always")
 """
 
@@ -142,6 +143,8 @@ def notebook(
     yield kernels[0]
     if kernels[0].busy:
         kernels.pop().close()
+    else:  # what the last traceback keeps; PyTorch would wait for the workers' end for long
+        kernels[0].check("end_workers(); gc.collect()")
 
 
 WORKERS = {
@@ -229,15 +232,8 @@ for batch, events in bar:
     # IPython cannot show the error if PyTorch notices meanwhile that its workers have ended.
     assert output.error == "KeyboardInterrupt: " or "KeyboardInterrupt" in output.warned, output
     if group:
-        notebook.output(notebook.start(JOIN))
+        notebook.check("end_workers(within=0.5)")
     return cell
-
-
-JOIN = """
-for child in multiprocessing.active_children():
-    child.join(0.5)
-"""
-"""Waits for the workers, which mostly end. PyTorch may raise of that here, as it may anywhere."""
 
 
 def run_twice(

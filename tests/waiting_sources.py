@@ -5,7 +5,9 @@ Importing this needs PyTorch.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -113,6 +115,19 @@ def numbers(place: Place, at: int) -> Iterator[list[int]]:
         if at in (number, number + 1):
             place.wait_if_armed()
         yield [number, number + 1]
+
+
+def end_workers(within: float = 0) -> None:
+    """Let all workers end by themselves for so many seconds, and then at once.
+
+    PyTorch does not hear of it; it raises of a worker that ends, wherever the program is then.
+    """
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.join(within)
+        worker.kill()
+        worker.join()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def plain_for(source: Any) -> list[list[int]]:
