@@ -150,11 +150,18 @@ def _has_set_epoch(part: Any) -> bool:
 
 
 def at_epoch(loader: object, epoch: int) -> list[Any]:
-    """The samplers and data sets whose `epoch` is this one, where `set_epoch` has put it."""
+    """The samplers whose order is that of this epoch, where `set_epoch` has just set it.
+
+    None where the loader has a `set_epoch`, so that it sets no other itself.
+    """
+    if _has_set_epoch(loader):
+        return []
     return [
         part
         for part in parts(loader)
-        if _has_set_epoch(part) and getattr(part, "epoch", None) == epoch
+        if _has_set_epoch(part)
+        and getattr(part, "epoch", None) == epoch
+        and getattr(part, "shuffle", True)
     ]
 
 

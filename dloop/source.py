@@ -155,6 +155,7 @@ class Source:
         self._batches: Iterator[Any] | None = None
         self._tracked: TrackedBatches | None = None  # its batches, where the loader keeps state
         self._tracked_before: TrackedBatches | None = None  # those of the epoch before
+        self._samplers: list[Any] = []  # whose epoch has to be that of the latest
         self._told = False  # whether the latest loader says which batch is its last
         self._length: int | None = None  # of the latest epoch, as far as it is promised
 
@@ -234,6 +235,7 @@ class Source:
             next(islice(chain(*resumed_at(loader, resumed)), count, count), None)
             resumed = None
         loaders.set_epoch(loader, epoch)
+        samplers = loaders.at_epoch(loader, epoch)
         self._length = self._promised_length(loader)
         if self._lookahead is not None:
             self._check_lookahead(loader)
@@ -246,7 +248,7 @@ class Source:
             if resumed["whole"] and not first:
                 resumed = None  # the epoch was begun as any other
         elif taken or (epoch and not self._opened):
-            first, batches = _begun_in_order(loader, epoch)
+            first, batches = _begun_in_order(loader, samplers, epoch)
         else:
             batches = iter(loader)
         self._batches = batches
@@ -278,6 +280,7 @@ class Source:
         if not isinstance(getattr(type(batches), "__iter__", None), _WRITTEN_IN_C):
             batches = chain(_Once(batches))
         self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
+        self._samplers = samplers
         self._resumed = None
         self._opened = True
         self._skips = 0
@@ -323,6 +326,13 @@ class Source:
         """
         if not self._opened:
             return self._resumed
+        for sampler in self._samplers:
+            if sampler.epoch != self._epoch:
+                warn(
+                    f"epoch {self._epoch} has the order of epoch {sampler.epoch}, which its "
+                    "dataloader has set itself, so that a resumed run may have another; set up the "
+                    "dataloader for this loop alone"
+                )
         tracked = self._tracked
         if self._epoch != epoch and tracked is not None:  # the next one was opened already
             if ended:
@@ -441,13 +451,14 @@ class Source:
         return None if self._is_stream else loaders.length_of(loader)
 
 
-def _begun_in_order(loader: Any, epoch: int) -> tuple[list[Any], Iterator[Any]]:
+def _begun_in_order(
+    loader: Any, samplers: list[Any], epoch: int
+) -> tuple[list[Any], Iterator[Any]]:
     """An iterator of `loader` that has the order of `epoch`, and the batch before it, if taken.
 
-    Some loaders, as Fabric's, set the epoch of their sampler themselves: to how often they were
+    Some loaders, as Fabric's, set the epoch of their samplers themselves: to how often they were
     iterated before. They are begun anew until that is `epoch`.
     """
-    samplers = loaders.at_epoch(loader, epoch)
     batches: Iterator[Any] = iter(loader)
     if not samplers:
         return [], batches

@@ -42,7 +42,9 @@ ROUNDS = [
 NEAREST = {  # for faults outside the cores: the tests that run before these rounds
     "dloop/loop.py": tests_of(["exceptions", "resume"]),
     "dloop/signals.py": tests_of(["stopping"]),
-    "dloop/source.py": tests_of(["source", "resume"]),
+    "dloop/source.py": tests_of(["source", "wrapped_loaders", "resume"]),
+    "dloop/loaders.py": tests_of(["wrapped_loaders", "source"]),
+    "dloop/loader_state.py": tests_of(["wrapped_loaders", "resume"]),
     "dloop/state.py": tests_of(["state_file"]),
 }
 TIMEOUT = 150
@@ -52,6 +54,8 @@ SHARED = ("python",)  # for a file that both cores use, testing with one of them
 RUN = "dloop/run.py"
 TIMERS = "dloop/timers.py"
 SOURCE = "dloop/source.py"
+LOADERS = "dloop/loaders.py"
+LOADER_STATE = "dloop/loader_state.py"
 LOOP = "dloop/loop.py"
 
 
@@ -639,36 +643,36 @@ FAULTS = [
     ),
     Fault(
         "an end after an interrupt is believed",
-        'if self._doubt == "interrupted" and (finder is None or not finder.fetched):',
+        "if epoch.was_interrupted and not (has_held and epoch.tells_its_last):",
         "if False:",
         SHARED,
         RUN,
     ),
     Fault(
-        "an error after an interrupt is believed",
-        "        if self._doubt and epoch is not None and not epoch.over and not single_pass:\n",
-        "        if False:\n",
+        "after an interrupt the epoch is not opened anew",
+        "        else:\n            epoch.must_reopen = True\n",
+        "",
         SHARED,
         RUN,
     ),
     Fault(
         "an error after leaving is believed",
-        'self._set_doubt("left")',
-        "pass",
+        "            self._epoch.was_left = True\n",
+        "            pass\n",
         SHARED,
         RUN,
     ),
     Fault(
         "an iterator is doubted for ever",
-        '                self._doubt = ""\n                stepper.queue',
+        "                epoch.was_interrupted = False\n                stepper.queue",
         "                stepper.queue",
         SHARED,
         RUN,
     ),
     Fault(
-        "a length counts after an interrupt",
-        "        if self.source.may_look_ahead(epoch):",
-        "        if False:",
+        "no error after leaving is believed",
+        "            epoch.was_left = False\n        stepper.batches",
+        "        stepper.batches",
         SHARED,
         RUN,
     ),
@@ -798,14 +802,14 @@ FAULTS = [
         "self._at_end = self.state_at_end()\n            self._note()",
         "pass",
         SHARED,
-        SOURCE,
+        LOADER_STATE,
     ),
     Fault(
         "a loader that failed is asked for its state",
         "        self._failed = True  # as long as the fetch lasts, and if it is interrupted\n",
         "",
         SHARED,
-        SOURCE,
+        LOADER_STATE,
     ),
     Fault(
         "the state of an epoch is taken for that of the one before",
@@ -816,8 +820,8 @@ FAULTS = [
     ),
     Fault(
         "batches beyond the length are dropped without a warning",
-        "        if told:\n            warn(",
-        "        if told:\n            str(",
+        "        if epoch.tells_its_last:\n            warn(",
+        "        if epoch.tells_its_last:\n            str(",
         SHARED,
         SOURCE,
     ),
@@ -837,31 +841,80 @@ FAULTS = [
     ),
     Fault(
         "a resumed loader is trusted at once",
-        "NEVER if _counts_batches(loader) else _MOST_AGAIN",
+        "NEVER if counts else MOST_AGAIN",
         "1",
         SHARED,
-        SOURCE,
+        LOADER_STATE,
     ),
     Fault(
         "a resumed loader is always trusted",
         "if self._resumed is None or not self._taken or self._taken >= self._right_after:",
         "if True:",
         SHARED,
-        SOURCE,
+        LOADER_STATE,
     ),
     Fault(
         "a loader's state is saved once per epoch",
         "self._noted[1:-1] = []",
-        "if self._noted:\n                return",
+        "if self._noted:\n                    return",
         SHARED,
-        SOURCE,
+        LOADER_STATE,
     ),
     Fault(
         "set_epoch is called repeatedly on one object",
         "or id(part) in parts:\n            continue\n        parts[id(part)] = part\n",
         "or len(parts) > 50:\n            continue\n        parts[len(parts)] = part\n",
         SHARED,
+        LOADERS,
+    ),
+    Fault(
+        "a state that cannot be asked for is an error",
+        "except (AttributeError, NotImplementedError, TypeError) as exception:",
+        "except ZeroDivisionError as exception:",
+        SHARED,
+        LOADER_STATE,
+    ),
+    Fault(
+        "an error of a state is swallowed",
+        "isinstance(exception, TypeError) and trace is not None and trace.tb_next is not None:",
+        "False:",
+        SHARED,
+        LOADER_STATE,
+    ),
+    Fault(
+        "a loader that says its last is resumed as one that was cut",
+        "(self._ended or loaders.is_at_its_last(self._owner))",
+        "self._ended",
+        SHARED,
+        LOADER_STATE,
+    ),
+    Fault(
+        "a sampler's epoch that the loader has set is not looked at",
+        "epochs = [sampler.epoch for sampler in samplers if sampler.epoch != epoch]",
+        "epochs: list[int] = []",
+        SHARED,
         SOURCE,
+    ),
+    Fault(
+        "a random order is gone on with in silence",
+        "                _warn_of_order(taken, epoch)\n",
+        "                pass\n",
+        SHARED,
+        SOURCE,
+    ),
+    Fault(
+        "what is indexed is fetched and dropped",
+        "    if _is_indexed(loader):\n",
+        "    if False:\n",
+        SHARED,
+        LOADERS,
+    ),
+    Fault(
+        "dead workers are kept",
+        "        loader._iterator = None",
+        "        pass",
+        SHARED,
+        LOADERS,
     ),
     Fault(
         "at_epoch is ignored",
