@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "deepcopy of a list": lambda loop: copy.deepcopy([loop]),
     **{
-        f"pickle, protocol {protocol}": lambda loop, protocol=protocol: pickle.dumps(loop, protocol)
+        f"pickle, protocol {protocol}": functools.partial(pickle.dumps, protocol=protocol)
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
     },
 }

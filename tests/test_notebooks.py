@@ -244,7 +244,8 @@ def run_twice(
     first = notebook.value("len(batches)")
     warned = notebook.check(cell).warned
     assert notebook.value("loop.stop_reason") == "max_epochs"
-    return Run(first, *notebook.value("(batches, left, ends, bars)"), warned)
+    batches, left, ends, bars = notebook.value("(batches, left, ends, bars)")
+    return Run(first, batches, left, ends, bars, warned)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import warnings
@@ -75,21 +76,23 @@ class Endless:
 def test_items_that_were_taken_are_not_read_again(
     done: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made: list[Items] = []
+    items = Items()
     with caplog.at_level(logging.INFO, "dloop"):
-        loop = resumed(lambda: made.append(Items()) or made[-1], done)
+        loop = resumed(lambda: items, done)
+        items.read.clear()
         batches = [batch for batch, _ in loop]
     assert batches == [10 * place for place in [*range(STEPS), *range(STEPS)][done:]]
-    assert [*made[-1].read] == [*range(STEPS), *range(STEPS)][done:]
+    assert items.read == [*range(STEPS), *range(STEPS)][done:]
     assert said(caplog) == []
 
 
 def test_items_without_a_length_are_not_read_again(caplog: pytest.LogCaptureFixture) -> None:
-    made: list[Endless] = []
+    items = Endless()
     with caplog.at_level(logging.INFO, "dloop"):
-        loop = resumed(lambda: made.append(Endless()) or made[-1], 1000, max_steps=1003)
+        loop = resumed(lambda: items, 1000, max_steps=1003)
+        items.read.clear()
         assert [batch for batch, _ in loop] == [10_000, 10_010, 10_020]
-    assert min(made[-1].read) == 1000
+    assert min(items.read) == 1000
     assert said(caplog) == []
 
 
@@ -131,7 +134,7 @@ def test_rows_of_a_file_that_were_taken_are_not_read_again(
     done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     needed("h5py")
-    import h5py
+    import h5py  # type: ignore[import-untyped]
 
     path = tmp_path / "rows.h5"
     with h5py.File(path, "w") as file:
@@ -247,20 +250,27 @@ def test_a_resume_that_takes_more_than_ten_seconds_is_warned_of(
 # Orders that cannot be known to repeat
 
 
-def random_sampler(seeded: bool, kind: str = "RandomSampler") -> Any:
-    needed("torch")
-    import torch.utils.data
-
+def generator_of(seeded: bool) -> Any:
     import torch_data
 
-    generator = torch_data.seeded() if seeded else None
+    return torch_data.seeded() if seeded else None
+
+
+def random_sampler(seeded: bool, kind: str = "RandomSampler") -> Any:
+    import torch.utils.data
+
     numbers = range(2 * STEPS)
-    if kind == "SubsetRandomSampler":
-        return torch.utils.data.SubsetRandomSampler(numbers, generator=generator)
-    if kind == "WeightedRandomSampler":
-        weights = [1.0] * len(numbers)
-        return torch.utils.data.WeightedRandomSampler(weights, len(numbers), generator=generator)
-    return torch.utils.data.RandomSampler(numbers, generator=generator)  # type: ignore[arg-type]
+    arguments: dict[str, tuple[Any, ...]] = {
+        "RandomSampler": (numbers,),
+        "SubsetRandomSampler": (numbers,),
+        "WeightedRandomSampler": ([1.0] * len(numbers), len(numbers)),
+    }
+    generator = generator_of(seeded)
+    return getattr(torch.utils.data, kind)(*arguments[kind], generator=generator)
+
+
+def with_sampler(seeded: bool, kind: str = "RandomSampler") -> Any:
+    return loader_of_torch(sampler=random_sampler(seeded, kind))
 
 
 def in_batches(seeded: bool) -> Any:
@@ -283,20 +293,14 @@ class Doubled:
         return (2 * batch for batch in self.dataset)
 
 
-def seed(seeded: bool) -> Any:
-    import torch_data
-
-    return torch_data.seeded() if seeded else None
-
-
 SHUFFLED: dict[str, Callable[[bool], Any]] = {
-    "shuffle": lambda seeded: loader_of_torch(shuffle=True, generator=seed(seeded)),
-    "sampler": lambda seeded: loader_of_torch(sampler=random_sampler(seeded)),
+    "shuffle": lambda seeded: loader_of_torch(shuffle=True, generator=generator_of(seeded)),
+    "sampler": with_sampler,
     "batch_sampler": in_batches,
-    "data set": lambda seeded: Doubled(loader_of_torch(sampler=random_sampler(seeded))),
+    "data set": lambda seeded: Doubled(with_sampler(seeded)),
     "data set's batch_sampler": lambda seeded: Doubled(in_batches(seeded)),
     **{
-        kind: lambda seeded, kind=kind: loader_of_torch(sampler=random_sampler(seeded, kind))
+        kind: functools.partial(with_sampler, kind=kind)
         for kind in ("SubsetRandomSampler", "WeightedRandomSampler")
     },
 }

@@ -15,7 +15,7 @@ COLUMNS = {"number": [0, 1, 2, 3], "square": [0, 1, 4, 9]}
 
 def pandas() -> Any:
     needed("pandas")
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
     return pd.DataFrame(COLUMNS)
 
@@ -29,7 +29,7 @@ def polars() -> Any:
 
 def arrow() -> Any:
     needed("pyarrow")
-    import pyarrow as pa
+    import pyarrow as pa  # type: ignore[import-untyped]
 
     return pa.table(COLUMNS)
 

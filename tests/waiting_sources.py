@@ -137,7 +137,8 @@ def plain_for(source: Any) -> list[list[int]]:
         sampler = getattr(source, "sampler", None)
         if isinstance(sampler, Shuffled):
             sampler.set_epoch(epoch)
-        batches += [plain(batch) for batch in (source() if callable(source) else source)]
+        epoch_batches: Any = source() if callable(source) else source
+        batches += [plain(batch) for batch in epoch_batches]
     return batches
 
 
