@@ -8,8 +8,8 @@ The attributes are described in the docstrings of the cores.
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol, TypeAlias
 
-StepRow: TypeAlias = tuple[int, int, tuple[int, ...], int, int]
-"""place, period, points, start, stop"""
+StepRow: TypeAlias = tuple[int, int, int, tuple[int, ...], int, int]
+"""place, period, first step of the period, points, start, stop"""
 ConditionRow: TypeAlias = tuple[int, Callable[[LoopState], object], int, int]
 """place, function, start, stop"""
 Sizes: TypeAlias = int | tuple[int, ...]
@@ -45,10 +45,14 @@ class Clock:
     @property
     def saved(self) -> int: ...
     @property
+    def launched(self) -> int: ...
+    @property
     def ticking(self) -> bool: ...
     def __init__(self, tick: Callable[[], int] | None, saved: int) -> None: ...
     def tick(self) -> int: ...
     def start(self) -> None: ...
+    def pause(self) -> None: ...
+    def go_on(self) -> None: ...
     def elapsed(self, reading: int) -> int: ...
     def now(self) -> int: ...
     def reading_at(self, elapsed: int) -> int: ...
@@ -81,7 +85,13 @@ class LoopState:
 
 class Triggers:
     def __init__(
-        self, rows: list[StepRow], epoch_rows: list[StepRow], step: int, epoch_start: int
+        self,
+        rows: list[StepRow],
+        launch_rows: list[StepRow],
+        epoch_rows: list[StepRow],
+        launch: int,
+        step: int,
+        epoch_start: int,
     ) -> None: ...
     def schedule(self, step: int, epoch_start: int) -> None: ...
     def next_epoch(self, step: int, epoch_start: int) -> None: ...
@@ -141,7 +151,7 @@ class Stepper:
         sets: EventSets,
         clock: Clock,
         timed: bool,
-        stop_bit: int,
+        decision_bits: int,
         state: LoopState,
     ) -> None: ...
     def state_at(

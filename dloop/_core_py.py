@@ -149,19 +149,33 @@ class EventSets:
 class Clock:
     """Training time in nanoseconds: monotonic, from `start`, on top of what was `saved`."""
 
-    __slots__ = ("last", "saved", "started", "tick", "ticking")
+    __slots__ = ("last", "launched", "paused", "saved", "started", "tick", "ticking")
 
     def __init__(self, tick: Callable[[], int] | None, saved: int) -> None:
         self.tick: Callable[[], int] = perf_counter_ns if tick is None else tick
         self.saved = saved
         self.ticking = False  # whether it was started
-        self.started = 0
+        self.launched = 0  # the reading at which it was
+        self.started = 0  # the same, later by all that it was paused
+        self.paused: int | None = None  # the reading at which it was stopped
         self.last = 0  # the reading of the latest step, where steps need one
 
     def start(self) -> None:
         """Begin to count."""
-        self.started = self.last = self.tick()
+        self.launched = self.started = self.last = self.tick()
         self.ticking = True
+
+    def pause(self) -> None:
+        """Let training time stand still."""
+        self.paused = self.tick()
+
+    def go_on(self) -> None:
+        """Let training time go on."""
+        if self.paused is not None:
+            pause = self.tick() - self.paused
+            self.started += pause
+            self.last += pause
+            self.paused = None
 
     def elapsed(self, reading: int) -> int:
         """The training time at `reading`."""
@@ -170,7 +184,9 @@ class Clock:
 
     def now(self) -> int:
         """The training time now."""
-        return self.elapsed(self.tick()) if self.ticking else self.saved
+        if not self.ticking:
+            return self.saved
+        return self.elapsed(self.tick() if self.paused is None else self.paused)
 
     def reading_at(self, elapsed: int) -> int:
         """The reading at which that much training time has passed."""
@@ -294,15 +310,16 @@ class LoopState:
 
 
 class StepTrigger:
-    """Due at every `period`-th step, or at `points` where there is no period."""
+    """Due at every `period`-th step from `first` on, or at `points` where there is no period."""
 
-    __slots__ = ("events", "origin", "period", "place", "points", "start", "stop")
+    __slots__ = ("events", "first", "origin", "period", "place", "points", "start", "stop")
 
     def __init__(
-        self, place: int, period: int, points: tuple[int, ...], start: int, stop: int
+        self, place: int, period: int, first: int, points: tuple[int, ...], start: int, stop: int
     ) -> None:
         self.place = place
         self.period = period
+        self.first = first
         self.points = points
         self.start = start
         self.stop = stop
@@ -312,8 +329,10 @@ class StepTrigger:
     def due_from(self, step: int) -> int:
         """The first global step from `step` on at which this is due."""
         count = max(step, self.start) - self.origin
-        if self.period:
-            rest = (count + 1) % self.period
+        if self.period and count <= self.first:
+            count = self.first
+        elif self.period:
+            rest = (count - self.first) % self.period
             count += self.period - rest if rest else 0
         else:
             place = bisect_left(self.points, count)
@@ -334,7 +353,9 @@ class Triggers:
 
     Args:
         rows: those that count global steps.
+        launch_rows: those that count from this launch.
         epoch_rows: those that count anew in each epoch.
+        launch: the first step of this launch.
         step: the first step.
         epoch_start: the first step of its epoch.
     """
@@ -342,10 +363,19 @@ class Triggers:
     __slots__ = ("_agenda", "_in_epochs", "_triggers")
 
     def __init__(
-        self, rows: list[StepRow], epoch_rows: list[StepRow], step: int, epoch_start: int
+        self,
+        rows: list[StepRow],
+        launch_rows: list[StepRow],
+        epoch_rows: list[StepRow],
+        launch: int,
+        step: int,
+        epoch_start: int,
     ) -> None:
-        self._in_epochs = len(rows)  # the number of the first that counts anew in each epoch
-        self._triggers = [StepTrigger(*row) for row in (*rows, *epoch_rows)]
+        # The number of the first that counts anew in each epoch
+        self._in_epochs = len(rows) + len(launch_rows)
+        self._triggers = [StepTrigger(*row) for row in (*rows, *launch_rows, *epoch_rows)]
+        for trigger in self._triggers[len(rows) :]:
+            trigger.origin = launch
         self._agenda: list[tuple[int, int]]  # when each is due and its number, as a heap
         self.schedule(step, epoch_start)
 
@@ -528,7 +558,7 @@ class Stepper:
         sets: the event sets.
         clock: keeps training time.
         timed: whether each step has to read the clock.
-        stop_bit: the bit of `stop_when`, or 0.
+        decision_bits: the bits of events whose steps take a decision.
         state: where the run begins.
 
     Attributes:
@@ -555,6 +585,7 @@ class Stepper:
         "batches",
         "clock",
         "conditions",
+        "decision_bits",
         "epoch",
         "epoch_end",
         "epoch_start",
@@ -565,7 +596,6 @@ class Stepper:
         "size",
         "state",
         "step",
-        "stop_bit",
         "timed",
         "token",
         "training_end",
@@ -579,7 +609,7 @@ class Stepper:
         sets: EventSets,
         clock: Clock,
         timed: bool,
-        stop_bit: int,
+        decision_bits: int,
         state: LoopState,
     ) -> None:
         self.triggers = triggers
@@ -587,7 +617,7 @@ class Stepper:
         self.sets = sets
         self.clock = clock
         self.timed = timed
-        self.stop_bit = stop_bit
+        self.decision_bits = decision_bits
         self.state = state
         self.step = state.global_step
         self.size = 0
@@ -792,14 +822,14 @@ class Stepper:
             return None
         if triggers.next_due() <= step:
             only = triggers.only_due_at(step)
-            if only is None or self.stop_bit:
+            if only is None or self.decision_bits:
                 bits = triggers.bits_at(step)
-                if bits & self.stop_bit:
+                if bits & self.decision_bits:
                     return None
         if conditions.start <= step < conditions.stop:
             asked = self.state_at(step, False, False, self.elapsed_at(reading))
             found, asked = conditions.ask(asked, False)
-            if found & self.stop_bit:
+            if found & self.decision_bits:
                 self.answers = found, asked
                 return None
         events: Any

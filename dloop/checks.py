@@ -29,8 +29,8 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def count(name: str, value: object, least: int = 1) -> int:
-    """The whole number `value` of steps, epochs or batches.
+def count(name: str, value: object, least: int = 1, *, off: bool = False) -> int:
+    """The whole number `value` of steps, epochs or batches; `off`: None would switch it off.
 
     Raises:
         TypeError: it is no whole number (nothing with `__index__`, or a bool).
@@ -43,11 +43,12 @@ def count(name: str, value: object, least: int = 1) -> int:
     if number is not None and least <= number <= MOST:
         return number
     error = TypeError if number is None else ValueError
-    raise error(f"{name}={shown(value)}: pass a whole number from {least} to 2**62")
+    or_none = "; None switches it off" if off else ""
+    raise error(f"{name}={shown(value)}: pass a whole number from {least} to 2**62{or_none}")
 
 
-def seconds(name: str, value: object, *, zero: bool = False) -> float:
-    """The finite number `value` of seconds, as an int or a float.
+def seconds(name: str, value: object, *, zero: bool = False, off: bool = False) -> float:
+    """The finite number `value` of seconds, as an int or a float; `off`: None would switch it off.
 
     Raises:
         TypeError: it is no number (a bool and a str are none).
@@ -59,7 +60,10 @@ def seconds(name: str, value: object, *, zero: bool = False) -> float:
         return number
     sign = "0 or more" if zero else "above 0"
     error = TypeError if number is None else ValueError
-    raise error(f"{name}={shown(value)}: pass a finite number of seconds, {sign}, at most 2**62 ns")
+    or_none = "; None switches it off" if off else ""
+    raise error(
+        f"{name}={shown(value)}: pass a finite number of seconds, {sign}, at most 2**62 ns{or_none}"
+    )
 
 
 def nanoseconds(seconds: float) -> int:

@@ -7,7 +7,8 @@ from . import checks
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import ClassVar, Final, NoReturn, SupportsFloat, SupportsIndex
+    from datetime import datetime
+    from typing import Any, ClassVar, Final, NoReturn, SupportsFloat, SupportsIndex
 
     from ._core import LoopState
 
@@ -82,19 +83,39 @@ LoopEvents.INTERRUPT = LoopEvents("INTERRUPT")
 LoopEvents.EXCEPTION = LoopEvents("EXCEPTION")
 
 
+class _NotGiven:
+    """The default of a criterion, so that None can say that it is off."""
+
+    def __repr__(self) -> str:
+        return "None"
+
+
+NOT_GIVEN: Any = _NotGiven()
+
+_CRITERIA = (
+    "condition_function",
+    "every_n_steps",
+    "at_step",
+    "every_n_seconds",
+    "at_time",
+    "at_timestamp",
+    "every_n_epochs",
+    "at_epoch",
+)
 _DEFAULTS: dict[str, object] = {
-    "condition_function": None,
-    "every_n_steps": None,
-    "at_step": None,
-    "every_n_seconds": None,
-    "at_time": None,
-    "every_n_epochs": None,
-    "at_epoch": None,
+    **dict.fromkeys(_CRITERIA),
+    "first_at_step": None,
     "from_step": 0,
     "until_step": None,
     "per_epoch": False,
     "per_launch": False,
 }
+_BEARS_UPON = {
+    "first_at_step": ("every_n_steps",),
+    "per_epoch": ("every_n_steps", "at_step"),
+    "per_launch": ("every_n_steps", "at_step", "every_n_seconds", "at_time"),
+}
+"""Modifiers, and the criteria of which they need one."""
 
 
 class BaseEvent:
@@ -131,23 +152,33 @@ class Event(BaseEvent):
     Every criterion is looked at in every step, so a timer that is due together with a step
     criterion has fired with it.
 
+    A criterion that is None is off, as a configuration may want it. An Event of which nothing is
+    left is never due, and equal to any other such Event. A modifier that is None has its default.
+
     Args:
         condition_function: called once per step with the `LoopState`; fires when it returns
             something true. What it raises ends the run.
         every_n_steps: a period in steps: fires when `(global_step + 1) % every_n_steps == 0`.
         at_step: a `global_step`, or a collection of them, counted from 0.
         every_n_seconds: a period in seconds of training time: fires at the first step at which
-            that much has passed since it last fired (first: since training started). Missed
-            periods are not made up for.
+            that much has passed since the event was last due, for whatever reason (first: since
+            training started). Missed periods are not made up for.
         at_time: seconds of training time, or a collection: fires once for each, at the first
             step at or after it.
+        at_timestamp: a moment of the wall clock, in seconds as `time.time()` gives them or as an
+            aware datetime, or a collection: fires once for each, at the first step at or after it.
+            It belongs to this launch and is no part of a saved state.
         every_n_epochs: a period in epochs: fires on the last batch of every n-th epoch.
         at_epoch: an epoch, or a collection, counted from 0: fires on its last batch.
+        first_at_step: the first step at which every_n_steps fires, from 0; n - 1 by default. With
+            0 it fires at 0, n, 2n and so on.
         from_step: the first `global_step` at which any of this is looked at. A timer that was
             due before fires then.
         until_step: the first `global_step` at which none of it is looked at any more.
         per_epoch: the step criteria count `epoch_step`, from 0 in every epoch, instead.
-        per_launch: the time criteria count from this process's first request for a batch.
+        per_launch: the step criteria count the steps since the Loop was made or restarted, from
+            0, and the time criteria from this process's first request for a batch. Both begin
+            afresh after a resume.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -159,42 +190,77 @@ class Event(BaseEvent):
         >>> loop = Loop(range(5), max_epochs=1, events={"Save": every_third_and_last})
         >>> [batch for batch, events in loop if "Save" in events]
         [2, 4]
+        >>> evaluate = Event(every_n_steps=4, first_at_step=0)
+        >>> [batch for batch, events in Loop(range(9), {"Eval": evaluate}, max_epochs=1)
+        ...     if "Eval" in events]
+        [0, 4, 8]
     """
 
     __slots__ = tuple(_DEFAULTS)
 
     def __init__(
         self,
-        condition_function: Callable[[LoopState], object] | None = None,
+        condition_function: Callable[[LoopState], object] | None = NOT_GIVEN,
         *,
-        every_n_steps: SupportsIndex | None = None,
-        at_step: SupportsIndex | Iterable[SupportsIndex] | None = None,
-        every_n_seconds: SupportsFloat | None = None,
-        at_time: SupportsFloat | Iterable[SupportsFloat] | None = None,
-        every_n_epochs: SupportsIndex | None = None,
-        at_epoch: SupportsIndex | Iterable[SupportsIndex] | None = None,
-        from_step: SupportsIndex = 0,
+        every_n_steps: SupportsIndex | None = NOT_GIVEN,
+        at_step: SupportsIndex | Iterable[SupportsIndex] | None = NOT_GIVEN,
+        every_n_seconds: SupportsFloat | None = NOT_GIVEN,
+        at_time: SupportsFloat | Iterable[SupportsFloat] | None = NOT_GIVEN,
+        at_timestamp: (
+            SupportsFloat | datetime | Iterable[SupportsFloat | datetime] | None
+        ) = NOT_GIVEN,
+        every_n_epochs: SupportsIndex | None = NOT_GIVEN,
+        at_epoch: SupportsIndex | Iterable[SupportsIndex] | None = NOT_GIVEN,
+        first_at_step: SupportsIndex | None = None,
+        from_step: SupportsIndex | None = None,
         until_step: SupportsIndex | None = None,
-        per_epoch: bool = False,
-        per_launch: bool = False,
+        per_epoch: bool | None = None,
+        per_launch: bool | None = None,
     ) -> None:
-        if condition_function is not None and not callable(condition_function):
+        given: dict[str, Any] = {
+            "condition_function": condition_function,
+            "every_n_steps": every_n_steps,
+            "at_step": at_step,
+            "every_n_seconds": every_n_seconds,
+            "at_time": at_time,
+            "at_timestamp": at_timestamp,
+            "every_n_epochs": every_n_epochs,
+            "at_epoch": at_epoch,
+        }
+        given = {name: value for name, value in given.items() if value is not NOT_GIVEN}
+        condition = given.get("condition_function")
+        if condition is not None and not callable(condition):
             raise TypeError(
-                f"condition_function={checks.shown(condition_function)}: pass a callable that "
+                f"condition_function={checks.shown(condition)}: pass a callable that "
                 "takes a LoopState; periods have names, such as every_n_steps="
             )
-        self.condition_function: Final = condition_function
-        self.every_n_steps: Final = _count("every_n_steps", every_n_steps)
-        self.at_step: Final = _points("at_step", at_step, _from_zero)
-        self.every_n_seconds: Final = _seconds("every_n_seconds", every_n_seconds)
-        self.at_time: Final = _points("at_time", at_time, _time)
-        self.every_n_epochs: Final = _count("every_n_epochs", every_n_epochs)
-        self.at_epoch: Final = _points("at_epoch", at_epoch, _from_zero)
-        self.from_step: Final = _from_zero("from_step", from_step)
-        self.until_step: Final = _count("until_step", until_step)
-        self.per_epoch: Final = checks.flag("per_epoch", per_epoch)
-        self.per_launch: Final = checks.flag("per_launch", per_launch)
-        self._check_together()
+        self.condition_function: Final[Callable[[LoopState], object] | None] = condition
+        self.every_n_steps: Final = _count("every_n_steps", given)
+        self.at_step: Final = _points("at_step", given, _from_zero)
+        self.every_n_seconds: Final = _seconds("every_n_seconds", given)
+        self.at_time: Final = _points("at_time", given, _time)
+        self.at_timestamp: Final = _points("at_timestamp", given, _timestamp)
+        self.every_n_epochs: Final = _count("every_n_epochs", given)
+        self.at_epoch: Final = _points("at_epoch", given, _from_zero)
+        modifiers: dict[str, Any] = {
+            "first_at_step": None
+            if first_at_step is None
+            else _from_zero("first_at_step", first_at_step),
+            "from_step": 0 if from_step is None else _from_zero("from_step", from_step),
+            "until_step": None if until_step is None else checks.count("until_step", until_step),
+            "per_epoch": per_epoch is not None and checks.flag("per_epoch", per_epoch),
+            "per_launch": per_launch is not None and checks.flag("per_launch", per_launch),
+        }
+        _check_together(given, modifiers)
+        left = {name for name in given if getattr(self, name) is not None}
+        for name in modifiers:
+            if not left.intersection(_BEARS_UPON.get(name, _CRITERIA)):
+                modifiers[name] = _DEFAULTS[name]  # it bears upon nothing that is left
+        self.first_at_step: Final[int | None] = modifiers["first_at_step"]
+        self.from_step: Final[int] = modifiers["from_step"]
+        self.until_step: Final[int | None] = modifiers["until_step"]
+        self.per_epoch: Final[bool] = modifiers["per_epoch"]
+        self.per_launch: Final[bool] = modifiers["per_launch"]
 
     _set_last = "per_launch"
 
@@ -202,19 +268,6 @@ class Event(BaseEvent):
     def parts(self) -> tuple[Event | LoopEvents, ...]:
         """What this is joined from: itself."""
         return (self,)
-
-    def _check_together(self) -> None:
-        if self.until_step is not None and self.until_step <= self.from_step:
-            raise ValueError(
-                f"until_step={self.until_step}: pass a step above from_step={self.from_step}"
-            )
-        if self.per_epoch and self.every_n_steps is None and self.at_step is None:
-            raise ValueError("per_epoch=True: it bears upon every_n_steps and at_step; pass one")
-        if self.per_launch and self.every_n_seconds is None and self.at_time is None:
-            raise ValueError("per_launch=True: it bears upon every_n_seconds and at_time; pass one")
-        criteria = list(_DEFAULTS)[: list(_DEFAULTS).index("from_step")]
-        if all(getattr(self, name) is None for name in criteria):
-            raise ValueError(f"{self!r}: pass at least one of {', '.join(criteria)}")
 
     def _values(self) -> tuple[object, ...]:
         return tuple([getattr(self, name) for name in _DEFAULTS])
@@ -245,7 +298,7 @@ class Event(BaseEvent):
             repr(value) if name == "condition_function" else f"{name}={value!r}"
             for name, value in self.given().items()
         ]
-        return f"Event({', '.join(given)})"
+        return f"Event({', '.join(given) or 'every_n_steps=None'})"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _event, (self._values(),)
@@ -301,12 +354,29 @@ def _event(values: tuple[object, ...]) -> Event:
     return Event(**arguments)  # type: ignore[arg-type]
 
 
-def _count(name: str, value: object) -> int | None:
-    return None if value is None else checks.count(name, value)
+def _check_together(given: dict[str, Any], modifiers: dict[str, Any]) -> None:
+    """Refuse a modifier without a criterion that it bears upon, and others that contradict."""
+    if not given:
+        raise ValueError(f"Event(): pass at least one of {', '.join(_CRITERIA)}; None is off")
+    start, stop = modifiers["from_step"], modifiers["until_step"]
+    if stop is not None and stop <= start:
+        raise ValueError(f"until_step={stop}: pass a step above from_step={start}")
+    for name, criteria in _BEARS_UPON.items():
+        value = modifiers[name]
+        if value is not None and value is not False and not any(map(given.__contains__, criteria)):
+            raise ValueError(f"{name}={value}: it bears upon {', '.join(criteria)}; pass one")
+    if modifiers["per_epoch"] and modifiers["per_launch"]:
+        raise ValueError("per_launch=True: per_epoch=True counts otherwise; pass one of them")
 
 
-def _seconds(name: str, value: object) -> float | None:
-    return None if value is None else checks.seconds(name, value)
+def _count(name: str, given: dict[str, Any]) -> int | None:
+    value = given.get(name)
+    return None if value is None else checks.count(name, value, off=True)
+
+
+def _seconds(name: str, given: dict[str, Any]) -> float | None:
+    value = given.get(name)
+    return None if value is None else checks.seconds(name, value, off=True)
 
 
 def _from_zero(name: str, value: object) -> int:
@@ -317,7 +387,20 @@ def _time(name: str, value: object) -> float:
     return checks.seconds(name, value, zero=True)
 
 
+def _timestamp(name: str, value: Any) -> float:
+    """A moment in seconds since the epoch, from these or from a datetime that has a time zone."""
+    if not hasattr(value, "utcoffset"):
+        return checks.seconds(name, value, zero=True)
+    if value.utcoffset() is None:
+        raise ValueError(
+            f"{name}={checks.shown(value)}: its time zone is not known; pass an aware datetime, or "
+            "seconds as time.time() gives them"
+        )
+    return checks.seconds(name, value.timestamp(), zero=True)
+
+
 def _points(
-    name: str, value: object, check: Callable[[str, object], checks.Number]
+    name: str, given: dict[str, Any], check: Callable[[str, object], checks.Number]
 ) -> checks.Number | tuple[checks.Number, ...] | None:
+    value = given.get(name)
     return None if value is None else checks.points(name, value, check)

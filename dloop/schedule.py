@@ -69,7 +69,7 @@ class Schedule:
 
     def __init__(
         self,
-        events: Mapping[Any, BaseEvent] | None,
+        events: Mapping[Any, BaseEvent | None] | None,
         stop_when: BaseEvent | None,
         max_epochs: SupportsIndex | None,
         max_steps: SupportsIndex | None,
@@ -80,11 +80,14 @@ class Schedule:
         self.max_time = _limit("max_seconds", max_seconds, _period)
         _check_one_limit(max_epochs=max_epochs, max_steps=max_steps, max_seconds=max_seconds)
 
-        self.events = dict(_checked_events(events))
+        self.events = _checked_events(events)
         self._names = Names([*LoopEvents, *self.events])
         self.steps: list[StepRow] = []
+        self.launch_steps: list[StepRow] = []
         self.epoch_steps: list[StepRow] = []
         self.times: list[TimeRow] = []
+        self.timestamps: list[tuple[int, tuple[float, ...], int, int]] = []
+        self.timer_bits = 0  # of the events that have a period in seconds
         self.conditions: list[ConditionRow] = []
         self.stop_conditions: list[ConditionRow] = []
         self._epochs: list[tuple[int, Event]] = []
@@ -100,7 +103,7 @@ class Schedule:
                 raise TypeError(f"stop_when={checks.shown(stop_when)}: pass an Event")
             self._add(self.stop_place, stop_when, self.stop_conditions)
         self.stop_bit = 0 if stop_when is None else 1 << self.stop_place
-        self.timed = max_seconds is not None or bool(self.times)
+        self.timed = max_seconds is not None or bool(self.times or self.timestamps)
         self._due_with = {member: _bits(places) for member, places in self._joined.items()}
         self.on_training_end = self.due_with(LoopEvents.TRAINING_END)
 
@@ -121,19 +124,35 @@ class Schedule:
         stop = NEVER if event.until_step is None else event.until_step
         if event.condition_function is not None:
             conditions.append((place, event.condition_function, start, stop))
-        steps = self.epoch_steps if event.per_epoch else self.steps
+        steps = self.launch_steps if event.per_launch else self.steps
+        if event.per_epoch:
+            steps = self.epoch_steps
         if event.every_n_steps is not None:
-            steps.append((place, event.every_n_steps, (), start, stop))
+            first = event.every_n_steps - 1 if event.first_at_step is None else event.first_at_step
+            steps.append((place, event.every_n_steps, first, (), start, stop))
         if event.at_step is not None:
-            steps.append((place, 0, _several(event.at_step), start, stop))
+            steps.append((place, 0, 0, _several(event.at_step), start, stop))
         if event.every_n_seconds is not None:
             period = _period("every_n_seconds", event.every_n_seconds)
             self.times.append(TimeRow(place, period, (), event.per_launch, start, stop))
+            self.timer_bits |= 1 << place
         if event.at_time is not None:
             points = tuple(map(checks.nanoseconds, _several(event.at_time)))
             self.times.append(TimeRow(place, 0, points, event.per_launch, start, stop))
+        if event.at_timestamp is not None:
+            self.timestamps.append((place, _several(event.at_timestamp), start, stop))
         if event.every_n_epochs is not None or event.at_epoch is not None:
             self._epochs.append((place, event))
+
+    def bit_of(self, name: Hashable) -> int:
+        """The bit of an event.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        if name not in self.events:
+            raise KeyError(name)
+        return 1 << self._names.places[name]
 
     def due_with(self, member: LoopEvents) -> int:
         """The bits of a member of LoopEvents and of all that is joined with it."""
@@ -151,6 +170,14 @@ class Schedule:
                 last = position.elapsed
             lasts.append(-1 if row.per_launch else last)
         return lasts
+
+    def times_of_launch(self, now: float) -> list[TimeRow]:
+        """The rows of a launch at this moment of the wall clock: `times`, then `at_timestamp`s."""
+        rows = list(self.times)
+        for place, moments, start, stop in self.timestamps:
+            points = tuple([max(0, checks.nanoseconds(moment - now)) for moment in moments])
+            rows.append(TimeRow(place, 0, points, True, start, stop))
+        return rows
 
     def name_of_timer(self, number: int) -> Hashable:
         """The name of the event of a row of `times`; None for `stop_when`."""
@@ -189,9 +216,7 @@ class Schedule:
             annotate(exception, f"in the condition of event {self._names.names[place]!r}")
 
 
-def _checked_events(
-    events: Mapping[Any, BaseEvent] | None,
-) -> Mapping[Any, BaseEvent]:
+def _checked_events(events: Mapping[Any, BaseEvent | None] | None) -> dict[Any, BaseEvent]:
     if events is None:
         return {}
     if not isinstance(events, Mapping):
@@ -201,9 +226,14 @@ def _checked_events(
             raise ValueError(
                 f"events: {name!r} is dloop's own; it is in the sets without being asked for"
             )
-        if not isinstance(event, BaseEvent):
-            raise TypeError(f"events[{checks.shown(name)}]={checks.shown(event)}: pass an Event")
-    return events
+        if event is not None and not isinstance(event, BaseEvent):
+            raise TypeError(
+                f"events[{checks.shown(name)}]={checks.shown(event)}: pass an Event, or None"
+            )
+    return {
+        name: Event(every_n_steps=None) if event is None else event
+        for name, event in events.items()
+    }
 
 
 def _check_one_limit(**limits: object) -> None:

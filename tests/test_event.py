@@ -7,6 +7,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, cast
@@ -21,6 +22,7 @@ TOP = 2**62
 NAMESPACE = {"Event": Event, "LoopEvents": LoopEvents}
 STEP_CRITERIA = ("every_n_steps", "at_step")
 TIME_CRITERIA = ("every_n_seconds", "at_time")
+LAUNCH_CRITERIA = STEP_CRITERIA + TIME_CRITERIA
 
 steps = st.integers(0, 5) | st.integers(0, TOP)
 counts = st.integers(1, 5) | st.integers(1, TOP)
@@ -37,6 +39,7 @@ CRITERIA: dict[str, st.SearchStrategy[Any]] = {
     "at_step": one_or_several(steps),
     "every_n_seconds": periods,
     "at_time": one_or_several(times),
+    "at_timestamp": one_or_several(times),
     "every_n_epochs": counts,
     "at_epoch": one_or_several(steps),
 }
@@ -50,9 +53,11 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
         given_["from_step"] = draw(st.integers(0, 10))
     if draw(st.booleans()):
         given_["until_step"] = given_.get("from_step", 0) + draw(st.integers(1, 10))
+    if "every_n_steps" in names and draw(st.booleans()):
+        given_["first_at_step"] = draw(steps)
     if names.intersection(STEP_CRITERIA) and draw(st.booleans()):
         given_["per_epoch"] = True
-    if names.intersection(TIME_CRITERIA) and draw(st.booleans()):
+    elif names.intersection(LAUNCH_CRITERIA) and draw(st.booleans()):
         given_["per_launch"] = True
     return given_
 
@@ -404,6 +409,9 @@ BAD_SECONDS: list[Any] = [
 ]
 
 
+NAIVE = datetime(2026, 11, 26)
+
+
 def event_refusals() -> Iterator[tuple[dict[str, Any], type[Exception], Any]]:
     for name in ("every_n_steps", "every_n_epochs"):
         yield from (({name: value}, TypeError, value) for value in [*NOT_COUNTS, [3], (3, 4)])
@@ -433,17 +441,95 @@ def event_refusals() -> Iterator[tuple[dict[str, Any], type[Exception], Any]]:
     yield {"every_n_steps": 2, "from_step": 5, "until_step": 5}, ValueError, 5
     yield {"every_n_steps": 2, "from_step": 5, "until_step": 4}, ValueError, 4
     for name in ("per_epoch", "per_launch"):
-        for value in (1, 0, "yes", None):
+        for value in (1, 0, "yes"):
             yield {"every_n_steps": 2, "every_n_seconds": 2, name: value}, TypeError, value
     for name in (*TIME_CRITERIA, "every_n_epochs", "at_epoch"):
         yield {name: 2, "per_epoch": True}, ValueError, True
-    for name in (*STEP_CRITERIA, "every_n_epochs", "at_epoch"):
+    for name in ("at_timestamp", "every_n_epochs", "at_epoch"):
         yield {name: 2, "per_launch": True}, ValueError, True
+    for name in ("at_step", *TIME_CRITERIA, "at_timestamp", "every_n_epochs", "at_epoch"):
+        yield {name: 2, "first_at_step": 7}, ValueError, 7
+    yield {"every_n_steps": 2, "per_epoch": True, "per_launch": True}, ValueError, True
+    for value in [*NOT_COUNTS, [3]]:
+        yield {"every_n_steps": 2, "first_at_step": value}, TypeError, value
+    yield from (
+        ({"every_n_steps": 2, "first_at_step": value}, ValueError, value) for value in NO_STEP
+    )
+    for value in NOT_SECONDS:
+        yield {"at_timestamp": value}, TypeError, value
+        yield {"at_timestamp": (5, value)}, TypeError, value
+    for value in [*BAD_SECONDS, NAIVE]:
+        yield {"at_timestamp": value}, ValueError, value
+        yield {"at_timestamp": (5, value)}, ValueError, value
     yield {"condition_function": is_first, "per_epoch": True}, ValueError, True
     yield {"condition_function": is_first, "per_launch": True}, ValueError, True
     yield from (
         ({"condition_function": value}, TypeError, value) for value in (3, "Log", [is_first])
     )
+
+
+# None is off
+
+
+@pytest.mark.parametrize("name", [*CRITERIA, "condition_function"])
+def test_a_criterion_that_is_none_is_as_if_it_had_not_been_given(name: str) -> None:
+    for other, value in (("every_n_steps", 3), ("at_epoch", (1, 2))):
+        if name != other:
+            assert Event(**{other: value, name: None}) == Event(**{other: value})
+
+
+@pytest.mark.parametrize("name", [*CRITERIA, "condition_function"])
+def test_all_events_of_which_nothing_is_left_are_equal(name: str) -> None:
+    off = Event(**{name: None})
+    for other in (
+        Event(every_n_steps=None),
+        Event(every_n_steps=None, first_at_step=0, from_step=3, until_step=5),
+        Event(at_step=None, every_n_seconds=None, per_launch=True),
+        Event(at_step=None, per_epoch=True),
+    ):
+        assert off == other
+        assert hash(off) == hash(other)
+        assert eval(repr(other), NAMESPACE) == other
+        assert pickle.loads(pickle.dumps(other)) == other
+    assert off != Event(every_n_steps=1)
+
+
+def test_a_modifier_bears_upon_what_is_left() -> None:
+    event = Event(every_n_steps=None, first_at_step=0, at_time=5)
+    assert event == Event(at_time=5)
+    assert repr(event) == "Event(at_time=5)"
+    assert Event(at_step=None, at_time=5, per_launch=True).per_launch is True
+
+
+def test_a_modifier_that_is_none_has_its_default() -> None:
+    modifiers = ("first_at_step", "from_step", "until_step", "per_epoch", "per_launch")
+    assert Event(every_n_steps=3, **dict.fromkeys(modifiers)) == Event(every_n_steps=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["every_n_steps", "every_n_epochs", "every_n_seconds"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_the_error_of_a_period_that_should_be_off_names_none(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"^{name}={value}: .* None switches it off$"):
+        Event(**{name: value})
+
+
+def test_an_event_with_nothing_given_is_refused() -> None:
+    for given_ in ({}, {"from_step": 3}, {"per_epoch": None}):
+        with pytest.raises(ValueError, match=r"^Event\(\): pass at least one of "):
+            Event(**given_)  # type: ignore[arg-type]
+
+
+@given(given_=arguments(), names=st.sets(st.sampled_from([*CRITERIA])))
+def test_what_is_off_never_makes_an_event_another(given_: dict[str, Any], names: set[str]) -> None:
+    assert Event(**{**dict.fromkeys(names), **given_}) == Event(**given_)
+
+
+def test_a_moment_is_given_in_seconds_or_as_an_aware_datetime() -> None:
+    aware = datetime(2026, 11, 26, 12, 0, 0, 500_000, tzinfo=timezone(timedelta(hours=1)))
+    event = Event(at_timestamp=[aware, 3])
+    assert event.at_timestamp == (3, aware.timestamp())
+    assert event == Event(at_timestamp=[aware.timestamp(), 3, 3])
+    assert eval(repr(event), NAMESPACE) == event
 
 
 def assert_names(caught: Any, parameter: str, kind: type[Exception], value: Any) -> None:
@@ -551,7 +637,7 @@ def test_a_loops_error_names_the_wrong_parameter_and_value_in_one_line(
     assert_names(caught, list(given_)[-1], kind, value)
 
 
-@pytest.mark.parametrize("value", [3, None, is_first, LoopEvents.EPOCH_END, [Event(at_step=1)]])
+@pytest.mark.parametrize("value", [3, is_first, LoopEvents.EPOCH_END, [Event(at_step=1)]])
 @pytest.mark.parametrize("name", ["Log", 7, ("a", 1)])
 def test_values_of_the_events_mapping_that_are_no_events_are_refused(name: Any, value: Any) -> None:
     with pytest.raises(TypeError) as caught:
