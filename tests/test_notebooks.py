@@ -37,7 +37,7 @@ from dloop import Loop, LoopEvents
 from waiting_sources import SAMPLES, Numbers, Place, Shuffled, WaitingStream
 from waiting_sources import end_workers, numbers, plain, plain_for
 
-gc.disable()
+gc.disable()  # the tests say when: PyTorch takes 10 s for an iterator that the collector frees
 warnings.simplefilter("always")
 """
 
@@ -143,7 +143,7 @@ def notebook(
     yield kernels[0]
     if kernels[0].busy:
         kernels.pop().close()
-    else:  # what the last traceback keeps; PyTorch would wait for the workers' end for long
+    else:
         kernels[0].check("end_workers(); gc.collect()")
 
 
