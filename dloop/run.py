@@ -283,7 +283,9 @@ class Run:
         """Open the next epoch, or the same one anew."""
         stepper = self.stepper
         epoch = self._epoch
+        was_left = False
         if epoch is not None and epoch.over:
+            was_left = epoch.was_left
             self._leave_epoch(epoch)
             self.check(token)
             epoch = None
@@ -293,7 +295,7 @@ class Run:
             self.source.prepare_to_reopen(stepper.epoch, taken)
             epoch.was_left = False
         stepper.batches = NO_BATCHES
-        opened = self.source.open_epoch(stepper.epoch, taken)
+        opened = self.source.open_epoch(stepper.epoch, taken, was_left)
         if epoch is not None:
             held = opened.go_on_from(epoch)
             if held is not MISSING:

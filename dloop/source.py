@@ -250,14 +250,22 @@ class Source:
                 "dataloader_len, or let the loop look ahead"
             )
 
-    def open_epoch(self, number: int, taken: int) -> Epoch:
+    def open_epoch(self, number: int, taken: int, was_left: bool) -> Epoch:
         """Begin epoch `number`, and skip those of its batches that were `taken` before.
+
+        If the loop `was_left` in the epoch before, an interrupt may have ended the workers that
+        the loader keeps. So an error is believed only if it comes with new workers too.
 
         Raises:
             DataExhaustedError: the loader says that it is empty.
             ValueError: `lookahead` does not go with the loader.
         """
-        epoch = self._open_epoch(number, taken)
+        try:
+            epoch = self._open_epoch(number, taken)
+        except Exception:
+            if not (was_left and self._loader is not None and loaders.renew_workers(self._loader)):
+                raise
+            epoch = self._open_epoch(number, taken)
         if self.batches_per_step is not None:
             epoch.gather(self.batches_per_step, taken)
         return epoch
