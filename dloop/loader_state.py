@@ -60,6 +60,7 @@ class TrackedBatches:
         owner: the loader or its iterator, whichever tells the state.
         before: the state from which the epoch is reached.
         resumed: the state that `owner` was loaded with, if it was.
+        begun: if it was not, how many batches of the epoch are not to come.
         counts: whether a state of it can only be a count of batches, which a resumed loader gets
             wrong.
         single_pass: whether the loader can be gone through only once.
@@ -72,6 +73,7 @@ class TrackedBatches:
         owner: Any,
         before: dict[str, Any] | None,
         resumed: dict[str, Any] | None,
+        begun: int,
         counts: bool,
         single_pass: bool,
     ) -> None:
@@ -83,7 +85,7 @@ class TrackedBatches:
         # Its state is right after so many batches
         self._right_after = 1 if resumed is None else NEVER if counts else MOST_AGAIN
         self._single_pass = single_pass
-        self.begun: int = 0 if resumed is None else resumed["at"]
+        self.begun: int = begun if resumed is None else resumed["at"]
         self._taken = 0
         self._failed = False  # the latest fetch did, or it is not over: the state may be any
         self._noted: list[dict[str, Any]] = []  # the first, and the last two

@@ -61,6 +61,12 @@ class Loop(Generic[Batch]):
         batches_per_step: a step hands over a list of so many batches in place of one, as for an
             optimizer step of several micro-batches; an epoch's last list may be shorter. Steps,
             periods and `max_steps` count lists, `dataloader_len` counts batches.
+        start_step: the run begins as one that has done so many steps, for checkpoints that hold a
+            bare number: its first step has this number. A `state_file` that is there wins.
+        fast_forward: False leaves the dataloader as it is when the run goes on from `start_step`
+            or from a state, for loaders whose place somebody else restores, and for batches that
+            are drawn at random. The first epoch then ends where its length says, less what was
+            done of it.
         clock: a callable that returns seconds, in place of the real clock.
         state_file: a path: where a file is there, the run goes on from what `save_state` put into
             it.
@@ -104,6 +110,8 @@ class Loop(Generic[Batch]):
         dataloader_len: SupportsIndex | None = None,
         lookahead: bool | None = None,
         batches_per_step: SupportsIndex | None = None,
+        start_step: SupportsIndex = 0,
+        fast_forward: bool = True,
         clock: Callable[[], SupportsFloat] | None = None,
         state_file: str | PathLike[str] | None = None,
         signals: Iterable[SupportsIndex] = (),
@@ -125,6 +133,8 @@ class Loop(Generic[Batch]):
         )
         if on_exception not in ("raise", "event"):
             raise ValueError(f'on_exception={checks.shown(on_exception)}: pass "raise" or "event"')
+        self._start_step = checks.count("start_step", start_step, 0)
+        self._fast_forward = checks.flag("fast_forward", fast_forward)
         self._on_exception = 0
         if on_exception == "event":
             for member in (LoopEvents.EXCEPTION, LoopEvents.TRAINING_END):
@@ -139,6 +149,9 @@ class Loop(Generic[Batch]):
 
     def _begin(self, position: Position | None = None) -> None:
         self._source = self._open_source()
+        self._place_is_open = False
+        if position is None and self._start_step:
+            position = self._start_position()
         self._entered = False
         self._over = "" if position is None else self._limit_of(position)
         self._windows: dict[Any, int] = {} if position is None else position.windows
@@ -148,10 +161,40 @@ class Loop(Generic[Batch]):
         if position is not None:
             epochs = position.epoch + position.epoch_end
             epoch_steps = 0 if position.epoch_end else position.epoch_steps
-            self._source.resume(position.loader, position.steps, epochs, epoch_steps)
+            self._source.resume(
+                position.loader, position.steps, epochs, epoch_steps, self._fast_forward
+            )
         self._run = Run(self._schedule, self._source, clock, self._on_exception, position)
         # By label, the latest lap: its last step, the training time there, its steps and seconds
         self._laps: dict[Hashable, tuple[int, int, int, float]] = {}
+
+    def _start_position(self) -> Position:
+        """The position after `start_step` steps, as far as lengths tell it."""
+        from .state import start_position
+
+        steps = self._start_step
+        per_epoch = self._source.steps_per_epoch()
+        if per_epoch is not None:
+            epoch, epoch_steps = divmod(steps - 1, per_epoch)
+            return start_position(steps, epoch, epoch_steps + 1, epoch_steps + 1 == per_epoch)
+        if not self._fast_forward:
+            return start_position(steps, 0, 0, False)
+        self._place_is_open = not self._source.single_pass
+        return start_position(steps, 0, steps, False)
+
+    def _find_place(self) -> None:
+        """Go through the epochs up to `start_step`, where their lengths may differ."""
+        if not self._place_is_open:
+            return
+        from .state import start_position
+
+        epoch, left = 0, self._start_step
+        steps = self._source.steps_in_epoch(epoch, left)
+        while steps is not None and steps < left and epoch + 1 < self._schedule.max_epochs:
+            epoch, left = epoch + 1, left - steps
+            steps = self._source.steps_in_epoch(epoch, left)
+        is_complete = steps is not None
+        self._begin(start_position(self._start_step, epoch, steps or left, is_complete))
 
     def _limit_of(self, position: Position) -> str:
         """The limit that a loaded run has reached, or an empty string."""
@@ -172,6 +215,7 @@ class Loop(Generic[Batch]):
         return self._enter(None)
 
     def _enter(self, sizes: Sizes | None) -> Iterator[Any]:
+        self._find_place()
         if self._over:
             return iter(())
         self._entered = True
@@ -499,6 +543,7 @@ class Loop(Generic[Batch]):
     def _position(self, step_done: bool) -> Position:
         from .state import Position
 
+        self._find_place()
         run = self._run
         stepper = run.stepper
         stepped = stepper.step >= self._steps_before

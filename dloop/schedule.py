@@ -167,7 +167,7 @@ class Schedule:
             saved = left.get(self.name_of_timer(number))
             kind, last = saved.pop(0) if saved else ("", -1)
             if kind != ("every" if row.period else "at"):
-                last = position.elapsed
+                last = position.elapsed or -1
             lasts.append(-1 if row.per_launch else last)
         return lasts
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import chain, islice
+from collections import deque
+from itertools import chain, count, islice
 from time import monotonic
 from types import FunctionType, WrapperDescriptorType
 
@@ -45,6 +46,7 @@ class Epoch:
             another has to be made.
         was_interrupted: the same of a single-pass loader, which has no other, up to its next batch.
         was_left: whether the loop was left in this epoch, and entered again.
+        may_have_more: whether the iterator may have more batches than were to come.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class Epoch:
         "ends_itself",
         "length",
         "lists",
+        "may_have_more",
         "must_reopen",
         "number",
         "over",
@@ -78,6 +81,7 @@ class Epoch:
         self.must_reopen = False
         self.was_interrupted = False
         self.was_left = False
+        self.may_have_more = False
 
     @property
     def tells_its_last(self) -> bool:
@@ -212,6 +216,7 @@ class Source:
 
         self._resumed: dict[str, Any] | None = None  # the state from which to open an epoch
         self._skips = 0  # of a single-pass loader: all batches that were ever taken
+        self._begun_within = (-1, 0)  # an epoch, and how many of its batches are not skipped
         self._opened = False
         self._epoch = -1  # the latest that was opened
         self._batches: Iterator[Any] | None = None
@@ -266,9 +271,14 @@ class Source:
             if not (was_left and self._loader is not None and loaders.renew_workers(self._loader)):
                 raise
             epoch = self._open_epoch(number, taken)
+        epoch.may_have_more = self._not_skipped(number) > 0
         if self.batches_per_step is not None:
             epoch.gather(self.batches_per_step, taken)
         return epoch
+
+    def _not_skipped(self, number: int) -> int:
+        """How many batches of the epoch were done before this launch, and are not to be skipped."""
+        return self._begun_within[1] if number == self._begun_within[0] else 0
 
     def _open_epoch(self, number: int, taken: int) -> Epoch:
         if self._tracked is not None:
@@ -303,12 +313,13 @@ class Source:
 
     def _iterate(self, loader: Any, epoch: int, taken: int) -> Iterator[Any]:
         is_anew = self._epoch == epoch
+        not_skipped = self._not_skipped(epoch)
         before = self._tracked_before if is_anew else self._tracked
         resumed = self._resumed
         if resumed is not None and resumed["rest"]:
             loaders.set_epoch(loader, epoch - 1)
-            count = resumed["rest"] + (not self.single_pass)  # the last is to see its end
-            next(islice(chain(*resumed_at(loader, resumed)), count, count), None)
+            rest = resumed["rest"] + (not self.single_pass)  # the last is to see its end
+            next(islice(chain(*resumed_at(loader, resumed)), rest, rest), None)
             resumed = None
         loaders.set_epoch(loader, epoch)
         samplers = loaders.at_epoch(loader, epoch)
@@ -323,14 +334,14 @@ class Source:
             first, batches = resumed_at(loader, resumed)
             if resumed["whole"] and not first:
                 resumed = None  # the epoch was begun as any other
-        elif taken or (epoch and not self._opened):
+        elif taken > not_skipped or (epoch and not self._opened and not not_skipped):
             first, batches = _begun_in_order(loader, samplers, epoch)
         else:
             batches = iter(loader)
         self._batches = batches
         owner = owner_of_state(loader, batches)
         tracked = None
-        skips = self._skips or taken
+        skips = self._skips or taken - not_skipped
         if owner is not None:  # else it kept state when that was saved
             tracked = TrackedBatches(
                 batches,
@@ -338,6 +349,7 @@ class Source:
                 owner,
                 self._resumed or (None if before is None else before.state_at_end()),
                 resumed,
+                not_skipped,
                 loaders.counts_batches(loader),
                 self.single_pass,
             )
@@ -349,7 +361,7 @@ class Source:
             batches = chain(first, batches)
         if skips:
             batches = self._without_first(skips, loader, batches, epoch)
-        if taken:
+        if taken > not_skipped:
             has_state = tracked is not None and (resumed or tracked.tells_its_state())
             if not loaders.may_repeat_its_order(loader, bool(has_state), bool(epoch or is_anew)):
                 _warn_of_order(taken, epoch)
@@ -363,20 +375,20 @@ class Source:
         return batches
 
     def _without_first(
-        self, count: int, loader: object, batches: Iterator[Any], epoch: int
+        self, skips: int, loader: object, batches: Iterator[Any], epoch: int
     ) -> Iterator[Any]:
-        """What is left of the `batches`, which just began, after `count` of them."""
-        indexed = None if self.single_pass else loaders.without_first(count, loader, batches)
+        """What is left of the `batches`, which just began, after so many of them."""
+        indexed = None if self.single_pass else loaders.without_first(skips, loader, batches)
         if indexed is not None:
             return indexed
         begun = monotonic()
-        next(islice(batches, count, count), None)
+        next(islice(batches, skips, skips), None)
         seconds = monotonic() - begun
         if not loaders.makes_nothing(batches):
-            log("epoch %d: %d batches were fetched and dropped, in %.1f s", epoch, count, seconds)
+            log("epoch %d: %d batches were fetched and dropped, in %.1f s", epoch, skips, seconds)
         if seconds > LONG:
             warn(
-                f"epoch {epoch}: to go on, {count} batches were fetched and dropped, which took "
+                f"epoch {epoch}: to go on, {skips} batches were fetched and dropped, which took "
                 f"{seconds:.0f} seconds; use a dataloader with state_dict, or one that is indexed"
             )
         return batches
@@ -389,7 +401,12 @@ class Source:
             loaders.renew_workers(self._loader)
 
     def resume(
-        self, loader: dict[str, Any] | None, steps: int, epochs: int, epoch_steps: int
+        self,
+        loader: dict[str, Any] | None,
+        steps: int,
+        epochs: int,
+        epoch_steps: int,
+        fast_forward: bool,
     ) -> None:
         """Let the first epoch that is opened go on from what `state` returned.
 
@@ -398,9 +415,12 @@ class Source:
             steps: how many steps were done.
             epochs: how many epochs are complete.
             epoch_steps: how many steps of the next one were done.
+            fast_forward: whether the loader is set forward; else it is left as it is.
         """
+        if not fast_forward:
+            self._begun_within = epochs, self.batches_in(epoch_steps)
+            return
         self._resumed = loader
-        self._skips = 0
         if self.single_pass and loader is None:
             self._skips = self.batches_in(steps)
             if self.given_len is not None and epochs:  # their last lists may have been shorter
@@ -476,6 +496,8 @@ class Source:
                 raise not_stop(exception)  # noqa: B904 (mostly it is the exception itself)
             log("epoch %d: its iterator failed after its last batch: %r", epoch.number, exception)
             return
+        if epoch.may_have_more:
+            return
         if epoch.tells_its_last:
             warn(
                 f"epoch {epoch.number} had more batches after the one at which its loader's "
@@ -503,6 +525,30 @@ class Source:
         if self._tracked is not None:
             self._tracked.let_go()
         self._batches = None
+
+    def steps_per_epoch(self) -> int | None:
+        """The steps of every epoch, where that is known beforehand."""
+        length = self.fixed_len() if self.given_len is None else self.given_len
+        return self.steps_in(length) if length else None
+
+    def steps_in_epoch(self, number: int, most: int) -> int | None:
+        """The steps of an epoch, if there are no more than `most`, else None. It is gone through.
+
+        That is not done where its length is promised.
+
+        Raises:
+            DataExhaustedError: it has no batch.
+        """
+        loader: Any = self._loader if self._load is None else self._fresh_loader(self._load)
+        loaders.set_epoch(loader, number)
+        length = self._promised_length(loader)
+        if length is None:
+            place = count()
+            deque(zip(islice(loader, self.batches_in(most) + 1), place), 0)
+            length = next(place)
+        if length == 0:
+            raise DataExhaustedError(f"epoch {number} has no batch: the dataloader is empty")
+        return self.steps_in(length) if length <= self.batches_in(most) else None
 
     def steps_in(self, batches: int) -> int:
         """How many steps so many batches of an epoch make."""

@@ -61,6 +61,23 @@ class Position:
         self.__dict__.update(values)
 
 
+def start_position(steps: int, epoch: int, epoch_steps: int, epoch_end: bool) -> Position:
+    """The position of a run that begins as one that has done so many steps."""
+    return Position(
+        epoch=epoch,
+        epoch_steps=epoch_steps,
+        steps=steps,
+        epoch_end=epoch_end,
+        elapsed=0,
+        out_of_time=False,
+        plan={},
+        timers={},
+        windows={},
+        loader=None,
+        batches_per_step=None,
+    )
+
+
 def as_dict(position: Position, names: list[Hashable]) -> dict[str, Any]:
     """The position in plain values; `names` are those of the events, in their order."""
     keys: dict[Hashable, Any] = {}
