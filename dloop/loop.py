@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
     from types import TracebackType
-    from typing import Any, Generic, SupportsFloat, SupportsIndex, TypeVar
+    from typing import Any, Generic, SupportsFloat, SupportsIndex, TypeVar, overload
 
     from ._core import LoopState, Sizes
     from .events import BaseEvent
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .state import Position
 
     Batch = TypeVar("Batch")
+    Item = TypeVar("Item")
     Self = TypeVar("Self", bound="Loop[Any]")
 else:
     # typing would take longer to import than all of dloop
@@ -98,9 +99,53 @@ class Loop(Generic[Batch]):
         epoch 1 ends with c
     """
 
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(
+            self,
+            dataloader: Iterable[Batch] | Callable[[], Iterable[Batch]],
+            events: Mapping[Any, BaseEvent | None] | None = None,
+            *,
+            max_epochs: SupportsIndex | None = None,
+            max_steps: SupportsIndex | None = None,
+            max_seconds: SupportsFloat | None = None,
+            stop_when: BaseEvent | None = None,
+            dataloader_len: SupportsIndex | None = None,
+            lookahead: bool | None = None,
+            batches_per_step: None = None,
+            start_step: SupportsIndex = 0,
+            fast_forward: bool = True,
+            clock: Callable[[], SupportsFloat] | None = None,
+            state_file: str | PathLike[str] | None = None,
+            signals: Iterable[SupportsIndex] = (),
+            on_exception: str = "raise",
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: Loop[list[Item]],
+            dataloader: Iterable[Item] | Callable[[], Iterable[Item]],
+            events: Mapping[Any, BaseEvent | None] | None = None,
+            *,
+            max_epochs: SupportsIndex | None = None,
+            max_steps: SupportsIndex | None = None,
+            max_seconds: SupportsFloat | None = None,
+            stop_when: BaseEvent | None = None,
+            dataloader_len: SupportsIndex | None = None,
+            lookahead: bool | None = None,
+            batches_per_step: SupportsIndex,
+            start_step: SupportsIndex = 0,
+            fast_forward: bool = True,
+            clock: Callable[[], SupportsFloat] | None = None,
+            state_file: str | PathLike[str] | None = None,
+            signals: Iterable[SupportsIndex] = (),
+            on_exception: str = "raise",
+        ) -> None: ...
+
     def __init__(
-        self,
-        dataloader: Iterable[Batch] | Callable[[], Iterable[Batch]],
+        self: Loop[Any],
+        dataloader: Iterable[Any] | Callable[[], Iterable[Any]],
         events: Mapping[Any, BaseEvent | None] | None = None,
         *,
         max_epochs: SupportsIndex | None = None,
@@ -312,7 +357,7 @@ class Loop(Generic[Batch]):
         raise TypeError("a Loop cannot be copied or pickled; save its state_dict() instead")
 
     @property
-    def dataloader(self) -> Iterable[Batch] | Callable[[], Iterable[Batch]]:
+    def dataloader(self) -> Iterable[Any] | Callable[[], Iterable[Any]]:
         """The dataloader that the loop was made of."""
         return self._dataloader
 

@@ -34,6 +34,8 @@ Event(every_n_steps=1, from_step=1.5)  # E:
 Event(every_n_steps=1, until_step="9")  # E:
 Event(every_n_steps=1, per_epoch=1)  # E:
 Event(every_n_seconds=1, per_launch="yes")  # E:
+Event(every_n_steps=1, first_at_step="0")  # E:
+Event(at_timestamp="12:00")  # E:
 Event(3)  # E:
 Event(lambda: True)  # E:
 Event(wrong_batch)  # E:
@@ -62,6 +64,9 @@ Loop([1], max_steps=1, lookahead="no")  # E:
 Loop([1], max_steps=1, dataloader_len=1.5)  # E:
 Loop([1], max_steps=1, clock=3)  # E:
 Loop([1], max_steps=1, clock=lambda: "12:00")  # E:
+Loop([1], max_steps=1, batches_per_step=1.5)  # E:
+Loop([1], max_steps=1, start_step=1.5)  # E:
+Loop([1], max_steps=1, fast_forward="no")  # E:
 Loop([1], max_stepz=1)  # E:
 Loop(3, max_steps=1)  # E:
 Loop(None, max_steps=1)  # E:
@@ -75,6 +80,7 @@ loop.state = loop.state  # E:
 loop.state.epoch = 3  # E:
 loop.state.elapsed = 3.0  # E:
 texts: Loop[str] = loop  # E:
+singles: Loop[int] = Loop([1], max_steps=1, batches_per_step=2)  # E:
 floats: Loop[int] = Loop(generate, max_epochs=1)  # E:
 reason: str = loop.stop_reason  # E:
 for batch, events in loop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Set
+from datetime import datetime, timezone
 from enum import Enum
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from dloop import (
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
+
+    from dloop.events import BaseEvent
 
 
 class Batch:
@@ -80,6 +83,12 @@ def batches(paths: Iterable[bytes], anything: Any) -> None:
         assert_type(pair, tuple[int, str])
     for whatever, _ in Loop(anything, max_epochs=1):
         assert_type(whatever, Any)
+    for numbers, _ in Loop([1, 2], max_epochs=1, batches_per_step=3):
+        assert_type(numbers, list[int])
+    for several, _ in Loop(generate, max_epochs=1, batches_per_step=3):
+        assert_type(several, list[float])
+    for lists, _ in Loop([1, 2], max_epochs=1, batches_per_step=3).chunks(2):
+        assert_type(lists, list[list[int]])
 
 
 # Annotations
@@ -102,6 +111,9 @@ numbers: Loop[int] = Loop([1, 2], max_epochs=1)
 train(numbers)
 train(Loop(range(3), max_epochs=1))
 assert_type(Loop([1, 2], max_epochs=1), Loop[int])
+assert_type(Loop([1, 2], {"Eval": None}, max_epochs=1, batches_per_step=None), Loop[int])
+assert_type(Loop([1, 2], max_epochs=1, batches_per_step=3), Loop[list[int]])
+assert_type(Loop([1, 2], max_epochs=1, start_step=3, fast_forward=False), Loop[int])
 kept: list[Set[Hashable]] = [events for _, events in numbers]
 pairs = list(numbers)
 assert_type(pairs[0][0], int)
@@ -130,6 +142,10 @@ def look(loop: Loop[int]) -> None:
     print(error, loop.stop_requested)
     with loop.guard():
         loop.stop()
+    with loop.pause_clock():
+        loop.trigger("Log")
+    assert_type(loop.lap("Log"), tuple[int, float])
+    assert_type(loop.events["Log"] | LoopEvents.EPOCH_END, BaseEvent)
     loop.restart()
     with loop as entered:
         assert_type(entered, Loop[int])
@@ -154,6 +170,10 @@ def holds(state: LoopState) -> bool:
 
 
 Event(every_n_steps=16)
+Event(every_n_steps=16, first_at_step=0)
+Event(every_n_steps=None, at_step=None, every_n_seconds=None, at_time=None, per_epoch=None)
+Event(at_timestamp=1.5e9)
+Event(at_timestamp=[datetime.now(timezone.utc), 3])
 Event(at_step=10_000, from_step=1, until_step=20_000)
 Event(at_step=[1, 2], per_epoch=True)
 Event(at_step=(1, 2))
