@@ -83,8 +83,8 @@ def test_step_and_epoch_criteria_fire_at_these_steps(part: Part, expected: list[
         # due before from_step: fires at from_step, and counts from there
         (Part(every_n_seconds=3, from_step=5), [5, 8]),
         (Part(at_time=(2, 3), from_step=5), [5]),
-        # another criterion of the Event does not reset it
-        (Part(every_n_seconds=3, at_step=(2,)), [2, 3, 6, 9]),
+        # another criterion of the Event restarts it
+        (Part(every_n_seconds=3, at_step=(2,)), [2, 5, 8]),
     ],
 )
 def test_time_criteria_fire_at_these_steps(part: Part, expected: list[int]) -> None:
@@ -839,7 +839,7 @@ def without_time(plan: Plan) -> Plan:
             part.condition, raises_at=None, error="ValueError", looks=False
         )
         return dataclasses.replace(
-            part, condition=condition, every_n_seconds=None, at_time=(), per_launch=False
+            part, condition=condition, every_n_seconds=None, at_time=(), at_timestamp=()
         )
 
     steps = {"max_seconds": ("max_steps", 9)}.get(plan.limit, (plan.limit, plan.limit_value))
@@ -853,6 +853,7 @@ def without_time(plan: Plan) -> Plan:
         looks=(False,),
         asks=(False,),
         leaves=frozenset(),
+        triggers=(),
         restarts=False,
     )
 
