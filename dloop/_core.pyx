@@ -225,14 +225,16 @@ cdef class Clock:
     cdef object _tick
     cdef readonly int64_t saved
     cdef readonly bint ticking  # whether it was started
-    cdef readonly int64_t started
+    cdef readonly int64_t launched  # the reading at which it was
+    cdef readonly int64_t started  # the same, later by all that it was paused
+    cdef object paused  # the reading at which it was stopped, or None
     cdef public int64_t last  # the reading of the latest step, where steps need one
 
     def __init__(self, tick, int64_t saved):
         self._tick = tick
         self.saved = saved
         self.ticking = False
-        self.started = 0
+        self.launched = self.started = 0
         self.last = 0
 
     cdef inline int64_t read(self) except? -1:
@@ -246,8 +248,21 @@ cdef class Clock:
 
     def start(self):
         """Begin to count."""
-        self.started = self.last = self.read()
+        self.launched = self.started = self.last = self.read()
         self.ticking = True
+
+    def pause(self):
+        """Let training time stand still."""
+        self.paused = self.read()
+
+    def go_on(self):
+        """Let training time go on."""
+        cdef int64_t pause
+        if self.paused is not None:
+            pause = self.read() - <int64_t>self.paused
+            self.started += pause
+            self.last += pause
+            self.paused = None
 
     cpdef int64_t elapsed(self, int64_t reading) noexcept:
         """The training time at `reading`."""
@@ -256,7 +271,9 @@ cdef class Clock:
 
     cpdef int64_t now(self) except? -1:
         """The training time now."""
-        return self.elapsed(self.read()) if self.ticking else self.saved
+        if not self.ticking:
+            return self.saved
+        return self.elapsed(self.read() if self.paused is None else <int64_t>self.paused)
 
     cpdef int64_t reading_at(self, int64_t elapsed) noexcept:
         """The reading at which that much training time has passed."""
@@ -696,7 +713,7 @@ cdef class Stepper:
         sets: the event sets.
         clock: keeps training time.
         timed: whether each step has to read the clock.
-        stop_bit: the bit of `stop_when`, or 0.
+        decision_bits: the bits of events whose steps take a decision.
         state: where the run begins.
 
     Attributes:
@@ -720,8 +737,8 @@ cdef class Stepper:
     cdef readonly EventSets sets
     cdef readonly Clock clock
     cdef readonly bint timed
-    cdef object stop_bit
-    cdef bint has_stop
+    cdef object decision_bits
+    cdef bint has_decision_bits
     cdef public LoopState state
     cdef public int64_t step
     cdef public int64_t size
@@ -745,7 +762,7 @@ cdef class Stepper:
         EventSets sets not None,
         Clock clock not None,
         bint timed,
-        stop_bit,
+        decision_bits,
         LoopState state not None,
     ):
         self.triggers = triggers
@@ -753,8 +770,8 @@ cdef class Stepper:
         self.sets = sets
         self.clock = clock
         self.timed = timed
-        self.stop_bit = stop_bit
-        self.has_stop = bool(stop_bit)
+        self.decision_bits = decision_bits
+        self.has_decision_bits = bool(decision_bits)
         self.state = state
         self.step = state.global_step
         self.size = 0
@@ -876,14 +893,14 @@ cdef class Stepper:
             return None
         if triggers.next_due() <= step:
             only = triggers.only_due_at(step)
-            if only is None or self.has_stop:
+            if only is None or self.has_decision_bits:
                 bits = triggers.bits_at(step)
-                if self.has_stop and bits & self.stop_bit:
+                if self.has_decision_bits and bits & self.decision_bits:
                     return None
         if conditions.start <= step < conditions.stop:
             asked = self.state_at(step, False, False, self.elapsed_at(reading))
             found = conditions.holding(asked, False)
-            if self.has_stop and found & self.stop_bit:
+            if self.has_decision_bits and found & self.decision_bits:
                 self.answers = found, conditions.asked
                 return None
         if found:

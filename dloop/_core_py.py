@@ -149,19 +149,33 @@ class EventSets:
 class Clock:
     """Training time in nanoseconds: monotonic, from `start`, on top of what was `saved`."""
 
-    __slots__ = ("last", "saved", "started", "tick", "ticking")
+    __slots__ = ("last", "launched", "paused", "saved", "started", "tick", "ticking")
 
     def __init__(self, tick: Callable[[], int] | None, saved: int) -> None:
         self.tick: Callable[[], int] = perf_counter_ns if tick is None else tick
         self.saved = saved
         self.ticking = False  # whether it was started
-        self.started = 0
+        self.launched = 0  # the reading at which it was
+        self.started = 0  # the same, later by all that it was paused
+        self.paused: int | None = None  # the reading at which it was stopped
         self.last = 0  # the reading of the latest step, where steps need one
 
     def start(self) -> None:
         """Begin to count."""
-        self.started = self.last = self.tick()
+        self.launched = self.started = self.last = self.tick()
         self.ticking = True
+
+    def pause(self) -> None:
+        """Let training time stand still."""
+        self.paused = self.tick()
+
+    def go_on(self) -> None:
+        """Let training time go on."""
+        if self.paused is not None:
+            pause = self.tick() - self.paused
+            self.started += pause
+            self.last += pause
+            self.paused = None
 
     def elapsed(self, reading: int) -> int:
         """The training time at `reading`."""
@@ -170,7 +184,9 @@ class Clock:
 
     def now(self) -> int:
         """The training time now."""
-        return self.elapsed(self.tick()) if self.ticking else self.saved
+        if not self.ticking:
+            return self.saved
+        return self.elapsed(self.tick() if self.paused is None else self.paused)
 
     def reading_at(self, elapsed: int) -> int:
         """The reading at which that much training time has passed."""
@@ -542,7 +558,7 @@ class Stepper:
         sets: the event sets.
         clock: keeps training time.
         timed: whether each step has to read the clock.
-        stop_bit: the bit of `stop_when`, or 0.
+        decision_bits: the bits of events whose steps take a decision.
         state: where the run begins.
 
     Attributes:
@@ -569,6 +585,7 @@ class Stepper:
         "batches",
         "clock",
         "conditions",
+        "decision_bits",
         "epoch",
         "epoch_end",
         "epoch_start",
@@ -579,7 +596,6 @@ class Stepper:
         "size",
         "state",
         "step",
-        "stop_bit",
         "timed",
         "token",
         "training_end",
@@ -593,7 +609,7 @@ class Stepper:
         sets: EventSets,
         clock: Clock,
         timed: bool,
-        stop_bit: int,
+        decision_bits: int,
         state: LoopState,
     ) -> None:
         self.triggers = triggers
@@ -601,7 +617,7 @@ class Stepper:
         self.sets = sets
         self.clock = clock
         self.timed = timed
-        self.stop_bit = stop_bit
+        self.decision_bits = decision_bits
         self.state = state
         self.step = state.global_step
         self.size = 0
@@ -806,14 +822,14 @@ class Stepper:
             return None
         if triggers.next_due() <= step:
             only = triggers.only_due_at(step)
-            if only is None or self.stop_bit:
+            if only is None or self.decision_bits:
                 bits = triggers.bits_at(step)
-                if bits & self.stop_bit:
+                if bits & self.decision_bits:
                     return None
         if conditions.start <= step < conditions.stop:
             asked = self.state_at(step, False, False, self.elapsed_at(reading))
             found, asked = conditions.ask(asked, False)
-            if found & self.stop_bit:
+            if found & self.decision_bits:
                 self.answers = found, asked
                 return None
         events: Any

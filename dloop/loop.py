@@ -107,6 +107,7 @@ class Loop(Generic[Batch]):
     ) -> None:
         if clock is not None and not callable(clock):
             raise TypeError(f"clock={checks.shown(clock)}: pass a callable that returns seconds")
+        self._dataloader = dataloader
         self._clock = clock
         self._schedule = Schedule(events, stop_when, max_epochs, max_steps, max_seconds)
         limit = self._schedule.max_epochs
@@ -138,6 +139,8 @@ class Loop(Generic[Batch]):
         if position is not None:
             self._source.resume(position.loader, position.steps)
         self._run = Run(self._schedule, self._source, clock, self._on_exception, position)
+        # By label, the latest lap: its last step, the training time there, its steps and seconds
+        self._laps: dict[Hashable, tuple[int, int, int, float]] = {}
 
     def _limit_of(self, position: Position) -> str:
         """The limit that a loaded run has reached, or an empty string."""
@@ -237,8 +240,29 @@ class Loop(Generic[Batch]):
     def __bool__(self) -> bool:
         return True
 
+    def __repr__(self) -> str:
+        """Where the run is, and what limits it, in one line."""
+        name, limit = self._schedule.limit
+        where = f"epoch={self.epoch}, global_step={self.global_step}"
+        if self.stop_reason is not None:
+            where += f", stop_reason={self.stop_reason!r}"
+        elif self._run.closed:
+            where += ", closed"
+        value = limit / 1e9 if name == "max_seconds" else limit
+        return f"<{type(self).__name__} at {where}, {name}={value:.15g}>"
+
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Loop cannot be copied or pickled; save its state_dict() instead")
+
+    @property
+    def dataloader(self) -> Iterable[Batch] | Callable[[], Iterable[Batch]]:
+        """The dataloader that the loop was made of."""
+        return self._dataloader
+
+    @property
+    def events(self) -> dict[Hashable, BaseEvent]:
+        """The events by name; one that was given as None is an Event that is never due."""
+        return dict(self._schedule.events)
 
     @property
     def state(self) -> LoopState:
@@ -301,6 +325,81 @@ class Loop(Generic[Batch]):
         """
         if self.stop_reason is None:
             self._run.ask_stop("stop", 0)
+
+    def trigger(self, name: Hashable) -> None:
+        """Let `name` be due at the next step too, whatever its criteria and windows say.
+
+        From any thread, and from a signal's handler: save now, and go on. It is no part of a saved
+        state, and after the last step it does nothing.
+
+        Raises:
+            KeyError: the loop has no such event, or it is a member of LoopEvents.
+
+        Example:
+            >>> from dloop import Event, Loop
+            >>> loop = Loop("abcd", {"Save": Event(at_step=3)}, max_epochs=1)
+            >>> for batch, events in loop:
+            ...     if "Save" in events:
+            ...         print("save after", batch)
+            ...     if batch == "a":
+            ...         loop.trigger("Save")
+            save after b
+            save after d
+        """
+        bit = self._schedule.bit_of(name)
+        if self.stop_reason is None:
+            self._run.trigger(bit)
+
+    def lap(self, label: Hashable) -> tuple[int, float]:
+        """The steps, and the seconds of training time, since `label` was asked for last.
+
+        The first time that is since this launch began. Asked again in the same step, it answers the
+        same. Nothing of it is saved.
+
+        Args:
+            label: any hashable, such as an event's name.
+
+        Example:
+            >>> from dloop import Event, Loop
+            >>> seconds = iter(range(99)).__next__
+            >>> loop = Loop(range(10), {"Log": Event(every_n_steps=4)}, max_epochs=1, clock=seconds)
+            >>> for batch, events in loop:
+            ...     if "Log" in events:
+            ...         steps, seconds = loop.lap("Log")
+            ...         print(f"{steps / seconds:.1f} steps per second")
+            4.0 steps per second
+            4.0 steps per second
+        """
+        clock = self._run.clock
+        step = self._run.stepper.step
+        launch = (self._steps_before - 1, clock.saved, 0, 0.0)
+        before, elapsed, steps, seconds = self._laps.get(label, launch)
+        if step != before:
+            now = clock.now()
+            steps, seconds = step - before, (now - elapsed) / 1e9
+            self._laps[label] = step, now, steps, seconds
+        return steps, seconds
+
+    def pause_clock(self) -> ClockPause:
+        """A context whose time is no training time, as for an evaluation or for saving.
+
+        It is taken out of `elapsed`, timers, `max_seconds` and laps, but not out of `per_launch`
+        and `at_timestamp`, which are about the job. It nests, and ends at the next request for a
+        batch at the latest. Only for the thread that goes over the loop.
+
+        Example:
+            >>> from dloop import Loop
+            >>> now = 0
+            >>> loop = Loop("ab", max_epochs=1, clock=lambda: now)
+            >>> for batch, events in loop:
+            ...     now += 1  # a training step
+            ...     with loop.pause_clock():
+            ...         now += 60  # an evaluation
+            ...     print(loop.lap("Step"))
+            (1, 1.0)
+            (1, 1.0)
+        """
+        return ClockPause(self._run)
 
     def _interrupt(self, name: str) -> None:
         if self.stop_reason is None:
@@ -540,6 +639,19 @@ class Loop(Generic[Batch]):
         if exception is None:
             raise pending
         errors.chain(exception, pending)
+
+
+class ClockPause:
+    """What `Loop.pause_clock` returns."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._run.pause_clock(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._run.end_pause(self)
 
 
 class Guard:

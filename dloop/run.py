@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from time import time as wall_time
 
 from . import _backend, errors
 from .missing import MISSING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Pair = tuple[Any, frozenset[Hashable]]
 
 NEVER = 2**63 - 1
+LONGEST = 2**62
 NO_BATCHES: Iterator[Any] = iter(())
 
 
@@ -41,6 +43,7 @@ class Run:
     Attributes:
         stop_reason: why the run ended; None before its last step.
         stop_asked: the reason and the bits that `ask_stop` was called with, or None.
+        triggered: the bits that `trigger` was called with since the latest step.
         error: the exception that ended the run.
         pending: the same, until it was delivered as an event and raised.
         closed: whether the loop was closed.
@@ -65,7 +68,7 @@ class Run:
         self._launch = steps  # the first step of this launch
         self.on_exception = on_exception
         self.clock = clock
-        self.timers = self._timers_before = Timers(schedule.times, clock.saved, tuple(lasts), steps)
+        self.timers = self._timers_before = Timers(schedule.times, tuple(lasts), steps)
         self._timers_at = -1  # the step before which `_timers_before` held
         self.stepper = core.Stepper(
             self._new_triggers(steps, first),
@@ -73,7 +76,7 @@ class Run:
             schedule.event_sets(),
             clock,
             schedule.timed,
-            schedule.stop_bit,
+            schedule.stop_bit | schedule.timer_bits,
             core.LoopState(epoch, steps - 1, steps - 1 - first, epoch_end, False, -1, clock),
         )
         self._epoch: Epoch | None = None  # the open one
@@ -83,6 +86,8 @@ class Run:
         self._deferred: tuple[Exception, bool] | None = None
         self.stop_reason: str | None = None
         self.stop_asked: tuple[str, int] | None = None
+        self.triggered: list[int] = []
+        self._pauses: list[object] = []  # the contexts in which the clock stands still
         self.error: Exception | None = None
         self.pending: Exception | None = None
         self._delivered = False  # whether the pending exception was, as an event
@@ -129,6 +134,25 @@ class Run:
             self.stop_asked = reason, bits
         self.stepper.token.set_back()
 
+    def trigger(self, bit: int) -> None:
+        """Let the event of this bit be due at the next step too."""
+        self.triggered.append(bit)
+        self.stepper.token.set_back()
+
+    def pause_clock(self, context: object) -> None:
+        """Let training time stand still within this context."""
+        if not self._pauses and self.clock.ticking:
+            self.clock.pause()
+            self.stepper.token.set_back()
+        self._pauses.append(context)
+
+    def end_pause(self, context: object) -> None:
+        """Let training time go on, unless another context holds it."""
+        if context in self._pauses:
+            self._pauses.remove(context)
+            if not self._pauses:
+                self.clock.go_on()
+
     def fail(self, exception: Exception) -> None:
         """End the run with an error that is delivered as an event, and then raised."""
         self._end_with(exception)
@@ -153,6 +177,9 @@ class Run:
         run is over; -1 where an epoch was opened whose first step the core makes on its own.
         """
         self.check(token)
+        if self._pauses:
+            self._pauses.clear()
+            self.clock.go_on()
         if self.pending is not None:
             return self._deliver(self.pending)
         if self.stop_reason is not None:
@@ -186,8 +213,13 @@ class Run:
         return self.fetch(token)  # not in `except`: the exception is no context of what this raises
 
     def _start_clock(self) -> None:
+        schedule = self.schedule
         try:
             self.clock.start()
+            if schedule.timestamps:
+                lasts = (*self.timers.lasts, *([-1] * len(schedule.timestamps)))
+                rows = schedule.times_of_launch(wall_time())
+                self.timers = self._timers_before = Timers(rows, lasts, self._launch)
         except Exception as exception:  # not of the source, and never an event
             self._end_with(exception)
             raise
@@ -196,7 +228,7 @@ class Run:
         """Set how far the core goes on its own. Whether that is at least the next step."""
         stepper = self.stepper
         token.until, stepper.next_reading = self._next_decision(self.timers)
-        if self.stop_asked is not None:
+        if self.stop_asked is not None or self.triggered:
             token.set_back()
         return stepper.step < token.until
 
@@ -406,7 +438,7 @@ class Run:
         stepper = self.stepper
         foreseen = min(stepper.triggers.next_due(), self.schedule.max_steps - 1, self._epoch_last)
         size = self._core.fitting(sizes, foreseen - stepper.step)
-        while self.stop_asked is None:
+        while self.stop_asked is None and not self.triggered:
             if not self._settle(token, size - 1):
                 size = self._settled + 1
                 break
@@ -420,7 +452,7 @@ class Run:
             except BaseException as exception:
                 if not self._goes_on_after_source(token, exception):
                     raise
-        if self.stop_asked is not None:
+        if self.stop_asked is not None or self.triggered:
             return 1
         return self._core.fitting(sizes, min(size, len(stepper.queue)))
 
@@ -501,7 +533,12 @@ class Run:
         schedule = self.schedule
         step = stepper.step + count
         epoch_end = step == self._epoch_last
-        now = self._training_time() if stepper.timed else -1
+        now = launch_now = -1
+        if stepper.timed:
+            if stepper.reading is None:
+                stepper.reading = self.clock.tick()
+            now = self.clock.elapsed(stepper.reading)
+            launch_now = stepper.reading - self.clock.launched
 
         # What is due, but for conditions
         triggers = stepper.triggers
@@ -509,9 +546,16 @@ class Run:
         if epoch_end:
             bits |= schedule.on_epoch_end(stepper.epoch, step)
         timers = self.timers
-        if now >= timers.next_time or step >= timers.next_start:
-            due, timers = timers.at(step, now)
-            bits |= due
+        may_be_due = (
+            now >= timers.next_time
+            or launch_now >= timers.next_launch_time
+            or step >= timers.next_start
+        )
+        if may_be_due:
+            bits |= timers.due_at(step, (now, launch_now))
+        triggered = len(self.triggered)
+        for bit in self.triggered[:triggered]:
+            bits |= bit
 
         # Why the run ends here, and conditions, which are told of it
         asked_stop = self.stop_asked
@@ -531,8 +575,8 @@ class Run:
                 assert sizes is not None
                 return self._decide(token, sizes, self._core.fitting(sizes, self._settled))
             bits |= found
-        if bits & schedule.stop_bit:
-            bits ^= schedule.stop_bit
+        stops = bool(bits & schedule.stop_bit)
+        if stops:
             reason = "stop_when" if asked_stop is None else reason
         if reason is not None:
             bits |= schedule.on_training_end
@@ -540,6 +584,10 @@ class Run:
                 bits |= asked_stop[1]
             if reason == "exhausted":
                 self.source.warn_ran_dry(step)
+        if may_be_due or bits & schedule.timer_bits:
+            timers = timers.after(step, (now, launch_now), bits)
+        if stops:
+            bits ^= schedule.stop_bit
         events = stepper.sets.of(bits)
         self.check(token)
 
@@ -580,8 +628,10 @@ class Run:
         stepper.answers = answers
         self._settled = settled
         stepper.next_reading = next_reading
+        del self.triggered[:triggered]
         token.quiet_until = -1
-        token.until = until if self.stop_asked is asked_stop else -1  # it may be asked meanwhile
+        # More may have been asked meanwhile
+        token.until = -1 if self.triggered or self.stop_asked is not asked_stop else until
         return pair
 
     def _next_decision(self, timers: Timers) -> tuple[int, int]:
@@ -589,14 +639,9 @@ class Run:
         until = min(self._epoch_last, self.schedule.max_steps - 1, timers.next_start) - 1
         if not self.stepper.timed:
             return until, NEVER
-        return until, self.clock.reading_at(min(timers.next_time, self.schedule.max_time))
-
-    def _training_time(self) -> int:
-        """The training time of the step that is being made."""
-        stepper = self.stepper
-        if stepper.reading is None:
-            stepper.reading = self.clock.tick()
-        return self.clock.elapsed(stepper.reading)
+        clock = self.clock
+        reading = clock.reading_at(min(timers.next_time, self.schedule.max_time))
+        return until, min(reading, clock.launched + min(timers.next_launch_time, LONGEST))
 
     def _limit_reached(self, step: int, epoch_end: bool, now: int) -> str | None:
         """The reason why the run ends at this step, if a limit is reached."""
@@ -628,7 +673,8 @@ class Run:
     def timer_lasts(self, step_done: bool) -> tuple[int, ...]:
         """When each timer was last due, or -1; before the latest step, unless that is done."""
         undone = not step_done and self._timers_at == self.stepper.step
-        return (self._timers_before if undone else self.timers).lasts
+        lasts = (self._timers_before if undone else self.timers).lasts
+        return lasts[: len(self.schedule.times)]  # those of at_timestamp belong to the launch
 
     def steps_to_next_event(self, epoch_len: int | None) -> int | None:
         """The steps up to the next for which anything is scheduled; None if there is none.

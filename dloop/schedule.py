@@ -86,6 +86,8 @@ class Schedule:
         self.launch_steps: list[StepRow] = []
         self.epoch_steps: list[StepRow] = []
         self.times: list[TimeRow] = []
+        self.timestamps: list[tuple[int, tuple[float, ...], int, int]] = []
+        self.timer_bits = 0  # of the events that have a period in seconds
         self.conditions: list[ConditionRow] = []
         self.stop_conditions: list[ConditionRow] = []
         self._epochs: list[tuple[int, Event]] = []
@@ -101,7 +103,7 @@ class Schedule:
                 raise TypeError(f"stop_when={checks.shown(stop_when)}: pass an Event")
             self._add(self.stop_place, stop_when, self.stop_conditions)
         self.stop_bit = 0 if stop_when is None else 1 << self.stop_place
-        self.timed = max_seconds is not None or bool(self.times)
+        self.timed = max_seconds is not None or bool(self.times or self.timestamps)
         self._due_with = {member: _bits(places) for member, places in self._joined.items()}
         self.on_training_end = self.due_with(LoopEvents.TRAINING_END)
 
@@ -133,11 +135,24 @@ class Schedule:
         if event.every_n_seconds is not None:
             period = _period("every_n_seconds", event.every_n_seconds)
             self.times.append(TimeRow(place, period, (), event.per_launch, start, stop))
+            self.timer_bits |= 1 << place
         if event.at_time is not None:
             points = tuple(map(checks.nanoseconds, _several(event.at_time)))
             self.times.append(TimeRow(place, 0, points, event.per_launch, start, stop))
+        if event.at_timestamp is not None:
+            self.timestamps.append((place, _several(event.at_timestamp), start, stop))
         if event.every_n_epochs is not None or event.at_epoch is not None:
             self._epochs.append((place, event))
+
+    def bit_of(self, name: Hashable) -> int:
+        """The bit of an event.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        if name not in self.events:
+            raise KeyError(name)
+        return 1 << self._names.places[name]
 
     def due_with(self, member: LoopEvents) -> int:
         """The bits of a member of LoopEvents and of all that is joined with it."""
@@ -155,6 +170,14 @@ class Schedule:
                 last = position.elapsed
             lasts.append(-1 if row.per_launch else last)
         return lasts
+
+    def times_of_launch(self, now: float) -> list[TimeRow]:
+        """The rows of a launch at this moment of the wall clock: `times`, then `at_timestamp`s."""
+        rows = list(self.times)
+        for place, moments, start, stop in self.timestamps:
+            points = tuple([max(0, checks.nanoseconds(moment - now)) for moment in moments])
+            rows.append(TimeRow(place, 0, points, True, start, stop))
+        return rows
 
     def name_of_timer(self, number: int) -> Hashable:
         """The name of the event of a row of `times`; None for `stop_when`."""

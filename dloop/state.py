@@ -179,9 +179,10 @@ def described(event: BaseEvent) -> list[Any]:
     parts: list[Any] = []
     for part in event.parts:
         if isinstance(part, Event):
-            values = {
-                name: value for name, value in part.given().items() if name != "condition_function"
-            }
+            values = part.given()
+            values.pop("condition_function", None)
+            if "at_timestamp" in values:  # it may be another in each launch
+                values["at_timestamp"] = True
             parts.append({**values, "condition": part.condition_function is not None})
         else:
             parts.append(part.name)

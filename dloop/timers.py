@@ -16,52 +16,56 @@ NEVER = 2**63 - 1
 class Timers:
     """Which time criteria are due. An immutable value, all times in nanoseconds.
 
+    Times are training time, or for rows that are `per_launch` the time since this process began.
+
     Args:
         rows: the criteria, as `Schedule.times` has them.
-        launch: the training time at which this process began.
-        lasts: the training time at which each was last due, or -1.
+        lasts: when each point was last due, or for a period the event; -1 if it never was.
         step: the next step.
 
     Attributes:
         next_time: the training time at which the next is due, of those whose first step has come.
+        next_launch_time: the same, of those that are `per_launch`.
         next_start: the first step of the next of those whose first step has not come.
     """
 
-    __slots__ = ("_launch", "_rows", "lasts", "next_start", "next_time")
+    __slots__ = ("_rows", "lasts", "next_launch_time", "next_start", "next_time")
 
-    def __init__(
-        self, rows: Sequence[TimeRow], launch: int, lasts: tuple[int, ...], step: int
-    ) -> None:
+    def __init__(self, rows: Sequence[TimeRow], lasts: tuple[int, ...], step: int) -> None:
         self._rows = rows
-        self._launch = launch
         self.lasts = lasts
-        self.next_time = min(
-            [
-                self._due(row, last)
-                for row, last in zip(rows, lasts)
-                if row.start <= step < row.stop
-            ],
-            default=NEVER,
-        )
+        next_times = [NEVER, NEVER]
+        for row, last in zip(rows, lasts):
+            if row.start <= step < row.stop:
+                next_times[row.per_launch] = min(next_times[row.per_launch], _due(row, last))
+        self.next_time, self.next_launch_time = next_times
         self.next_start = min([row.start for row in rows if row.start > step], default=NEVER)
 
-    def _due(self, row: TimeRow, last: int) -> int:
-        """The training time at which `row` is due, which was last due at `last`."""
-        origin = self._launch if row.per_launch else 0
-        if row.period:
-            return (origin if last < 0 else last) + row.period
-        place = 0 if last < 0 else bisect_right(row.points, last - origin)
-        return NEVER if place == len(row.points) else origin + row.points[place]
-
-    def at(self, step: int, now: int) -> tuple[int, Timers]:
-        """The bits of those that are due at `step`, at the training time `now`; and what is then.
-
-        Nothing is, where `now` is below `next_time` and `step` below `next_start`.
-        """
+    def due_at(self, step: int, times: tuple[int, int]) -> int:
+        """The bits of those that are due at `step`, at its training time and its launch time."""
         bits = 0
+        for row, last in zip(self._rows, self.lasts):
+            if row.start <= step < row.stop and _due(row, last) <= times[row.per_launch]:
+                bits |= 1 << row.place
+        return bits
+
+    def after(self, step: int, times: tuple[int, int], bits: int) -> Timers:
+        """What comes after `step`, at which the events of `bits` are due, for whatever reason."""
         lasts = list(self.lasts)
         for number, row in enumerate(self._rows):
-            if row.start <= step < row.stop and self._due(row, lasts[number]) <= now:
-                bits |= 1 << row.place
-                lasts[number] = now
-        return bits, Timers(self._rows, self._launch, tuple(lasts), step + 1)
+            time = times[row.per_launch]
+            if row.period:
+                is_due = bool(bits >> row.place & 1)
+            else:
+                is_due = row.start <= step < row.stop and _due(row, lasts[number]) <= time
+            if is_due:
+                lasts[number] = time
+        return Timers(self._rows, tuple(lasts), step + 1)
+
+
+def _due(row: TimeRow, last: int) -> int:
+    """The time at which `row` is due, which was last due at `last`."""
+    if row.period:
+        return max(last, 0) + row.period
+    place = bisect_right(row.points, last)
+    return NEVER if place == len(row.points) else row.points[place]

@@ -17,6 +17,9 @@ class ManualClock:
         self.readings += 1
         return self.now
 
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
     def one_second_each(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches; fetching one takes a second."""
         for batch in batches:

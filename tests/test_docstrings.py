@@ -36,7 +36,7 @@ def test_the_examples_of_loop_state_run(core: str) -> None:
 
 
 def run_examples(documented: type, name: str) -> None:
-    tests = doctest.DocTestFinder(recurse=False).find(documented, name, module=False)
+    tests = doctest.DocTestFinder().find(documented, name, module=False)
     assert sum(len(test.examples) for test in tests) > 0
     for test in tests:
         assert doctest.DocTestRunner().run(test).failed == 0

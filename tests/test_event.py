@@ -637,7 +637,7 @@ def test_a_loops_error_names_the_wrong_parameter_and_value_in_one_line(
     assert_names(caught, list(given_)[-1], kind, value)
 
 
-@pytest.mark.parametrize("value", [3, None, is_first, LoopEvents.EPOCH_END, [Event(at_step=1)]])
+@pytest.mark.parametrize("value", [3, is_first, LoopEvents.EPOCH_END, [Event(at_step=1)]])
 @pytest.mark.parametrize("name", ["Log", 7, ("a", 1)])
 def test_values_of_the_events_mapping_that_are_no_events_are_refused(name: Any, value: Any) -> None:
     with pytest.raises(TypeError) as caught:
