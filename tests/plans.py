@@ -771,7 +771,7 @@ def read_names(known: list[Hashable], events: Any) -> object:
 
 def use_wall_clock(world: World) -> Any:
     """Within this context the loop's wall clock is the world's."""
-    return mock.patch.object(run, "wall_time", world.wall_clock, create=True)
+    return mock.patch.object(run, "wall_time", world.wall_clock)
 
 
 def dloop_trace(plan: Plan) -> Journal:
