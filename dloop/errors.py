@@ -97,11 +97,12 @@ def log(message: str, *values: object) -> None:
 
 
 def is_from_outside(exception: BaseException) -> bool:
-    """Whether `exception` was raised in other code than dloop's."""
+    """Whether `exception` was raised in other code than dloop's, or where a list is gathered."""
     trace = exception.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and not _is_ours(trace.tb_frame.f_globals.get("__name__", ""))
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return trace is not None and (module == "dloop.batch_lists" or not _is_ours(module))
 
 
 def _is_ours(module: str) -> bool:

@@ -218,13 +218,15 @@ def keeps_state(loader: object) -> bool:
     )
 
 
-def renew_workers(loader: object) -> None:
-    """Let a PyTorch DataLoader start new workers, where it has kept those of the epoch before.
+def renew_workers(loader: object) -> bool:
+    """Let a PyTorch DataLoader start new workers, if it has kept those of the epoch before.
 
     An interrupt may have ended them. Nothing public does that. Accelerate's loaders have theirs in
-    `base_dataloader`, Fabric's in `_dataloader`.
+    `base_dataloader`, Fabric's in `_dataloader`. Returns whether it keeps workers.
     """
     for name in ("base_dataloader", "_dataloader"):
         loader = getattr(loader, name, loader)
-    if getattr(loader, "persistent_workers", False) is True:
+    keeps_workers = getattr(loader, "persistent_workers", False) is True
+    if keeps_workers:
         loader._iterator = None  # type: ignore[attr-defined]
+    return keeps_workers

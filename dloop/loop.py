@@ -58,6 +58,9 @@ class Loop(Generic[Batch]):
         lookahead: True looks one batch ahead at every step, to know an epoch's last batch from the
             data alone; False never fetches a batch before it is asked for; None, the default, looks
             ahead where no length is known.
+        batches_per_step: a step hands over a list of so many batches in place of one, as for an
+            optimizer step of several micro-batches; an epoch's last list may be shorter. Steps,
+            periods and `max_steps` count lists, `dataloader_len` counts batches.
         clock: a callable that returns seconds, in place of the real clock.
         state_file: a path: where a file is there, the run goes on from what `save_state` put into
             it.
@@ -100,6 +103,7 @@ class Loop(Generic[Batch]):
         stop_when: BaseEvent | None = None,
         dataloader_len: SupportsIndex | None = None,
         lookahead: bool | None = None,
+        batches_per_step: SupportsIndex | None = None,
         clock: Callable[[], SupportsFloat] | None = None,
         state_file: str | PathLike[str] | None = None,
         signals: Iterable[SupportsIndex] = (),
@@ -112,7 +116,12 @@ class Loop(Generic[Batch]):
         self._schedule = Schedule(events, stop_when, max_epochs, max_steps, max_seconds)
         limit = self._schedule.max_epochs
         self._open_source = partial(
-            Source, dataloader, dataloader_len, lookahead, None if limit == NEVER else limit
+            Source,
+            dataloader,
+            dataloader_len,
+            lookahead,
+            None if limit == NEVER else limit,
+            batches_per_step,
         )
         if on_exception not in ("raise", "event"):
             raise ValueError(f'on_exception={checks.shown(on_exception)}: pass "raise" or "event"')
@@ -137,7 +146,9 @@ class Loop(Generic[Batch]):
         tick = None if self._clock is None else checks.in_nanoseconds(self._clock)
         clock = _backend.core.Clock(tick, 0 if position is None else position.elapsed)
         if position is not None:
-            self._source.resume(position.loader, position.steps)
+            epochs = position.epoch + position.epoch_end
+            epoch_steps = 0 if position.epoch_end else position.epoch_steps
+            self._source.resume(position.loader, position.steps, epochs, epoch_steps)
         self._run = Run(self._schedule, self._source, clock, self._on_exception, position)
         # By label, the latest lap: its last step, the training time there, its steps and seconds
         self._laps: dict[Hashable, tuple[int, int, int, float]] = {}
@@ -228,6 +239,8 @@ class Loop(Generic[Batch]):
             return 0
         left: int | None = None
         epoch_len = self._source.epoch_len()
+        if epoch_len is not None:
+            epoch_len = self._source.steps_in(epoch_len)
         in_epoch = stepper.step - stepper.epoch_start + 1
         if self._schedule.max_steps < NEVER:
             left = self._schedule.max_steps - stepper.step - 1
@@ -514,8 +527,12 @@ class Loop(Generic[Batch]):
                 **stepper.sets.last_steps(stepper.step + (not undone)),
             },
             loader=self._source.state(
-                epoch_steps, run.fetched_ahead() + undone, latest.epoch, epoch_end
+                self._source.batches_in(epoch_steps),
+                run.fetched_ahead() + self._source.batches_in(undone),
+                latest.epoch,
+                epoch_end,
             ),
+            batches_per_step=self._source.batches_per_step,
         )
 
     def _plan(self) -> dict[str, Any]:
@@ -547,6 +564,11 @@ class Loop(Generic[Batch]):
                 "load_state_dict comes before the first step; restart() goes back there"
             )
         position = from_dict(state, list(self._schedule.events))
+        if position.batches_per_step != self._source.batches_per_step:
+            raise StateError(
+                f"batches_per_step={self._source.batches_per_step}: the state was saved with "
+                f"{position.batches_per_step}; pass the same, so that its steps are as long"
+            )
         changed = changes(position.plan, self._plan())
         if changed:
             warn(f"the loop is not what the state was saved of: {'; '.join(changed)}")

@@ -243,7 +243,8 @@ class Run:
             return False
         try:
             for batch in stepper.batches:
-                epoch.was_interrupted = False
+                if epoch.lists is None or len(batch) == epoch.lists.size:
+                    epoch.was_interrupted = False
                 stepper.queue = [*stepper.queue, batch]
                 return True
         except BaseException as exception:
@@ -268,7 +269,7 @@ class Run:
         assert epoch is not None
         stepper = self.stepper
         step = stepper.step
-        taken = step + 1 - stepper.epoch_start
+        taken = step + 1 - stepper.epoch_start if epoch.lists is None else epoch.lists.given
         if not self.source.has_next_epoch(epoch, taken, step):
             return "exhausted"
         if stepper.epoch + 1 >= self.schedule.max_epochs:
@@ -282,33 +283,38 @@ class Run:
         """Open the next epoch, or the same one anew."""
         stepper = self.stepper
         epoch = self._epoch
+        was_left = False
         if epoch is not None and epoch.over:
+            was_left = epoch.was_left
             self._leave_epoch(epoch)
             self.check(token)
             epoch = None
-        taken = stepper.step + 1 - stepper.epoch_start
+        taken = self.source.batches_in(stepper.step + 1 - stepper.epoch_start)
         if epoch is not None:
             taken += self.fetched_ahead()
             self.source.prepare_to_reopen(stepper.epoch, taken)
             epoch.was_left = False
         stepper.batches = NO_BATCHES
-        opened = self.source.open_epoch(stepper.epoch, taken)
-        if epoch is not None and self._queue_held(epoch) and opened.end_finder is not None:
-            *stepper.queue, opened.end_finder.held = stepper.queue
+        opened = self.source.open_epoch(stepper.epoch, taken, was_left)
+        if epoch is not None:
+            held = opened.go_on_from(epoch)
+            if held is not MISSING:
+                stepper.queue = [*stepper.queue, held]
         stepper.triggers.next_epoch(stepper.step + 1, stepper.epoch_start)
         stepper.batches = opened.batches
         length = opened.length
-        self._epoch_last = NEVER if length is None else stepper.epoch_start + length - 1
+        self._epoch_last = NEVER
+        if length is not None:
+            self._epoch_last = stepper.epoch_start + self.source.steps_in(length) - 1
         self._epoch = opened
         self.check(token)
 
     def _queue_held(self, epoch: Epoch) -> bool:
         """Put the batch that was fetched ahead, if there is one, into the queue."""
-        finder = epoch.end_finder
-        if finder is None or finder.held is MISSING:
+        held = epoch.take_held()
+        if held is MISSING:
             return False
-        stepper = self.stepper
-        stepper.queue, finder.held = [*stepper.queue, finder.held], MISSING
+        self.stepper.queue = [*self.stepper.queue, held]
         return True
 
     def _leave_epoch(self, epoch: Epoch) -> None:
@@ -382,16 +388,16 @@ class Run:
         stepper.reading = None
         stepper.triggers.schedule(stepper.step + 1, stepper.epoch_start)
         epoch = self._epoch
-        if epoch is not None and epoch.end_finder is not None:
-            stepper.batches = iter(epoch.end_finder)
+        if epoch is not None:
+            stepper.batches = epoch.go_on()
         return True
 
     def _note_interrupt(self, exception: BaseException) -> None:
         """Take note of an interrupt of a fetch. It may have cost a batch, or the iterator."""
         epoch = self._epoch
-        if isinstance(exception, Exception) or not errors.is_from_outside(exception):
+        if isinstance(exception, Exception) or epoch is None:  # the source has closed the loop
             return
-        if epoch is None:  # the source has closed the loop
+        if not errors.is_from_outside(exception):
             return
         if self.source.single_pass:
             epoch.was_interrupted = True
@@ -662,8 +668,9 @@ class Run:
 
     def fetched_ahead(self) -> int:
         """How many batches were fetched and not handed over."""
-        finder = None if self._epoch is None else self._epoch.end_finder
-        return len(self.stepper.queue) + (finder is not None and finder.held is not MISSING)
+        queue = self.stepper.queue
+        queued = len(queue) if self.source.batches_per_step is None else sum(map(len, queue))
+        return queued + (0 if self._epoch is None else self._epoch.fetched_ahead())
 
     def is_out_of_time(self) -> bool:
         """Whether the latest step came when the time was up, or later."""
@@ -691,6 +698,8 @@ class Run:
         first = stepper.step + 1 if over else stepper.epoch_start
         if epoch is not None:
             epoch_len = epoch.length
+        if epoch_len is not None:
+            epoch_len = self.source.steps_in(epoch_len)
         if epoch is None or over:
             triggers = self._new_triggers(stepper.step + 1, first)
         epoch_last = NEVER if epoch_len is None else first + epoch_len - 1

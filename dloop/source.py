@@ -7,6 +7,7 @@ from time import monotonic
 from types import FunctionType, WrapperDescriptorType
 
 from . import _backend, checks, loaders
+from .batch_lists import BatchLists
 from .errors import DataExhaustedError, DataLengthError, log, not_stop, warn
 from .loader_state import TrackedBatches, owner_of_state, resumed_at
 from .missing import MISSING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from ._core import Lookahead
 
+NEVER = 2**63 - 1
 LONG = 10
 """Seconds: how long it takes to go on in an epoch before there is a warning."""
 _WRITTEN_IN_C: Any = (
@@ -35,6 +37,7 @@ class Epoch:
         length: its number of batches, where that is promised.
         end_finder: what fetches for `batches` and finds the epoch's last batch, where that is not
             known beforehand; it ends before that batch, which it then holds.
+        lists: what makes lists of the batches, where a step takes several.
         ends_itself: whether the iterator has more to do after the last batch: it is asked once
             more, as a `for` does.
         over: whether its last batch was handed over.
@@ -49,6 +52,7 @@ class Epoch:
         "end_finder",
         "ends_itself",
         "length",
+        "lists",
         "must_reopen",
         "number",
         "over",
@@ -69,6 +73,7 @@ class Epoch:
         self.length = length
         self.end_finder = end_finder
         self.ends_itself = ends_itself
+        self.lists: BatchLists | None = None
         self.over = False
         self.must_reopen = False
         self.was_interrupted = False
@@ -78,6 +83,58 @@ class Epoch:
     def tells_its_last(self) -> bool:
         """Whether the loader says itself which batch is the epoch's last."""
         return isinstance(self.end_finder, LastBatchTold)
+
+    def gather(self, size: int, given: int) -> None:
+        """Let a step take a list of so many batches, after so many were given."""
+        end = NEVER if self.length is None else self.length
+        has_finder = self.end_finder is not None
+        self.batches = self.lists = BatchLists(self.batches, size, end, given, has_finder)
+
+    def fetched_ahead(self) -> int:
+        """How many batches were fetched and not given."""
+        gathered = 0 if self.lists is None else len(self.lists.gathered)
+        return gathered + (self.end_finder is not None and self.end_finder.held is not MISSING)
+
+    def take_held(self) -> Any:
+        """The batch that was fetched and not given, or the list of them; MISSING if none was."""
+        held: Any = MISSING
+        if self.end_finder is not None:
+            held, self.end_finder.held = self.end_finder.held, MISSING
+        if self.lists is None:
+            return held
+        gathered, self.lists.gathered = self.lists.gathered, []
+        if held is not MISSING:
+            gathered.append(held)
+        self.lists.given += len(gathered)
+        return gathered or MISSING
+
+    def go_on_from(self, broken: Epoch) -> Any:
+        """Take over what was fetched of the same epoch and not given; MISSING if all could be."""
+        if self.lists is not None and broken.lists is not None:
+            self.lists.given -= broken.fetched_ahead()
+            self.lists.gathered = broken.lists.gathered
+            broken.lists.gathered = []
+        held = broken.take_held()
+        if self.end_finder is None or held is MISSING:
+            return held
+        self.end_finder.held = held if self.lists is None else held[0]
+        return MISSING
+
+    def go_on(self) -> Iterator[Any]:
+        """The iterator to fetch from after an exception, which has ended a generator."""
+        if self.end_finder is not None:
+            batches = iter(self.end_finder)
+            if self.lists is None:
+                self.batches = batches
+            else:
+                self.lists.batches = batches
+        return self.batches
+
+    def rest(self) -> Iterator[Any]:
+        """What the loader's iterator has after the last batch."""
+        if isinstance(self.end_finder, LastBatchTold):
+            return self.end_finder.rest()
+        return self.batches if self.lists is None else self.lists.batches
 
 
 class LastBatchTold:
@@ -114,6 +171,7 @@ class Source:
 
     Attributes:
         given_len: the argument `dataloader_len`.
+        batches_per_step: the argument of this name.
         single_pass: whether the batches can be gone through only once.
     """
 
@@ -123,6 +181,7 @@ class Source:
         dataloader_len: SupportsIndex | None,
         lookahead: bool | None,
         max_epochs: int | None,
+        batches_per_step: SupportsIndex | None,
     ) -> None:
         if lookahead is not None and not isinstance(lookahead, bool):
             raise TypeError(f"lookahead={checks.shown(lookahead)}: pass True, False or None")
@@ -141,6 +200,9 @@ class Source:
         self.single_pass = loaders.is_single_pass(self._loader)
         self.given_len = (
             None if dataloader_len is None else checks.count("dataloader_len", dataloader_len)
+        )
+        self.batches_per_step = (
+            None if batches_per_step is None else checks.count("batches_per_step", batches_per_step)
         )
         self._lookahead = lookahead
         self._by_epochs = max_epochs is not None
@@ -188,13 +250,27 @@ class Source:
                 "dataloader_len, or let the loop look ahead"
             )
 
-    def open_epoch(self, number: int, taken: int) -> Epoch:
+    def open_epoch(self, number: int, taken: int, was_left: bool) -> Epoch:
         """Begin epoch `number`, and skip those of its batches that were `taken` before.
+
+        If the loop `was_left` in the epoch before, an interrupt may have ended the workers that
+        the loader keeps. So an error is believed only if it comes with new workers too.
 
         Raises:
             DataExhaustedError: the loader says that it is empty.
             ValueError: `lookahead` does not go with the loader.
         """
+        try:
+            epoch = self._open_epoch(number, taken)
+        except Exception:
+            if not (was_left and self._loader is not None and loaders.renew_workers(self._loader)):
+                raise
+            epoch = self._open_epoch(number, taken)
+        if self.batches_per_step is not None:
+            epoch.gather(self.batches_per_step, taken)
+        return epoch
+
+    def _open_epoch(self, number: int, taken: int) -> Epoch:
         if self._tracked is not None:
             self._tracked.let_go()
         self._batches = None  # and its workers, before there are new ones
@@ -312,10 +388,23 @@ class Source:
         if self._loader is not None:
             loaders.renew_workers(self._loader)
 
-    def resume(self, loader: dict[str, Any] | None, steps: int) -> None:
-        """Let the first epoch that is opened go on from what `state` returned."""
+    def resume(
+        self, loader: dict[str, Any] | None, steps: int, epochs: int, epoch_steps: int
+    ) -> None:
+        """Let the first epoch that is opened go on from what `state` returned.
+
+        Args:
+            loader: that.
+            steps: how many steps were done.
+            epochs: how many epochs are complete.
+            epoch_steps: how many steps of the next one were done.
+        """
         self._resumed = loader
-        self._skips = steps if self.single_pass and loader is None else 0
+        self._skips = 0
+        if self.single_pass and loader is None:
+            self._skips = self.batches_in(steps)
+            if self.given_len is not None and epochs:  # their last lists may have been shorter
+                self._skips = epochs * self.given_len + self.batches_in(epoch_steps)
 
     def state(self, done: int, ahead: int, epoch: int, ended: bool) -> dict[str, Any] | None:
         """The loader's own state after `done` batches of `epoch`; None where it keeps none.
@@ -377,9 +466,8 @@ class Source:
         If the loop was left in this epoch, an exception is only logged: an interrupt may have ended
         the iterator's workers, and all batches of the epoch were had.
         """
-        finder = epoch.end_finder
         try:
-            for _ in finder.rest() if isinstance(finder, LastBatchTold) else epoch.batches:
+            for _ in epoch.rest():
                 break
             else:
                 return
@@ -415,6 +503,14 @@ class Source:
         if self._tracked is not None:
             self._tracked.let_go()
         self._batches = None
+
+    def steps_in(self, batches: int) -> int:
+        """How many steps so many batches of an epoch make."""
+        return -(-batches // (self.batches_per_step or 1))
+
+    def batches_in(self, steps: int) -> int:
+        """How many batches so many steps within an epoch take, but for a shorter last list."""
+        return steps * (self.batches_per_step or 1)
 
     def epoch_len(self) -> int | None:
         """The length that is promised of the open epoch, or of the first where none was opened."""

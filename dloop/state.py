@@ -42,6 +42,7 @@ class Position:
         timers: by name of event, for each of its timers its kind and when it was last due.
         windows: by name of event, the last step at which it was due; -1 if there was none.
         loader: the dataloader's own state, see `source.Source`.
+        batches_per_step: how many batches a step takes, where that is a list of them.
     """
 
     epoch: int
@@ -54,6 +55,7 @@ class Position:
     timers: dict[Any, list[list[Any]]]
     windows: dict[Any, int]
     loader: dict[str, Any] | None
+    batches_per_step: int | None
 
     def __init__(self, **values: Any) -> None:
         self.__dict__.update(values)
@@ -89,6 +91,7 @@ def as_dict(position: Position, names: list[Hashable]) -> dict[str, Any]:
             [keys[name], position.windows[name]] for name in own if name in position.windows
         ],
         "loader": position.loader,
+        "batches_per_step": position.batches_per_step,
     }
 
 
@@ -125,6 +128,7 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
             },
             windows={_named(key, places): _count(last, -1) for key, last in state["windows"]},
             loader=_loader(state["loader"]),
+            batches_per_step=_size(state.get("batches_per_step")),
         )
         kinds = _timer_kinds(position.plan)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -139,7 +143,8 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
         or (
             position.loader is not None
             and position.loader["rest"] == 0
-            and position.loader["at"] > (0 if position.epoch_end else position.epoch_steps)
+            and position.loader["at"]
+            > (0 if position.epoch_end else position.epoch_steps * (position.batches_per_step or 1))
         )
     ):
         raise StateError(
@@ -389,6 +394,10 @@ def _count(value: object, least: int = 0) -> int:
     if type(value) is not int or not least <= value <= checks.MOST:
         raise ValueError(value)
     return value
+
+
+def _size(value: object) -> int | None:
+    return None if value is None else _count(value, 1)
 
 
 def _flag(value: object) -> bool:

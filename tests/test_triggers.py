@@ -263,9 +263,9 @@ def test_a_timer_due_after_its_window_never_fires() -> None:
     assert fires_at_times(Event(every_n_seconds=3, until_step=2), [1, 2, 3, 9]) == []
 
 
-def test_a_timer_is_not_reset_by_other_criteria() -> None:
+def test_a_timer_begins_anew_with_other_criteria() -> None:
     event = Event(every_n_seconds=10, every_n_steps=4)
-    assert fires_at_times(event, [3, 6, 8, 9, 10, 11, 12, 13, 20]) == [3, 4, 7, 8]
+    assert fires_at_times(event, [3, 6, 8, 9, 10, 11, 12, 13, 20, 23]) == [3, 7, 9]
 
 
 def test_a_timer_due_together_with_a_step_criterion_counts_as_fired() -> None:
@@ -280,13 +280,13 @@ def test_a_timer_due_together_with_a_condition_counts_as_fired() -> None:
     assert fires_at_times(event, [1, 11, 12, 20, 21]) == [1, 4]
 
 
-def test_a_period_and_a_time_in_one_event_are_independent() -> None:
-    assert fires_at_times(Event(every_n_seconds=10, at_time=14), [5, 10, 15, 20, 21]) == [1, 2, 3]
+def test_a_period_begins_anew_with_a_time_in_the_same_event() -> None:
+    assert fires_at_times(Event(every_n_seconds=10, at_time=14), [5, 10, 15, 20, 25]) == [1, 2, 4]
 
 
-def test_joined_timers_are_independent() -> None:
+def test_joined_timers_begin_anew_together() -> None:
     event = Event(every_n_seconds=10) | Event(every_n_seconds=4, until_step=3)
-    assert fires_at_times(event, [4, 8, 12, 16, 20, 22]) == [0, 1, 2, 5]
+    assert fires_at_times(event, [4, 8, 10, 16, 18, 22]) == [0, 1, 4]
 
 
 @pytest.mark.parametrize("criterion", [{"every_n_seconds": 4}, {"at_time": [3, 9]}])
@@ -746,4 +746,4 @@ def test_one_event_under_two_names_has_two_timers() -> None:
     events = {"a": event, "b": event, "c": event | Event(at_step=0)}
     loop = Loop([0] * 4, events, max_epochs=1, clock=iter(range(5)).__next__)
     fired = [events & {"a", "b", "c"} for _, events in loop]
-    assert fired == [{"c"}, {"a", "b", "c"}, set(), {"a", "b", "c"}]
+    assert fired == [{"c"}, {"a", "b"}, {"c"}, {"a", "b"}]

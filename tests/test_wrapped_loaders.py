@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -486,3 +487,27 @@ def test_workers_that_are_kept_and_ended_by_an_interrupt_are_renewed(name: str) 
     workers.alive = False  # and the loop is left
     seen += [batch for batch, _ in loop]
     assert [sorted(seen[:LENGTH]), sorted(seen[LENGTH:])] == [[*range(LENGTH)]] * 2
+
+
+@pytest.mark.parametrize("dead_again", [False, True])
+def test_workers_that_an_interrupt_ended_at_an_epochs_end_are_renewed(dead_again: bool) -> None:
+    class Asked(Workers):
+        """It asks its workers when it is iterated, as PyTorch's does."""
+
+        def __iter__(self) -> Iterator[int]:
+            if self._iterator is not None and not self.alive:
+                raise RuntimeError("a worker is dead")
+            if dead_again and self.begun:
+                raise RuntimeError("there is no memory")
+            self.begun = True
+            return super().__iter__()
+
+        begun = False
+
+    loader = Asked()
+    loop = Loop(loader, max_epochs=2)
+    seen = [batch for batch, _ in itertools.islice(loop, LENGTH)]
+    loader.alive = False
+    with pytest.raises(RuntimeError, match="memory") if dead_again else contextlib.nullcontext():
+        seen += [batch for batch, _ in loop]
+    assert len(seen) == (LENGTH if dead_again else 2 * LENGTH)
