@@ -28,8 +28,12 @@ MAX_BODIES = 30
 # steps_to_next_event() looks so many steps ahead; all that plans have scheduled comes sooner.
 HORIZON = 100
 
+# What the wall clock shows at the first request of a program.
+WALL = 5000.0
+
 EPOCH_END = "EPOCH_END"
 TRAINING_END = "TRAINING_END"
+STOP_WHEN = ("stop_when",)  # it counts as a name
 
 
 # ----------------------------------------------------------------------------------------- the plan
@@ -63,22 +67,30 @@ class Condition(Plain):
 
 @dataclass(frozen=True, repr=False)
 class Part(Plain):
-    """One Event. Collections are sorted and without repeats: equal Parts are equal Events."""
+    """One Event. Collections are sorted and without repeats: equal Parts are equal Events.
+
+    What is `off` is given as None, and counts as not given.
+    """
 
     condition: Condition | None = None
     every_n_steps: int | None = None
     at_step: tuple[int, ...] = ()
     every_n_seconds: float | None = None
     at_time: tuple[float, ...] = ()
+    # in units, from what the wall clock shows at the first request
+    at_timestamp: tuple[int, ...] = ()
     every_n_epochs: int | None = None
     at_epoch: tuple[int, ...] = ()
+    first_at_step: int | None = None
     from_step: int = 0
     until_step: int | None = None
     per_epoch: bool = False
     per_launch: bool = False
+    off: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
 
-Joined = tuple["Part | str", ...]  # a | b | LoopEvents.EPOCH_END, a LoopEvents member by its name
+# a | b | LoopEvents.EPOCH_END, a LoopEvents member by its name; () is None in place of an Event
+Joined = tuple["Part | str", ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,6 +159,8 @@ class Plan(Plain):
     entries: tuple[Sizes, ...] = (None,)
     # which bodies ask for steps_to_next_event(), in turn; the first also before the first batch
     asks: tuple[bool, ...] = (False,)
+    # which names are triggered by hand, each in a body; -1: before the first step of each run
+    triggers: tuple[tuple[int, Hashable], ...] = ()
     # after the run: restart() and a second run
     restarts: bool = False
 
@@ -207,6 +221,11 @@ def in_turn(values: tuple[int, ...], index: int) -> int:
     return values[index % len(values)]
 
 
+def timestamp(plan: Plan, units: int) -> float:
+    """What the wall clock shows so many units after it was first read."""
+    return WALL + units * plan.clock.unit
+
+
 class World:
     """What is outside the loop. All that the loop or the user does to it goes into the journal."""
 
@@ -217,6 +236,7 @@ class World:
         self.reads = self.opened = self.fetches = self.batches = self.bodies = self.entries = 0
         self.calls: dict[str, int] = {}
         self.end_of_dataloader = False
+        self.wall_from: int | None = None  # when the wall clock was first read
         self.only_stream = Stream(sum(plan.source.lengths))  # of a single-pass source
         self.rare: set[str] = set()  # what the oracle met, to see that random plans have it all
 
@@ -226,6 +246,13 @@ class World:
             raise ClockError("the clock is broken")
         reading = self.now * self.plan.clock.unit
         self.journal.append(("clock", reading))
+        return reading
+
+    def wall_clock(self) -> float:
+        if self.wall_from is None:
+            self.wall_from = self.now
+        reading = timestamp(self.plan, self.now - self.wall_from)
+        self.journal.append(("wall clock", reading))
         return reading
 
     def set_epoch(self, name: str, epoch: int) -> None:
@@ -391,15 +418,6 @@ def in_window(part: Part, global_step: int) -> bool:
     return part.from_step <= global_step
 
 
-def step_due(part: Part | str, global_step: int, epoch_step: int) -> bool:
-    """2.2 and 2.3: what is due by counting alone."""
-    if isinstance(part, str) or not in_window(part, global_step):
-        return False
-    counter = epoch_step if part.per_epoch else global_step
-    every = part.every_n_steps is not None and (counter + 1) % part.every_n_steps == 0
-    return every or counter in part.at_step
-
-
 def fits(sizes: Sizes, count: int | None) -> int:
     """3.11: the largest of the sizes that is at most `count` (None: the largest of all)."""
     if sizes is None:
@@ -412,6 +430,116 @@ def fits(sizes: Sizes, count: int | None) -> int:
 def parts_of(joined: Joined) -> list[Part | str]:
     """Repeated equal parts of `a | b` count once."""
     return list(dict.fromkeys(joined))
+
+
+def single_parts(plan: Plan) -> list[Part]:
+    """All parts of all names and of stop_when."""
+    return [part for _, parts in owners(plan) for part in parts if isinstance(part, Part)]
+
+
+def owners(plan: Plan) -> list[tuple[Hashable, Joined]]:
+    """The names and their parts, and those of stop_when."""
+    return [*plan.events, (STOP_WHEN, plan.stop_when or ())]
+
+
+class Triggers:
+    """Section 2: what is due at a step by the plain formulas, and what has to be remembered."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        # the launch: its number, its first step, and the training time in ns at its first request
+        self.launch = self.launch_step = self.launch_time = 0
+        self.wall_time = 0  # at the first request, in ns
+        # when each name was last due, in ns of training time
+        self.last_due: dict[Hashable, int] = {}
+        # the points of at_time and at_timestamp that have fired
+        self.fired: set[tuple[Hashable, ...]] = set()
+        # by hand, for the next step
+        self.asked: set[Hashable] = set()
+
+    def copy(self) -> Triggers:
+        triggers = Triggers(self.plan)
+        triggers.__dict__.update(self.__dict__)
+        triggers.last_due, triggers.fired = dict(self.last_due), set(self.fired)
+        triggers.asked = set(self.asked)
+        return triggers
+
+    def resumed(self, launch_step: int, launch_time: int) -> Triggers:
+        """What a resumed run goes on with."""
+        triggers = self.copy()
+        triggers.launch += 1
+        triggers.launch_step, triggers.launch_time = launch_step, launch_time
+        triggers.asked = set()
+        return triggers
+
+    def step_due(self, part: Part | str, global_step: int, epoch_step: int) -> bool:
+        """2.2 and 2.3: what is due by counting alone."""
+        if isinstance(part, str) or not in_window(part, global_step):
+            return False
+        count = global_step
+        if part.per_epoch:
+            count = epoch_step
+        if part.per_launch:
+            count = global_step - self.launch_step
+        every, first = part.every_n_steps, part.first_at_step
+        if every is None:
+            return count in part.at_step
+        if first is None:
+            first = every - 1
+        return count in part.at_step or (count >= first and (count - first) % every == 0)
+
+    def due(self, name: Hashable, number: int, part: Part | str, now: Now) -> bool:
+        """Whether any criterion but the condition is due, of the part with this number of a name.
+
+        Nothing is short-circuited, and outside the part's window nothing is evaluated.
+        """
+        if isinstance(part, str) or not in_window(part, now.global_step):
+            return False
+        dues = [self.step_due(part, now.global_step, now.epoch_step)]
+        if part.every_n_epochs is not None:
+            dues.append(now.epoch_end and (now.epoch + 1) % part.every_n_epochs == 0)
+        if part.at_epoch:
+            dues.append(now.epoch_end and now.epoch in part.at_epoch)
+        if part.every_n_seconds is not None:
+            began = self.launch_time if part.per_launch else 0
+            since = now.read[0] - max(began, self.last_due.get(name, 0))
+            dues.append(since >= period_ns(part.every_n_seconds))
+        dues.append(not self.points(name, number, part, now) <= self.fired)
+        return any(dues)
+
+    def points(
+        self, name: Hashable, number: int, part: Part, now: Now
+    ) -> set[tuple[Hashable, ...]]:
+        """2.7: the points of at_time and at_timestamp that are reached at this step."""
+        points: set[tuple[Hashable, ...]] = set()
+        for time in part.at_time:
+            began = self.launch_time if part.per_launch else 0
+            if now.read[0] >= began + to_ns(time):
+                points.add((name, number, time, self.launch if part.per_launch else None))
+        for units in part.at_timestamp:
+            in_launch = to_ns(timestamp(self.plan, units)) - self.wall_time
+            if now.read[0] >= self.launch_time + in_launch:
+                points.add((name, number, "at_timestamp", units, self.launch))
+        return points
+
+    def all_due(self, now: Now) -> set[Hashable]:
+        """The names that are due, but for conditions and the loop's own events."""
+        return self.asked | {
+            name
+            for name, joined in owners(self.plan)
+            for number, part in enumerate(parts_of(joined))
+            if self.due(name, number, part, now)
+        }
+
+    def handed_over(self, now: Now, names: set[Hashable]) -> None:
+        """A step is handed over with these names, for whatever reason each is due."""
+        self.asked = set()
+        for name, joined in owners(self.plan):
+            for number, part in enumerate(parts_of(joined)):
+                if isinstance(part, Part) and in_window(part, now.global_step):
+                    self.fired |= self.points(name, number, part, now)
+        if now.read:
+            self.last_due.update(dict.fromkeys(names, now.read[0]))
 
 
 class OracleLoop:
@@ -464,12 +592,11 @@ class OracleLoop:
         self.held: list[Held] = []  # fetched and not yet handed over, all of this epoch
         self.ahead: list[int] = []  # what a look has found: a batch
         self.pending: Exception | None = None  # what comes after all that is held
-        # time, in ns; what the time criteria remember, each by its event's and its part's number
-        self.elapsed = 0
         self.promises: dict[int, int | None] = {}
+        # time, in ns
+        self.elapsed = 0
         self.last_reading = 0
-        self.last_due: dict[tuple[int, int], int] = {}
-        self.times_fired: set[tuple[int, int, float]] = set()
+        self.triggers = Triggers(self.plan)
         self.state = OracleState(0, -1, -1, False, False, lambda: 0.0)
 
     # 3.8: entering, and asking for the next batch
@@ -641,6 +768,8 @@ class OracleLoop:
         if self.stream is None:
             self.open_epoch()
             self.last_reading = to_ns(self.world.clock())  # 2.5: training time starts here
+            if any(part.at_timestamp for part in single_parts(self.plan)):
+                self.triggers.wall_time = to_ns(self.world.wall_clock())
         elif self.epoch_over:
             self.next_epoch()
         while True:
@@ -728,24 +857,33 @@ class OracleLoop:
         return self.elapsed
 
     def timed(self) -> bool:
-        joined = [parts for _, parts in self.plan.events] + [self.plan.stop_when or ()]
         return self.plan.limit == "max_seconds" or any(
-            isinstance(part, Part) and (part.every_n_seconds is not None or part.at_time != ())
-            for parts in joined
-            for part in parts
+            part.every_n_seconds is not None or part.at_time or part.at_timestamp
+            for part in single_parts(self.plan)
         )
 
+    def trigger(self, name: Hashable) -> None:
+        """4: by hand, for the next step."""
+        if name not in dict(self.plan.events):
+            raise KeyError(name)
+        if not self.over and self.failure is None:
+            self.triggers.asked.add(name)
+
     # 3.11: lists
+
+    def size(self, sizes: Sizes, count: int | None) -> int:
+        """The length of a list of at most `count`: the smallest with a name triggered by hand."""
+        return fits(sizes, 1 if self.triggers.asked else count)
 
     def next_scheduled(
         self, global_step: int, epoch_step: int, promise: int | None, horizon: int
     ) -> int | None:
         """How many steps after this one the first comes of which counting alone tells an event."""
-        joined = [parts for _, parts in self.plan.events] + [self.plan.stop_when or ()]
-        parts = [part for parts in joined for part in parts]
+        parts = single_parts(self.plan)
+        due = self.triggers.step_due
         for k in range(1, horizon + 1):
             if (
-                any(step_due(part, global_step + k, epoch_step + k) for part in parts)
+                any(due(part, global_step + k, epoch_step + k) for part in parts)
                 or epoch_step + k + 1 == promise
                 or (self.plan.limit == "max_steps" and global_step + k + 1 >= self.plan.limit_value)
             ):
@@ -767,7 +905,7 @@ class OracleLoop:
         most = fits(sizes, None)
         first = self.held[0].epoch_step
         foreseen = self.next_scheduled(self.global_step, first - 1, self.promise, most)
-        size = fits(sizes, foreseen)
+        size = self.size(sizes, foreseen)
         while len(self.held) < size and self.pending is None:
             last = self.held[-1]
             if last.ends is None:
@@ -807,8 +945,7 @@ class OracleLoop:
         self.gather(sizes)
         read: list[int] = []
         while True:
-            count = fits(sizes, len(self.held))
-            timers = dict(self.last_due), set(self.times_fired)
+            count = self.size(sizes, len(self.held))
             try:
                 return self.hand_over(count, read)
             except ConditionRaisedError as carrier:
@@ -820,7 +957,6 @@ class OracleLoop:
             if not self.timed():
                 read.clear()
             self.world.rare.add("a condition raises at a list's last step")
-            self.last_due, self.times_fired = timers
             self.pending = error
             del self.held[count - 1 :]
 
@@ -835,26 +971,23 @@ class OracleLoop:
         if self.timed() and not read:
             read.append(self.read_clock())
 
-        # 5. all criteria but the conditions
-        names: set[Hashable] = set()
-        for event, (name, joined) in enumerate(plan.events):
-            for number, part in enumerate(parts_of(joined)):
-                if self.due(event, number, part, now):
-                    names.add(name)
-        stop_parts = parts_of(plan.stop_when or ())
-        stops = [self.due(-1, number, part, now) for number, part in enumerate(stop_parts)]
-        stops.append(EPOCH_END in stop_parts and now.epoch_end)  # TRAINING_END fires nothing itself
+        # 5. all criteria but the conditions; TRAINING_END does not fire stop_when
+        names = self.triggers.all_due(now)
+        if now.epoch_end and EPOCH_END in (plan.stop_when or ()):
+            names.add(STOP_WHEN)
 
         # 6. and 7. the limit, and the conditions, if they were not called while it was gathered
         reasons = self.reasons(now)
         if last.called is None:
             try:
-                last.called = self.call_conditions(now, bool(reasons), any(stops))
+                last.called = self.call_conditions(now, bool(reasons), STOP_WHEN in names)
             except Exception as error:
                 raise ConditionRaisedError(error) from None
         stopped, held_true = last.called
         names |= held_true
-        if stopped or any(stops):
+        if stopped:
+            names.add(STOP_WHEN)
+        if STOP_WHEN in names:
             reasons.insert(0, "stop_when")  # the first of the reasons is the stop_reason
         if reasons == ["exhausted"]:
             self.warn(self.dry_text(now.global_step))
@@ -862,6 +995,7 @@ class OracleLoop:
         # 8. what is joined with the loop's own events; and the list is handed over
         own = ([EPOCH_END] if now.epoch_end else []) + ([TRAINING_END] if reasons else [])
         names.update(name for name, joined in plan.events if set(joined) & set(own))
+        self.triggers.handed_over(now, names)
         batches = [held.batch for held in self.held[:count]]
         del self.held[:count]
         self.global_step = now.global_step
@@ -870,7 +1004,8 @@ class OracleLoop:
         self.state = self.make_state(now, bool(reasons))
         if reasons:
             self.over, self.stop_reason = True, reasons[0]
-        return batches, frozenset(names | {f"LoopEvents.{name}" for name in own})
+        names = names - {STOP_WHEN} | {f"LoopEvents.{name}" for name in own}
+        return batches, frozenset(names)
 
     def reasons(self, now: Now) -> list[str]:
         """What ends training at this step, but for stop_when."""
@@ -885,30 +1020,6 @@ class OracleLoop:
         if now.dry:
             reasons.append("exhausted")
         return reasons
-
-    def due(self, event: int, number: int, part: Part | str, now: Now) -> bool:
-        """The plain formulas: whether any criterion of one part of an event is due.
-
-        Nothing is short-circuited, and outside the part's window nothing is evaluated.
-        """
-        if isinstance(part, str) or not in_window(part, now.global_step):
-            return False
-        dues = [step_due(part, now.global_step, now.epoch_step)]
-        if part.every_n_epochs is not None:
-            dues.append(now.epoch_end and (now.epoch + 1) % part.every_n_epochs == 0)
-        if part.at_epoch:
-            dues.append(now.epoch_end and now.epoch in part.at_epoch)
-        if part.every_n_seconds is not None:
-            since = now.read[0] - self.last_due.get((event, number), 0)
-            dues.append(since >= period_ns(part.every_n_seconds))
-            if dues[-1]:  # it counts from this step's reading
-                self.last_due[event, number] = now.read[0]
-        for time in part.at_time:
-            reached = now.read[0] >= to_ns(time)
-            dues.append(reached and (event, number, time) not in self.times_fired)
-            if reached:
-                self.times_fired.add((event, number, time))
-        return any(dues)
 
     def call_conditions(
         self, now: Now, limit: bool, stopped: bool
@@ -968,6 +1079,7 @@ class LoopLike(Protocol):
     def __iter__(self) -> Iterator[tuple[Any, Any]]: ...
     def chunks(self, sizes: Any) -> Iterator[tuple[Any, Any]]: ...
     def steps_to_next_event(self) -> int | None: ...
+    def trigger(self, name: Hashable) -> None: ...
     def restart(self) -> object: ...
 
 
@@ -995,6 +1107,16 @@ def ask(journal: Journal, what: str, question: Callable[[], object]) -> None:
         journal.append((what, "went on"))
 
 
+def trigger(loop: LoopLike, world: World, body: int) -> None:
+    """What is triggered by hand in this body."""
+    for when, name in world.plan.triggers:
+        if when == body:
+            try:
+                loop.trigger(name)
+            except KeyError:
+                world.journal.append(("trigger", name, "KeyError"))
+
+
 def enter(loop: LoopLike, world: World) -> Iterator[tuple[Any, Any]]:
     sizes = world.plan.entries[world.entries % len(world.plan.entries)]
     world.entries += 1
@@ -1011,6 +1133,7 @@ def one_run(
     plan, journal = world.plan, world.journal
     if plan.asks[0]:
         journal.append(("next event in", loop.steps_to_next_event()))
+    trigger(loop, world, -1)
     world.now += plan.clock.launch_gap
     iterator = enter(loop, world)
     world.now += plan.clock.launch_gap
@@ -1042,6 +1165,7 @@ def one_run(
             journal.append(("stop_reason", loop.stop_reason))
         if plan.asks[body % len(plan.asks)]:
             journal.append(("next event in", loop.steps_to_next_event()))
+        trigger(loop, world, body)
         world.now += in_turn(plan.clock.body_costs, body)
         if body in plan.leaves:
             older = iterator

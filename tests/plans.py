@@ -11,10 +11,11 @@ import operator
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TextIO
+from unittest import mock
 
 from hypothesis import strategies as st
 
-from dloop import Event, Loop, LoopEvents, LoopWarning
+from dloop import Event, Loop, LoopEvents, LoopWarning, run
 from oracle import (
     EPOCH_END,
     TRAINING_END,
@@ -31,6 +32,8 @@ from oracle import (
     World,
     drive,
     refused,
+    single_parts,
+    timestamp,
 )
 
 # --------------------------------------------------------------------------------------- strategies
@@ -52,9 +55,13 @@ CRITERIA = (
     "at_step",
     "every_n_seconds",
     "at_time",
+    "at_timestamp",
     "every_n_epochs",
     "at_epoch",
 )
+WINDOWS = ("from_step", "until_step", "per_epoch", "per_launch", "first_at_step")
+
+NEVER = 2**63
 
 LEN_ERRORS: dict[str, type[Exception]] = {
     "TypeError": TypeError,
@@ -95,6 +102,8 @@ def conditions(draw: Draw, name: str) -> Condition:
 @st.composite
 def parts(draw: Draw, unit: float, pool: tuple[Condition, ...], late: bool = False) -> Part:
     """One Event. A `late` one (for stop_when) does not fire in the first steps."""
+    if draw(one_in(15)):
+        return draw(parts_that_are_off())
     criteria = draw(
         st.sets(st.sampled_from(CRITERIA), min_size=1, max_size=draw(st.sampled_from((2, 1, 3))))
     )
@@ -111,6 +120,7 @@ def parts(draw: Draw, unit: float, pool: tuple[Condition, ...], late: bool = Fal
                 "at_step": collections_of(steps),
                 "every_n_seconds": periods.map(lambda n: n * unit),
                 "at_time": collections_of(seconds),
+                "at_timestamp": collections_of(st.integers(first or -4, 12)),
                 "every_n_epochs": st.integers(1, 3),
                 "at_epoch": collections_of(st.integers(0, 3)),
             }[criterion]
@@ -119,10 +129,29 @@ def parts(draw: Draw, unit: float, pool: tuple[Condition, ...], late: bool = Fal
         values["from_step"] = draw(st.integers(0, 8))
     if draw(one_in(4)):
         values["until_step"] = values.get("from_step", 0) + draw(st.integers(1, 8))
-    if criteria & {"every_n_steps", "at_step"}:
+    counts = criteria & {"every_n_steps", "at_step"}
+    if counts:
         values["per_epoch"] = draw(one_in(3))
-    if criteria & {"every_n_seconds", "at_time"}:
-        values["per_launch"] = draw(one_in(4))
+    if (counts or criteria & {"every_n_seconds", "at_time"}) and not values.get("per_epoch"):
+        values["per_launch"] = draw(one_in(3))
+    if "every_n_steps" in criteria and draw(one_in(3)):
+        values["first_at_step"] = draw(st.sampled_from((0, 1, 2, 5, 9, 12))) + first
+    if draw(one_in(6)):
+        others = [name for name in CRITERIA[1:] + WINDOWS if name not in values]
+        values["off"] = draw(collections_of(st.sampled_from(others)))
+    return Part(**values)
+
+
+@st.composite
+def parts_that_are_off(draw: Draw) -> Part:
+    """An Event of which nothing is left; it may have modifiers."""
+    values: dict[str, Any] = {"off": draw(collections_of(st.sampled_from(CRITERIA[1:])))}
+    if draw(one_in(3)):
+        values["from_step"] = draw(st.integers(0, 8))
+    if "every_n_steps" in values["off"] and draw(st.booleans()):
+        values["first_at_step"] = draw(st.integers(0, 8))
+    if {"every_n_steps", "at_step"} & set(values["off"]):
+        values |= draw(st.sampled_from(({}, {"per_epoch": True}, {"per_launch": True})))
     return Part(**values)
 
 
@@ -257,6 +286,19 @@ def entries(draw: Draw) -> tuple[Sizes, ...]:
 
 
 @st.composite
+def triggers(draw: Draw, names: tuple[Hashable, ...]) -> tuple[tuple[int, Hashable], ...]:
+    """What is triggered by hand in which body; mostly names that the loop has."""
+    if not draw(one_in(3)):
+        return ()
+    name = st.sampled_from((*names * 3, *EVENT_NAMES, "stop_when"))
+    body = st.sampled_from((1, 0, 2, 3, 5, 8, -1))
+    chosen = draw(st.lists(st.tuples(body, name), min_size=1, max_size=3))
+    if draw(one_in(4)):
+        chosen.append(chosen[0])
+    return tuple(chosen)
+
+
+@st.composite
 def plans(draw: Draw, label: str) -> Plan:
     """Plans with the source `label`; everything else is random."""
     source = draw(sources(label))
@@ -265,7 +307,7 @@ def plans(draw: Draw, label: str) -> Plan:
     single = parts(clock.unit, pool)
     shared = draw(st.lists(single, min_size=1, max_size=2))  # used under several names
     events = tuple(
-        (name, draw(joins(single | st.sampled_from(shared))))
+        (name, () if draw(one_in(15)) else draw(joins(single | st.sampled_from(shared))))
         for name in draw(
             st.lists(
                 st.sampled_from(EVENT_NAMES),
@@ -309,6 +351,7 @@ def plans(draw: Draw, label: str) -> Plan:
             leaves.add(max(0, fetch - draw(st.sampled_from((1, 2, 3)))))
     return Plan(
         source=source,
+        triggers=draw(triggers(tuple(name for name, _ in events))),
         limit=limit,
         limit_value=value,
         events=events,
@@ -357,7 +400,6 @@ SOURCE_TRAITS = (
     "says its end never",
     "set_epoch",
 )
-WINDOWS = ("from_step", "until_step", "per_epoch", "per_launch")
 ENTRIES = (
     "plain",
     "chunks(1)",
@@ -389,6 +431,26 @@ OTHERS = (
     "bodies leave the for",
     "steps_to_next_event",
     "restart",
+    "first_at_step of 0",
+    "first_at_step of the period or more",
+    "per_launch, with steps",
+    "per_launch, with steps and time",
+    "at_timestamp in the past",
+    "every_n_seconds, and other criteria of the name",
+    "every_n_seconds with several periods",
+    "every_n_seconds joined with LoopEvents",
+    "every_n_seconds, and a trigger by hand",
+    "something is off",
+    "nothing is left of an Event",
+    "None in place of an Event",
+)
+TRIGGERS = (
+    "before the first step",
+    "in a body",
+    "twice",
+    "of a name that is off",
+    "of an unknown name",
+    "and chunks",
 )
 FEATURES: dict[str, tuple[str, ...]] = {
     "source": SOURCES,
@@ -398,7 +460,27 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "window": WINDOWS,
     "entry": ENTRIES,
     "other": OTHERS,
+    "trigger": TRIGGERS,
 }
+
+
+def counts_steps(part: Part | str) -> bool:
+    return isinstance(part, Part) and bool(part.every_n_steps is not None or part.at_step)
+
+
+def is_timed(part: Part | str) -> bool:
+    return isinstance(part, Part) and bool(
+        part.every_n_seconds is not None or part.at_time or part.at_timestamp
+    )
+
+
+def has_period(parts: Joined) -> bool:
+    return any(isinstance(part, Part) and part.every_n_seconds is not None for part in parts)
+
+
+def is_off(part: Part) -> bool:
+    """Whether nothing is left of an Event."""
+    return all(getattr(part, name) in (None, ()) for name in CRITERIA)
 
 
 def features(plan: Plan) -> set[tuple[str, str]]:
@@ -406,11 +488,12 @@ def features(plan: Plan) -> set[tuple[str, str]]:
     source, clock = plan.source, plan.clock
     joined = [parts for _, parts in plan.events] + ([plan.stop_when] if plan.stop_when else [])
     everything = [part for parts in joined for part in parts]
-    single = [part for part in everything if isinstance(part, Part)]
+    single = single_parts(plan)
     true = (sum(source.lengths),) if source.kind == "single-pass" else source.lengths
     promised = source.promised if isinstance(source.promised, tuple) else ()
     under = [set(parts) & set(single) for _, parts in plan.events]
-    has = {
+    triggered = {name for _, name in plan.triggers}
+    has: dict[tuple[str, str], object] = {
         ("source", source_label(source)): True,
         ("trait", "promises too much"): any(map(operator.gt, promised, true)),
         ("trait", "promises too little"): any(map(operator.lt, promised, true)),
@@ -436,6 +519,45 @@ def features(plan: Plan) -> set[tuple[str, str]]:
         ("other", "bodies leave the for"): bool(plan.leaves),
         ("other", "steps_to_next_event"): any(plan.asks),
         ("other", "restart"): plan.restarts,
+        ("other", "first_at_step of 0"): any(part.first_at_step == 0 for part in single),
+        ("other", "first_at_step of the period or more"): any(
+            (part.first_at_step or 0) >= (part.every_n_steps or NEVER) for part in single
+        ),
+        ("other", "per_launch, with steps"): any(
+            part.per_launch and counts_steps(part) for part in single
+        ),
+        ("other", "per_launch, with steps and time"): any(
+            part.per_launch and counts_steps(part) and is_timed(part) for part in single
+        ),
+        ("other", "at_timestamp in the past"): any(
+            min(part.at_timestamp, default=0) < 0 for part in single
+        ),
+        ("other", "every_n_seconds, and other criteria of the name"): any(
+            has_period(parts) and any(map(counts_steps, parts)) for parts in joined
+        ),
+        ("other", "every_n_seconds with several periods"): any(
+            len({part.every_n_seconds for part in parts if isinstance(part, Part)} - {None}) > 1
+            for parts in joined
+        ),
+        ("other", "every_n_seconds joined with LoopEvents"): any(
+            has_period(parts) and set(parts) & {EPOCH_END, TRAINING_END} for parts in joined
+        ),
+        ("other", "every_n_seconds, and a trigger by hand"): any(
+            has_period(parts) and name in triggered for name, parts in plan.events
+        ),
+        ("other", "something is off"): any(part.off for part in single),
+        ("other", "nothing is left of an Event"): any(map(is_off, single)),
+        ("other", "None in place of an Event"): any(not parts for _, parts in plan.events),
+        ("trigger", "before the first step"): any(body < 0 for body, _ in plan.triggers),
+        ("trigger", "in a body"): any(body >= 0 for body, _ in plan.triggers),
+        ("trigger", "twice"): len(set(plan.triggers)) < len(plan.triggers),
+        ("trigger", "of a name that is off"): any(
+            all(isinstance(part, Part) and is_off(part) for part in parts)
+            for name, parts in plan.events
+            if name in triggered
+        ),
+        ("trigger", "of an unknown name"): bool(triggered - {name for name, _ in plan.events}),
+        ("trigger", "and chunks"): bool(triggered) and set(plan.entries) - {None, 1} != set(),
         ("entry", "plain"): None in plan.entries,
         ("entry", "chunks(1)"): 1 in plan.entries,
     }
@@ -443,7 +565,7 @@ def features(plan: Plan) -> set[tuple[str, str]]:
     if chunks:
         errors = [error for _, error in source.raises]
         called = [part.condition for part in single if part.condition is not None]
-        timed = any(part.every_n_seconds is not None or part.at_time for part in single)
+        timed = any(map(is_timed, single))
         has |= {
             ("entry", "chunks(n)"): any(isinstance(sizes, int) for sizes in chunks),
             ("entry", "chunks((..., 1))"): any(isinstance(sizes, tuple) for sizes in chunks),
@@ -602,7 +724,7 @@ class Builder:
     def __init__(self, world: World) -> None:
         self.world = world
         self.functions: dict[Condition, Callable[[Any], object]] = {}
-        self.events: dict[Part, Any] = {}
+        self.events: dict[tuple[Part, tuple[str, ...]], Any] = {}
 
     def function(self, condition: Condition) -> Callable[[Any], object]:
         if condition not in self.functions:
@@ -610,19 +732,24 @@ class Builder:
         return self.functions[condition]
 
     def event(self, part: Part) -> Any:
-        if part not in self.events:
-            values: dict[str, Any] = {}
+        key = part, part.off  # which is not compared
+        if key not in self.events:
+            values: dict[str, Any] = dict.fromkeys(part.off)
             for name in CRITERIA[1:] + WINDOWS:
                 value = getattr(part, name)
                 if value == getattr(Part, name):  # the default
                     continue
+                if name == "at_timestamp":
+                    value = tuple(timestamp(self.world.plan, units) for units in value)
                 # a single number is passed without a collection
                 values[name] = value[0] if isinstance(value, tuple) and len(value) == 1 else value
             arguments = [self.function(part.condition)] if part.condition is not None else []
-            self.events[part] = Event(*arguments, **values)
-        return self.events[part]
+            self.events[key] = Event(*arguments, **values)
+        return self.events[key]
 
     def joined(self, joined: Joined) -> Any:
+        if not joined:
+            return None
         return functools.reduce(
             operator.or_,
             (self.event(part) if isinstance(part, Part) else OWN[part] for part in joined),
@@ -642,6 +769,11 @@ def read_names(known: list[Hashable], events: Any) -> object:
     return frozenset(ORACLE_NAMES.get(name, name) for name in iterated)
 
 
+def use_wall_clock(world: World) -> Any:
+    """Within this context the loop's wall clock is the world's."""
+    return mock.patch.object(run, "wall_time", world.wall_clock)
+
+
 def dloop_trace(plan: Plan) -> Journal:
     """What happens in a run of this plan with dloop, in order."""
     world = World(plan)
@@ -657,7 +789,7 @@ def dloop_trace(plan: Plan) -> Journal:
         kind = "warning" if category is LoopWarning else category.__name__
         world.journal.append((kind, str(message)))
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), use_wall_clock(world):
         warnings.simplefilter("always")
         warnings.showwarning = show
         build = Builder(world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from oracle import (
     Condition,
     Journal,
     Node,
+    Now,
     Part,
     Plan,
     Source,
+    Triggers,
     Undecided,
     oracle_trace,
 )
@@ -49,8 +52,12 @@ def fired(name: object, journal: Journal) -> list[int]:
     return [state[1] for _, names, state, _ in steps if name in names]
 
 
-def fires_at(part: Part | str, *more: Part | str, **arguments: Any) -> list[int]:
-    return fired("A", trace(events=(("A", (part, *more)),), **arguments))
+def fires_at(*joined: Part | str, **arguments: Any) -> list[int]:
+    return fired("A", trace(events=(("A", joined),), **arguments))
+
+
+def log(part: Part | str) -> tuple[tuple[str, tuple[Part | str, ...]], ...]:
+    return (("Log", (part,)),)
 
 
 def messages(kind: str, journal: Journal) -> list[object]:
@@ -68,6 +75,16 @@ def messages(kind: str, journal: Journal) -> list[object]:
         (Part(at_epoch=(0, 2)), [4, 14]),
         (Part(every_n_steps=2, from_step=5, until_step=11), [5, 7, 9]),
         (Part(at_step=(1,), every_n_steps=8), [1, 7, 15]),
+        (Part(every_n_steps=6, first_at_step=0), [0, 6, 12]),
+        (Part(every_n_steps=6, first_at_step=2), [2, 8, 14]),
+        (Part(every_n_steps=4, first_at_step=9), [9, 13, 17]),  # above the period
+        (Part(every_n_steps=2, first_at_step=1, per_epoch=True), [1, 3, 6, 8, 11, 13, 16]),
+        (Part(every_n_steps=6, first_at_step=2, per_launch=True), [2, 8, 14]),
+        (Part(every_n_steps=6, first_at_step=2, from_step=5), [8, 14]),
+        (Part(at_step=(0, 7), per_launch=True), [0, 7]),
+        # what is off is as if it were not given
+        (Part(at_step=(2,), off=("every_n_steps",)), [2]),
+        (Part(off=("every_n_steps",), first_at_step=0), []),
     ],
 )
 def test_step_and_epoch_criteria_fire_at_these_steps(part: Part, expected: list[int]) -> None:
@@ -80,15 +97,192 @@ def test_step_and_epoch_criteria_fire_at_these_steps(part: Part, expected: list[
         # the batch of step k is handed over at k seconds
         (Part(every_n_seconds=3), [3, 6, 9]),
         (Part(at_time=(0, 4.5)), [0, 5]),
+        (Part(every_n_seconds=3, per_launch=True), [3, 6, 9]),
+        # wall clock: 5000 at the first request; those that are past fire together
+        (Part(at_timestamp=(4,)), [4]),
+        (Part(at_timestamp=(-3, -1, 0, 6)), [0, 6]),
+        (Part(at_timestamp=(-3, 2), from_step=4), [4]),
+        (Part(at_timestamp=(-3, 8), until_step=8), [0]),
         # due before from_step: fires at from_step, and counts from there
         (Part(every_n_seconds=3, from_step=5), [5, 8]),
         (Part(at_time=(2, 3), from_step=5), [5]),
-        # another criterion of the Event does not reset it
-        (Part(every_n_seconds=3, at_step=(2,)), [2, 3, 6, 9]),
+        # another criterion of the Event restarts it
+        (Part(every_n_seconds=3, at_step=(2,)), [2, 5, 8]),
     ],
 )
 def test_time_criteria_fire_at_these_steps(part: Part, expected: list[int]) -> None:
     assert fires_at(part, max_steps=11) == expected
+
+
+PERIOD = Part(every_n_seconds=3)
+OUTSIDE = Part(every_n_seconds=3, from_step=6)
+
+
+@pytest.mark.parametrize(
+    ("joined", "expected"),
+    [
+        # the batch of step k is handed over at k seconds; what fires at 1 or 2 restarts the timer
+        ((PERIOD, Part(at_step=(2,))), [2, 5, 8]),
+        ((Part(at_step=(2,)), PERIOD), [2, 5, 8]),
+        ((PERIOD, Part(at_time=(2,))), [2, 5, 8]),
+        ((PERIOD, Part(at_timestamp=(2,))), [2, 5, 8]),
+        ((PERIOD, Part(Condition("c", (False, False, True, *[False] * 9)))), [2, 5, 8]),
+        # all timers of a name restart together
+        ((PERIOD, Part(every_n_seconds=2)), [2, 4, 6, 8, 10]),
+        ((PERIOD, Part(every_n_seconds=3, per_launch=True, at_step=(1,))), [1, 4, 7, 10]),
+        # also those outside their window
+        ((OUTSIDE, Part(at_step=(4,))), [4, 7, 10]),
+        ((OUTSIDE, Part(at_step=(2,))), [2, 6, 9]),
+        # points are not restarted
+        ((Part(at_time=(3, 5)), Part(at_step=(2, 4))), [2, 3, 4, 5]),
+        # the epochs end at 4 and 9, and the run at 10
+        ((PERIOD, EPOCH_END), [3, 4, 7, 9]),
+        ((Part(every_n_seconds=5), EPOCH_END, TRAINING_END), [4, 9, 10]),
+    ],
+)
+def test_whatever_makes_a_name_due_restarts_its_timers(
+    joined: tuple[Part | str, ...], expected: list[int]
+) -> None:
+    assert fires_at(*joined, source=Source(lengths=(5,)), max_steps=11) == expected
+
+
+def test_another_name_does_not_restart_a_timer() -> None:
+    events = (("A", (PERIOD,)), ("B", (Part(at_step=(2,)),)))
+    assert fired("A", trace(max_steps=11, events=events)) == [3, 6, 9]
+
+
+def test_a_condition_restarts_a_timer_at_the_end_of_its_list() -> None:
+    # lists of 2 batches, one at each second; the condition holds at batch 3, in the list at 1
+    condition = Condition("c", (*[False] * 3, True, *[False] * 9))
+    part = Part(condition, every_n_seconds=3)
+    assert fires_at(part, max_steps=12, entries=(2,)) == [3, 9]
+
+
+def test_stop_when_has_timers_as_a_name_has() -> None:
+    stop_when = (Part(every_n_seconds=3, from_step=4),)
+    assert fired(LAST, trace(max_steps=11, stop_when=stop_when)) == [4]
+
+
+def test_the_wall_clock_is_read_once_after_the_clock_where_a_timestamp_is() -> None:
+    def first(part: Part) -> Journal:
+        return trace(max_steps=2, events=log(part), restarts=True)
+
+    journal = first(Part(at_timestamp=(1,)))
+    assert journal[:4] == [("iter",), ("clock", 0), ("wall clock", 5000), ("next",)]
+    # the second run begins two seconds later: the moment is past
+    assert of("wall clock", journal) == [(5000,), (5002,)]
+    assert fired("Log", journal) == [1, 0]
+    assert of("wall clock", first(Part(at_time=(1,)))) == []
+
+
+def test_a_name_whose_event_is_none_or_off_is_never_due() -> None:
+    assert fires_at(max_steps=5) == []
+    assert fires_at(Part(off=("at_step",)), max_steps=5) == []
+    assert fires_at(Part(off=("at_step",)), TRAINING_END, max_steps=5) == [4]
+    assert of("clock", trace(max_steps=5, events=log(Part(off=("at_time",))))) == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("triggers", "expected"),
+    [
+        (((1, "Log"),), [2]),
+        (((-1, "Log"),), [0]),
+        (((1, "Log"), (1, "Log")), [2]),
+        (((1, "Log"), (2, "Log")), [2, 3]),
+        (((4, "Log"),), []),  # the last step
+    ],
+)
+def test_a_trigger_makes_a_name_due_at_the_next_step(
+    triggers: tuple[tuple[int, str], ...], expected: list[int]
+) -> None:
+    for joined in [(Part(at_step=(0,), from_step=9),), (Part(off=("at_step",)),), ()]:
+        journal = trace(max_steps=5, events=(("Log", joined),), triggers=triggers)
+        assert fired("Log", journal) == expected
+
+
+def test_a_trigger_restarts_a_timer() -> None:
+    triggers = ((1, "A"), (4, "A"))
+    assert fires_at(PERIOD, max_steps=10, triggers=triggers) == [2, 5, 8]
+
+
+def test_a_trigger_of_an_unknown_name_is_an_error() -> None:
+    triggers = ((1, "Lag"), (1, "stop_when"))
+    journal = trace(max_steps=4, triggers=triggers, stop_when=(Part(at_step=(9,)),))
+    assert of("trigger", journal) == [("Lag", "KeyError"), ("stop_when", "KeyError")]
+    assert [names for _, names, _, _ in of("step", journal)] == [*[frozenset()] * 3, {LAST}]
+
+
+@pytest.mark.parametrize("sizes", [3, (3, 1)])
+def test_a_trigger_comes_with_the_next_list_which_has_the_smallest_size(sizes: Any) -> None:
+    journal = trace(max_steps=10, events=log(PERIOD), entries=(sizes,), triggers=((0, "Log"),))
+    # a list at each second
+    assert [entry[0] for entry in of("step", journal)] == [
+        *([0, 1, 2], [3], [4, 5, 6], [7, 8, 9]),
+    ]
+    assert fired("Log", journal) == [3]
+
+
+def test_with_a_trigger_batches_that_were_gathered_before_come_later() -> None:
+    holds = Part(Condition("c", (*[False] * 6, True, *[False] * 9)))
+    journal = trace(max_steps=8, events=log(holds), entries=((8, 3, 1),), triggers=((0, "Log"),))
+    # seven batches are gathered; after three of them, the list of the trigger has one
+    assert [entry[0] for entry in of("step", journal)] == [
+        *([0, 1, 2], [3], [4, 5, 6], [7]),
+    ]
+    assert fired("Log", journal) == [3, 6]
+
+
+def test_a_trigger_waits_for_a_step_that_was_interrupted() -> None:
+    source = Source(lengths=(5,), raises=((2, "KeyboardInterrupt"),))
+    journal = trace(
+        source, max_steps=5, lookahead=False, events=log(Part(at_step=(9,))), triggers=((1, "Log"),)
+    )
+    assert messages("raised", journal) == ["in fetch 2"]
+    assert fired("Log", journal) == [2]
+
+
+def test_a_trigger_is_not_for_the_run_that_comes_after_restart() -> None:
+    arguments: dict[str, Any] = {"max_steps": 3, "events": log(Part(at_step=(9,)))}
+    journal = trace(**arguments, restarts=True, triggers=((2, "Log"),))
+    assert fired("Log", journal) == []
+    # those before the first step are asked for in both runs
+    journal = trace(**arguments, restarts=True, triggers=((-1, "Log"),))
+    assert fired("Log", journal) == [0, 0]
+    # nor if the run ends with an exception
+    source = Source(lengths=(9,), promised=(9,), raises=((2, "OSError"),))
+    journal = trace(source, **arguments, restarts=True, triggers=((1, "Log"),))
+    assert fired("Log", journal) == []
+
+
+def test_a_resumed_run_goes_on_with_its_timers_and_begins_anew_with_its_launch() -> None:
+    def dues(triggers: Triggers, global_step: int, seconds: int) -> set[Hashable]:
+        now = Now(global_step, 0, global_step, False, False, [seconds * 10**9])
+        names = triggers.all_due(now)
+        triggers.handed_over(now, names)
+        return names
+
+    events = {
+        "steps": Part(every_n_steps=2),
+        "launch steps": Part(every_n_steps=2, per_launch=True),
+        "first": Part(at_step=(0,), per_launch=True),
+        "seconds": Part(every_n_seconds=3),
+        "launch seconds": Part(every_n_seconds=3, per_launch=True),
+        "time": Part(at_time=(2,)),
+        "launch time": Part(at_time=(2,), per_launch=True),
+        "moment": Part(at_timestamp=(2,)),
+        "trigger": Part(off=("at_step",)),
+    }
+    plan = Plan(LONG, "max_steps", 99, tuple((name, (part,)) for name, part in events.items()))
+    triggers = Triggers(plan)
+    triggers.wall_time = 5000 * 10**9
+    assert dues(triggers, 0, 0) == {"first"}
+    assert dues(triggers, 1, 2) == {"steps", "launch steps", "time", "launch time", "moment"}
+    assert dues(triggers, 2, 3) == {"seconds", "launch seconds"}
+    triggers.asked.add("trigger")
+    triggers = triggers.resumed(3, 4 * 10**9)
+    assert dues(triggers, 3, 5) == {"steps", "first"}
+    assert dues(triggers, 4, 6) == {"launch steps", "seconds", "launch time", "moment"}
+    assert dues(triggers, 5, 7) == {"steps", "launch seconds"}
 
 
 def test_missed_periods_fire_once() -> None:
@@ -551,10 +745,6 @@ def lists(*entries: Any, **arguments: Any) -> list[object]:
     return [entry[0] for entry in of("step", trace(entries=entries, **arguments))]
 
 
-def log(part: Part | str) -> tuple[tuple[str, tuple[Part | str, ...]], ...]:
-    return (("Log", (part,)),)
-
-
 @pytest.mark.parametrize(
     ("part", "expected"),
     [
@@ -839,7 +1029,7 @@ def without_time(plan: Plan) -> Plan:
             part.condition, raises_at=None, error="ValueError", looks=False
         )
         return dataclasses.replace(
-            part, condition=condition, every_n_seconds=None, at_time=(), per_launch=False
+            part, condition=condition, every_n_seconds=None, at_time=(), at_timestamp=()
         )
 
     steps = {"max_seconds": ("max_steps", 9)}.get(plan.limit, (plan.limit, plan.limit_value))
@@ -853,6 +1043,7 @@ def without_time(plan: Plan) -> Plan:
         looks=(False,),
         asks=(False,),
         leaves=frozenset(),
+        triggers=(),
         restarts=False,
     )
 

@@ -25,7 +25,27 @@ from hypothesis import strategies as st
 import plans
 from cores import CORES, use_core
 from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning, StateError, loader_state, source
-from oracle import Joined, Part, Plan, Sizes, StateLike, Stream, World, counters, in_turn
+from oracle import (
+    EPOCH_END,
+    STOP_WHEN,
+    TRAINING_END,
+    WALL,
+    Now,
+    Part,
+    Plan,
+    Sizes,
+    StateLike,
+    Stream,
+    Triggers,
+    World,
+    counters,
+    in_turn,
+    in_window,
+    owners,
+    single_parts,
+    to_ns,
+    trigger,
+)
 
 MOST_BODIES = 100  # more than epochs or steps can limit, whatever the lists' sizes
 OWN = (LoopEvents.EPOCH_END, LoopEvents.TRAINING_END)
@@ -34,15 +54,32 @@ OWN = (LoopEvents.EPOCH_END, LoopEvents.TRAINING_END)
 
 
 def plain_part(part: Part | str) -> Part | str:
-    """Without what a resume does not promise: launches, and conditions that raise or look."""
+    """Without conditions that raise or look."""
     if isinstance(part, str):
         return part
     condition = part.condition and dataclasses.replace(part.condition, raises_at=None, looks=False)
-    return dataclasses.replace(part, per_launch=False, condition=condition)
+    return dataclasses.replace(part, condition=condition)
 
 
-def plain_parts(joined: Joined) -> Joined:
-    return tuple(plain_part(part) for part in joined)
+def lasting_part(part: Part | str) -> Part | str:
+    """Without what belongs to a launch."""
+    if isinstance(part, str):
+        return part
+    off = (*part.off, "at_timestamp") if part.at_timestamp else part.off
+    return dataclasses.replace(part, per_launch=False, at_timestamp=(), off=off)
+
+
+def with_parts(plan: Plan, change: Callable[[Part | str], Part | str]) -> Plan:
+    return dataclasses.replace(
+        plan,
+        events=tuple((name, tuple(map(change, joined))) for name, joined in plan.events),
+        stop_when=plan.stop_when and tuple(map(change, plan.stop_when)),
+    )
+
+
+def lasting(plan: Plan) -> Plan:
+    """What fires the same events at the same steps, whether it is resumed or not."""
+    return dataclasses.replace(with_parts(plan, lasting_part), triggers=())
 
 
 def resumable(plan: Plan) -> Plan:
@@ -56,22 +93,13 @@ def resumable(plan: Plan) -> Plan:
         fetch_costs=tuple(map(abs, plan.clock.fetch_costs)),
         body_costs=tuple(map(abs, plan.clock.body_costs)),
     )
-    return dataclasses.replace(
-        plan,
-        source=dataclasses.replace(plan.source, raises=()),
-        events=tuple((name, plain_parts(joined)) for name, joined in plan.events),
-        stop_when=plan.stop_when and plain_parts(plan.stop_when),
-        clock=clock,
-    )
+    source = dataclasses.replace(plan.source, raises=())
+    plan = dataclasses.replace(plan, source=source, clock=clock)
+    return with_parts(plan, plain_part)
 
 
 def is_timed(plan: Plan) -> bool:
-    joined = [parts for _, parts in plan.events] + [plan.stop_when or ()]
-    return plan.limit == "max_seconds" or any(
-        isinstance(part, Part) and (part.every_n_seconds is not None or part.at_time)
-        for parts in joined
-        for part in parts
-    )
+    return plan.limit == "max_seconds" or any(map(plans.is_timed, single_parts(plan)))
 
 
 class Life(World):
@@ -169,6 +197,7 @@ class Run:
         self.end: tuple[Any, ...] = ()
         self.last_fired: dict[Hashable, int] = {}
         self.next_epoch = 0  # which the next life begins in
+        self.judge: Judge | None = None
 
     def build(self, world: Life) -> Loop[Any]:
         plan, build = self.plan, plans.Builder(world)
@@ -187,9 +216,16 @@ class Run:
         """Live until the cut, and return the state; or to the end of the run."""
         state = json.loads(saved) if saved is not None else None
         world = Life(self.plan, self.paid, start, self.next_epoch)
+        with plans.use_wall_clock(world):
+            return self.live_in(world, sizes, state, cut)
+
+    def live_in(self, world: Life, sizes: Sizes, state: Any, cut: Cut | None) -> str | None:
         loop = self.build(world)
         if state is not None:
             loop.load_state_dict(state)
+        if self.judge is not None:
+            self.judge.launched(loop)
+        trigger(loop, world, -1)
         pairs = iter(loop) if sizes is None else loop.chunks(sizes)
         body = 0
         try:
@@ -200,9 +236,11 @@ class Run:
                     self.next_epoch = loop.epoch
                     return json.dumps(loop.state_dict(step_done=False))
                 self.note(loop, batch if sizes is not None else [batch], events)
+                trigger(loop, world, body - 1)
                 world.now += in_turn(self.plan.clock.body_costs, loop.global_step)
                 self.next_epoch = loop.epoch + loop.state.epoch_end
-                if done and loop.stop_reason in (None, self.plan.limit):
+                goes_on = (None, self.plan.limit, "stop_when" if self.judge else None)
+                if done and loop.stop_reason in goes_on:
                     state = loop.state_dict()
                     text = json.dumps(state)
                     assert json.loads(text) == state
@@ -226,6 +264,8 @@ class Run:
                 self.last_fired[name] = step
         elapsed = loop.state.elapsed if self.timed else None
         self.steps.append((batches, names, counters(loop.state), elapsed))
+        if self.judge is not None:
+            self.judge.handed_over(loop, len(batches), names)
 
     def flat(self) -> list[Any]:
         """Whatever the lists' sizes: every batch, and the steps with events."""
@@ -234,6 +274,58 @@ class Run:
         return [batch for batches, *_ in self.steps for batch in batches] + [
             step[1:] for step in self.steps if step[1]
         ]
+
+
+class Judge:
+    """Says of each step of each life what is due, by the oracle's formulas."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.timed = is_timed(plan)
+        self.triggers = Triggers(plan)
+
+    def launched(self, loop: Loop[Any]) -> None:
+        now = to_ns(loop.state.elapsed)
+        self.triggers = self.triggers.resumed(loop.global_step + 1, now)
+        self.triggers.wall_time = to_ns(WALL)
+        asked = {name for body, name in self.plan.triggers if body == -1}
+        self.triggers.asked = asked & set(dict(self.plan.events))
+        self.body = 0
+
+    def handed_over(self, loop: Loop[Any], size: int, found: frozenset[Hashable]) -> None:
+        state = loop.state
+        for back in range(1, size):  # before its last step nothing of a list is due
+            step, epoch_step = state.global_step - back, state.epoch_step - back
+            assert not self.holding(step)
+            assert not any(
+                self.triggers.step_due(part, step, epoch_step) for part in single_parts(self.plan)
+            )
+        assert size == 1 or not self.triggers.asked
+        reading = [to_ns(state.elapsed)] if self.timed else []
+        now = Now(state.global_step, state.epoch, state.epoch_step, state.epoch_end, False, reading)
+        due = self.triggers.all_due(now) | self.holding(now.global_step)
+        own = {EPOCH_END} if state.epoch_end else set()
+        if own & set(self.plan.stop_when or ()):
+            due.add(STOP_WHEN)
+        own |= {TRAINING_END} if state.training_end else set()
+        due |= {name for name, joined in self.plan.events if own & set(joined)}
+        self.triggers.handed_over(now, due)
+        assert found - set(OWN) == due - {STOP_WHEN}
+        assert (loop.stop_reason == "stop_when") == (STOP_WHEN in due)
+        asked = {name for body, name in self.plan.triggers if body == self.body}
+        if loop.stop_reason is None:
+            self.triggers.asked = asked & set(dict(self.plan.events))
+        self.body += 1
+
+    def holding(self, step: int) -> set[Hashable]:
+        """The names that have a condition which holds at this step."""
+        return {
+            name
+            for name, joined in owners(self.plan)
+            for part in joined
+            if isinstance(part, Part) and part.condition is not None
+            if in_window(part, step) and in_turn(part.condition.answers, step)
+        }
 
 
 def judge(plan: Plan, sequence: list[Cut], sizes: Sizes) -> None:
@@ -264,13 +356,39 @@ def judge(plan: Plan, sequence: list[Cut], sizes: Sizes) -> None:
 @settings(max_examples=40)
 @given(data=st.data())
 def test_a_run_in_lives_is_the_run_that_was_never_stopped(label: str, data: Any) -> None:
-    plan = resumable(data.draw(plans.plans(label)))
+    plan = lasting(resumable(data.draw(plans.plans(label))))
     sequence = data.draw(st.lists(cuts(), min_size=1, max_size=4))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         judge(plan, sequence, plan.entries[0])
     texts = {str(warning.message) for warning in caught}
     assert not [text for text in texts if "was saved of" in text]  # nothing has changed
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("label", plans.SOURCES)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_each_life_fires_what_is_due_by_its_launch_and_by_what_was_saved(
+    label: str, data: Any
+) -> None:
+    plan = resumable(data.draw(plans.plans(label)))
+    sequence = data.draw(st.lists(cuts(), min_size=1, max_size=4))
+    run, saved, start, sizes = Run(plan), None, 5, plan.entries[0]
+    run.judge = Judge(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoopWarning)
+        for life, cut in enumerate([*sequence, None]):
+            with use_core(CORES[life % len(CORES)]):
+                try:
+                    saved = run.live(sizes, saved, start, cut)
+                except ValueError:
+                    event("refused")
+                    return
+            if cut is None or saved is None:
+                break
+            event("resumed")
+            start, sizes = cut.start, cut.sizes
 
 
 # ----------------------------------------------------------------------------- the ends of a run
