@@ -42,9 +42,9 @@ def test_python_blocks_run_and_call_the_users_functions_at_their_steps() -> None
     for block in PYTHON:
         if ">>>" not in block:
             exec(compile(block, str(README), "exec"), scope)
-    assert scope["validate"].call_count == 3
-    assert scope["log"].call_count == 150
-    assert scope["update_parameters"].call_count == 937 + 15000
+    assert scope["validate"].call_count == 3 + 5
+    assert scope["log"].call_count == 150 + 50
+    assert scope["update_parameters"].call_count == 937 + 1250 + 15000
     assert scope["write_checkpoint"].call_count == 1
     assert scope["lower_learning_rate"].call_count == 1
 
