@@ -40,9 +40,10 @@ ROUNDS = [
     tests_of(LONGEST),
 ]
 NEAREST = {  # for faults outside the cores: the tests that run before these rounds
-    "dloop/loop.py": tests_of(["exceptions", "resume"]),
+    "dloop/loop.py": tests_of(["exceptions", "vocabulary", "start_step", "resume"]),
+    "dloop/batch_lists.py": tests_of(["batches_per_step"]),
     "dloop/signals.py": tests_of(["stopping"]),
-    "dloop/source.py": tests_of(["source", "wrapped_loaders", "resume"]),
+    "dloop/source.py": tests_of(["source", "wrapped_loaders", "start_step", "resume"]),
     "dloop/loaders.py": tests_of(["wrapped_loaders", "source"]),
     "dloop/loader_state.py": tests_of(["wrapped_loaders", "resume"]),
     "dloop/state.py": tests_of(["state_file"]),
@@ -55,6 +56,7 @@ RUN = "dloop/run.py"
 TIMERS = "dloop/timers.py"
 SOURCE = "dloop/source.py"
 LOADERS = "dloop/loaders.py"
+BATCH_LISTS = "dloop/batch_lists.py"
 LOADER_STATE = "dloop/loader_state.py"
 LOOP = "dloop/loop.py"
 
@@ -71,7 +73,11 @@ class Fault(NamedTuple):
 
 FAULTS = [
     # Step triggers, in both cores
-    Fault("every n steps is one late", "rest = (count + 1) %", "rest = count %"),
+    Fault(
+        "every n steps is one late",
+        "rest = (count - self.first) %",
+        "rest = (count - self.first + 1) %",
+    ),
     Fault(
         "until_step is included",
         "if count >= self.stop - self.origin",
@@ -227,13 +233,13 @@ FAULTS = [
     ),
     Fault(
         "steps between decisions run over stop_when",
-        "if bits & self.stop_bit:",
+        "if bits & self.decision_bits:",
         "if False:",
         ("python",),
     ),
     Fault(
         "steps between decisions run over stop_when",
-        "if self.has_stop and bits & self.stop_bit:",
+        "if self.has_decision_bits and bits & self.decision_bits:",
         "if False:",
         ("cython",),
     ),
@@ -388,15 +394,15 @@ FAULTS = [
     ),
     Fault(
         "timers make up for missed periods",
-        "lasts[number] = now",
-        "lasts[number] = self._due(row, lasts[number])",
+        "lasts[number] = time",
+        "lasts[number] = _due(row, lasts[number])",
         SHARED,
         TIMERS,
     ),
     Fault(
         "at_time forgets its second point",
-        "origin + row.points[place]",
-        "origin + row.points[-1]",
+        "else row.points[place]",
+        "else row.points[-1]",
         SHARED,
         TIMERS,
     ),
@@ -416,16 +422,16 @@ FAULTS = [
     ),
     Fault(
         "only one timer fires in a step",
-        "lasts[number] = now\n",
-        "lasts[number] = now\n                break\n",
+        "bits |= 1 << row.place\n",
+        "bits |= 1 << row.place\n                break\n",
         SHARED,
         TIMERS,
     ),
     # Decisions
     Fault(
         "timers are short-circuited",
-        "if now >= timers.next_time or step >= timers.next_start:",
-        "if not bits and (now >= timers.next_time or step >= timers.next_start):",
+        "        if may_be_due:\n",
+        "        if may_be_due and not bits:\n",
         SHARED,
         RUN,
     ),
@@ -603,8 +609,8 @@ FAULTS = [
     ),
     Fault(
         "a requested stop does not force a decision",
-        "        self.stepper.token.set_back()\n\n    def fail",
-        "\n    def fail",
+        "        self.stepper.token.set_back()\n\n    def trigger",
+        "\n    def trigger",
         SHARED,
         RUN,
     ),
@@ -678,8 +684,8 @@ FAULTS = [
     ),
     Fault(
         "a new iterator of an epoch loses the batch fetched ahead",
-        "if epoch is not None and self._queue_held(epoch) and opened.end_finder is not None:",
-        "if False:",
+        "held = opened.go_on_from(epoch)",
+        "held: Any = MISSING",
         SHARED,
         RUN,
     ),
@@ -756,10 +762,103 @@ FAULTS = [
     ),
     Fault(
         "a list is not cut by a stop",
-        "        if self.stop_asked is not None:\n            return 1\n",
+        "        if self.stop_asked is not None or self.triggered:\n            return 1\n",
         "",
         SHARED,
         RUN,
+    ),
+    # The vocabulary
+    Fault(
+        "a timer does not begin anew with its event",
+        "if may_be_due or bits & schedule.timer_bits:",
+        "if may_be_due:",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "what is triggered is not due",
+        "            bits |= bit\n",
+        "            pass\n",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "what is triggered is due for ever",
+        "        del self.triggered[:triggered]\n",
+        "",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "a trigger by hand waits for the next decision",
+        "        self.triggered.append(bit)\n        self.stepper.token.set_back()\n",
+        "        self.triggered.append(bit)\n",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "a pause is training time",
+        "            self.started += pause\n",
+        "            pass\n",
+    ),
+    Fault(
+        "a pause stops the time of the launch",
+        "launch_now = stepper.reading - self.clock.launched",
+        "launch_now = now",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "a request does not end a pause",
+        "            self._pauses.clear()\n            self.clock.go_on()\n",
+        "            pass\n",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "a lap is asked for twice",
+        "        if step != before:\n",
+        "        if True:\n",
+        SHARED,
+        LOOP,
+    ),
+    Fault(
+        "a period of steps never begins late",
+        "if self.period and count <= self.first:",
+        "if False:",
+    ),
+    Fault(
+        "steps of a launch count from the run's first",
+        "trigger.origin = launch",
+        "trigger.origin = 0",
+    ),
+    Fault(
+        "an interrupt loses the batches of a list",
+        "        gathered = self.gathered\n",
+        "        gathered = self.gathered = []\n",
+        SHARED,
+        BATCH_LISTS,
+    ),
+    Fault(
+        "a list takes batches of the next epoch",
+        "min(self.size, self._end - self.given)",
+        "self.size",
+        SHARED,
+        BATCH_LISTS,
+    ),
+    Fault(
+        "start_step forgets that an epoch is complete",
+        "epoch, epoch_steps = divmod(steps - 1, per_epoch)",
+        "epoch, epoch_steps = divmod(steps, per_epoch)",
+        SHARED,
+        LOOP,
+    ),
+    Fault(
+        "fast_forward=False is ignored",
+        "        if not fast_forward:\n",
+        "        if False:\n",
+        SHARED,
+        SOURCE,
     ),
     # Outside the engine
     Fault(
