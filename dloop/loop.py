@@ -260,7 +260,8 @@ class Loop(Generic[Batch]):
         return self._enter(None)
 
     def _enter(self, sizes: Sizes | None) -> Iterator[Any]:
-        self._find_place()
+        if not self._over:
+            self._find_place()
         if self._over:
             return iter(())
         self._entered = True
@@ -588,7 +589,8 @@ class Loop(Generic[Batch]):
     def _position(self, step_done: bool) -> Position:
         from .state import Position
 
-        self._find_place()
+        if not self._over:
+            self._find_place()
         run = self._run
         stepper = run.stepper
         stepped = stepper.step >= self._steps_before

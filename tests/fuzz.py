@@ -132,8 +132,11 @@ STRANGE: tuple[Callable[[], Any], ...] = (
     lambda: int,
 )
 NAMES: tuple[Any, ...] = ("a", "b", 0, False, None, ("c", 1), "EPOCH_END", "a\nb", 2.5, frozenset())
-STEPS = ("every_n_steps", "at_step", "every_n_epochs", "at_epoch", "from_step", "until_step")
-SECONDS = ("every_n_seconds", "at_time")
+STEPS = (
+    *("every_n_steps", "at_step", "every_n_epochs", "at_epoch"),
+    *("first_at_step", "from_step", "until_step"),
+)
+SECONDS = ("every_n_seconds", "at_time", "at_timestamp")
 
 
 def value(chosen: Bytes, seconds: bool = False) -> Any:
@@ -241,6 +244,11 @@ def loop(chosen: Bytes) -> Loop[Any]:
     if chosen.one_in(4):
         arguments["lookahead"] = chosen.pick((True, False, None, 1))
     if chosen.one_in(4):
+        arguments["batches_per_step"] = value(chosen)
+    if chosen.one_in(4):
+        arguments["start_step"] = chosen.byte() % 20
+        arguments["fast_forward"] = chosen.one_in(2)
+    if chosen.one_in(4):
         arguments["on_exception"] = chosen.pick(("event", "raise", "raise ", None))
     arguments["clock"] = clock(chosen)
     return Loop(loader, events, **arguments)
@@ -310,7 +318,7 @@ def attempt(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
 
 
 def call(made: Loop[Any], chosen: Bytes) -> Any:
-    kind = chosen.byte() % 8
+    kind = chosen.byte() % 12
     if kind == 0:
         made.stop()
     elif kind == 1:
@@ -325,6 +333,15 @@ def call(made: Loop[Any], chosen: Bytes) -> Any:
         return made.state_dict(chosen.one_in(2))
     elif kind == 6:
         made.load_state_dict(made.state_dict())
+    elif kind == 8:
+        made.trigger(chosen.pick(NAMES))
+    elif kind == 9:
+        return made.lap(chosen.pick(NAMES))
+    elif kind == 10:
+        with made.pause_clock():
+            return repr(made)
+    elif kind == 11:
+        made.pause_clock().__enter__()
     else:
         with made.guard():
             raise ValueError("a body's own")
