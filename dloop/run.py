@@ -214,12 +214,12 @@ class Run:
 
     def _start_clock(self) -> None:
         schedule = self.schedule
+        if schedule.timestamps:
+            lasts = self.timer_lasts(True) + (-1,) * len(schedule.timestamps)
+            rows = schedule.times_of_launch(wall_time())
+            self.timers = self._timers_before = Timers(rows, lasts, self._launch)
         try:
             self.clock.start()
-            if schedule.timestamps:
-                lasts = (*self.timers.lasts, *([-1] * len(schedule.timestamps)))
-                rows = schedule.times_of_launch(wall_time())
-                self.timers = self._timers_before = Timers(rows, lasts, self._launch)
         except Exception as exception:  # not of the source, and never an event
             self._end_with(exception)
             raise
