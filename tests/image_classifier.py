@@ -9,6 +9,8 @@ from time import perf_counter
 from dloop import Event, Loop, LoopEvents
 from job import Job
 
+EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
+
 
 class Loader(Sequence[float]):
     """As many batches in each epoch, in another order."""
@@ -39,7 +41,7 @@ def by_hand(
     log_every: int | None,
     save_every: int | None,
     save_seconds: float | None,
-    validate_every: int | None,
+    eval_every: int | None,
 ) -> None:
     """Updates by several batches; validation by epochs; checkpoints by updates and by time."""
     first, place, step = job.load().get("progress", (0, 0, 0))  # *
@@ -58,9 +60,7 @@ def by_hand(
                 job.act("log", epoch, step, (step - logged) / (now - began))  # *
                 logged, began = step, now  # *
             is_last = epoch + 1 == max_epochs  # *
-            if epoch_end and (
-                is_last or (validate_every and (epoch + 1) % validate_every == 0)
-            ):  # *
+            if epoch_end and (is_last or (eval_every and (epoch + 1) % eval_every == 0)):  # *
                 paused = perf_counter()  # *
                 job.evaluate(epoch)
                 began += perf_counter() - paused  # *
@@ -82,7 +82,7 @@ def with_dloop(
     log_every: int | None,
     save_every: int | None,
     save_seconds: float | None,
-    validate_every: int | None,
+    eval_every: int | None,
 ) -> None:
     """The same."""
     loop = Loop(  # *
@@ -91,9 +91,8 @@ def with_dloop(
         batches_per_step=accumulate,  # *
         events={
             "Log": Event(every_n_steps=log_every),  # *
-            "Validate": Event(every_n_epochs=validate_every) | LoopEvents.TRAINING_END,  # *
-            "Save": Event(every_n_steps=save_every, every_n_seconds=save_seconds)  # *
-            | LoopEvents.EPOCH_END,  # *
+            "Eval": Event(every_n_epochs=eval_every) | TRAINING_END,  # *
+            "Save": Event(every_n_steps=save_every, every_n_seconds=save_seconds) | EPOCH_END,  # *
         },
     )
     if checkpoint := job.load():  # *
@@ -103,7 +102,7 @@ def with_dloop(
         if "Log" in events:  # *
             steps, seconds = loop.lap("Log")  # *
             job.act("log", loop.epoch, loop.global_step + 1, steps / seconds)  # *
-        if "Validate" in events:  # *
+        if "Eval" in events:  # *
             with loop.pause_clock():  # *
                 job.evaluate(loop.epoch)
         if "Save" in events:  # *

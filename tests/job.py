@@ -41,23 +41,20 @@ class Job:
         self._strike: tuple[int, bool] | None = None
         self._moment = 0
 
-    def begin_life(self, number: int) -> bool:
-        """Begin a life, and tell whether something will strike in it."""
+    def begin_life(self, number: int) -> None:
+        """Begin a life."""
         self._moment = 0
         self._strike = self._strikes[number] if number < len(self._strikes) else None
         self.journal.append(("life", number))
-        return self._strike is not None
 
     def _do(self, *what: Any, seconds: int = 0) -> None:
         self.journal.append(what)
         self.clock.advance(seconds)
-        struck = self._strike is not None and self._moment == self._strike[0]
         self._moment += 1
-        if not struck or self._strike is None:
-            return
-        if not self._strike[1]:
+        if self._strike == (self._moment - 1, False):
             raise Killed
-        signal.raise_signal(signal.SIGTERM)
+        if self._strike == (self._moment - 1, True):
+            signal.raise_signal(signal.SIGTERM)
 
     def fetch(self, number: int) -> float:
         """The batch of this number."""
