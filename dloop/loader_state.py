@@ -23,6 +23,8 @@ workers may tell of their places only once each has given a batch.
 
 def owner_of_state(loader: object, batches: object) -> object | None:
     """Which of the two, a loader and its iterator, may tell the loader's state; None if neither."""
+    if type(loader) in loaders.PLAIN:
+        return None
     for owner in (loader, batches):
         if loaders.keeps_state(owner):
             return owner

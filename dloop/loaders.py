@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any, TypeGuard
 
-_PLAIN = frozenset({list, tuple, range, str, bytes})
+PLAIN = frozenset({list, tuple, range, str, bytes})
 """What has no state, no `set_epoch` and no data set. Looking for them takes longer than a step."""
 _DEEPEST = 5
 """How many levels of samplers and data sets are followed in search of `set_epoch`."""
@@ -96,7 +96,7 @@ def _is_iterable_style(loader: object) -> bool:
 
     PyTorch gives such data sets a `__getitem__` that only raises, hence the look at their class.
     """
-    dataset = None if type(loader) in _PLAIN else getattr(loader, "dataset", None)
+    dataset = None if type(loader) in PLAIN else getattr(loader, "dataset", None)
     if dataset is None:
         return False
     kind = type(dataset)
@@ -106,7 +106,7 @@ def _is_iterable_style(loader: object) -> bool:
 
 def tells_its_last(loader: object) -> bool:
     """Whether the loader says itself which batch is its last, as Accelerate's do."""
-    if type(loader) in _PLAIN:
+    if type(loader) in PLAIN:
         return False
     return isinstance(getattr(loader, "end_of_dataloader", None), bool)
 
@@ -118,7 +118,7 @@ def is_at_its_last(loader: Any) -> bool:
 
 def parts(loader: object) -> list[Any]:
     """`loader` and what it draws from, a few levels deep, once each."""
-    if type(loader) in _PLAIN:
+    if type(loader) in PLAIN:
         return []
     parts: dict[int, object] = {}
     found = [(loader, 1)]
@@ -133,11 +133,24 @@ def parts(loader: object) -> list[Any]:
     return list(parts.values())
 
 
-def set_epoch(loader: object, epoch: int) -> None:
-    """Call `set_epoch` wherever it is found."""
-    for part in parts(loader):
-        if _has_set_epoch(part):
-            part.set_epoch(epoch)
+def set_epoch(loader: object, epoch: int) -> list[Any]:
+    """Call `set_epoch` wherever it is found.
+
+    Returns the samplers whose `epoch` and so whose order is now this one. None where the loader has
+    a `set_epoch`, so that it sets no other itself.
+    """
+    if type(loader) in PLAIN:
+        return []
+    found = [part for part in parts(loader) if _has_set_epoch(part)]
+    for part in found:
+        part.set_epoch(epoch)
+    if not found or found[0] is loader:
+        return []
+    return [
+        part
+        for part in found
+        if getattr(part, "epoch", None) == epoch and getattr(part, "shuffle", True)
+    ]
 
 
 def has_set_epoch(loader: object) -> bool:
@@ -147,22 +160,6 @@ def has_set_epoch(loader: object) -> bool:
 
 def _has_set_epoch(part: Any) -> bool:
     return callable(getattr(part, "set_epoch", None))
-
-
-def at_epoch(loader: object, epoch: int) -> list[Any]:
-    """The samplers whose order is that of this epoch, where `set_epoch` has just set it.
-
-    None where the loader has a `set_epoch`, so that it sets no other itself.
-    """
-    if _has_set_epoch(loader):
-        return []
-    return [
-        part
-        for part in parts(loader)
-        if _has_set_epoch(part)
-        and getattr(part, "epoch", None) == epoch
-        and getattr(part, "shuffle", True)
-    ]
 
 
 def may_repeat_its_order(loader: object, has_state: bool, drawn_before: bool) -> bool:

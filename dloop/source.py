@@ -271,14 +271,10 @@ class Source:
             if not (was_left and self._loader is not None and loaders.renew_workers(self._loader)):
                 raise
             epoch = self._open_epoch(number, taken)
-        epoch.may_have_more = self._not_skipped(number) > 0
+        epoch.may_have_more = number == self._begun_within[0] and self._begun_within[1] > 0
         if self.batches_per_step is not None:
             epoch.gather(self.batches_per_step, taken)
         return epoch
-
-    def _not_skipped(self, number: int) -> int:
-        """How many batches of the epoch were done before this launch, and are not to be skipped."""
-        return self._begun_within[1] if number == self._begun_within[0] else 0
 
     def _open_epoch(self, number: int, taken: int) -> Epoch:
         if self._tracked is not None:
@@ -313,7 +309,7 @@ class Source:
 
     def _iterate(self, loader: Any, epoch: int, taken: int) -> Iterator[Any]:
         is_anew = self._epoch == epoch
-        not_skipped = self._not_skipped(epoch)
+        not_skipped = self._begun_within[1] if epoch == self._begun_within[0] else 0
         before = self._tracked_before if is_anew else self._tracked
         resumed = self._resumed
         if resumed is not None and resumed["rest"]:
@@ -321,8 +317,7 @@ class Source:
             rest = resumed["rest"] + (not self.single_pass)  # the last is to see its end
             next(islice(chain(*resumed_at(loader, resumed)), rest, rest), None)
             resumed = None
-        loaders.set_epoch(loader, epoch)
-        samplers = loaders.at_epoch(loader, epoch)
+        samplers = loaders.set_epoch(loader, epoch)
         self._length = self._promised_length(loader)
         if self._lookahead is not None:
             self._check_lookahead(loader)
