@@ -33,6 +33,10 @@ ends = st.lists(st.tuples(st.integers(0, 30), st.just(False)), max_size=4)
 ends_and_signals = st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=4)
 
 
+def nobody_listens(*_: object) -> None:
+    raise AssertionError("a SIGTERM that the version did not take")
+
+
 def journal(
     module: ModuleType,
     version: str,
@@ -45,7 +49,6 @@ def journal(
     clock = ManualClock()
     job = Job(clock, seconds, module is not language_model, strikes)
     run: Callable[..., None] = getattr(module, version)
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "perf_counter", clock)
         patch.setattr(module, "Loop", partial(Loop, clock=clock))
@@ -53,6 +56,7 @@ def journal(
             job.begin_life(life)
             if length is not None:
                 settings["loader"] = image_classifier.Loader(job, length)
+            before = signal.signal(signal.SIGTERM, nobody_listens)
             try:
                 run(job, **settings)
             except Killed:
