@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import namedtuple
 from functools import partial
 from os import PathLike
 from types import GenericAlias
@@ -210,8 +211,8 @@ class Loop(Generic[Batch]):
                 position.loader, position.steps, epochs, epoch_steps, self._fast_forward
             )
         self._run = Run(self._schedule, self._source, clock, self._on_exception, position)
-        # By label, the latest lap: its last step, the training time there, its steps and seconds
-        self._laps: dict[Hashable, tuple[int, int, int, float]] = {}
+        # By label, the latest lap's last step, the training time there, and the lap
+        self._laps: dict[Hashable, tuple[int, int, Lap]] = {}
 
     def _start_position(self) -> Position:
         """The position after `start_step` steps, as far as lengths tell it."""
@@ -388,6 +389,11 @@ class Loop(Generic[Batch]):
         return self.state.epoch_step
 
     @property
+    def steps_done(self) -> int:
+        """How many steps are done, the latest included: what `start_step` takes."""
+        return self._run.stepper.step + 1
+
+    @property
     def stop_reason(self) -> str | None:
         """Why the run ended; None as long as its last batch was not handed over.
 
@@ -453,11 +459,11 @@ class Loop(Generic[Batch]):
         if self.stop_reason is None:
             self._run.trigger(bit)
 
-    def lap(self, label: Hashable) -> tuple[int, float]:
+    def lap(self, label: Hashable) -> Lap:
         """The steps, and the seconds of training time, since `label` was asked for last.
 
         The first time that is since this launch began. Asked again in the same step, it answers the
-        same. Nothing of it is saved.
+        same. Nothing of it is saved. What is returned has `steps_per_second` too.
 
         Args:
             label: any hashable, such as an event's name.
@@ -469,19 +475,19 @@ class Loop(Generic[Batch]):
             >>> for batch, events in loop:
             ...     if "Log" in events:
             ...         steps, seconds = loop.lap("Log")
-            ...         print(f"{steps / seconds:.1f} steps per second")
-            4.0 steps per second
-            4.0 steps per second
+            ...         print(steps, "steps in", seconds, "seconds")
+            4 steps in 1.0 seconds
+            4 steps in 1.0 seconds
         """
         clock = self._run.clock
         step = self._run.stepper.step
-        launch = (self._steps_before - 1, clock.saved, 0, 0.0)
-        before, elapsed, steps, seconds = self._laps.get(label, launch)
+        launch = (self._steps_before - 1, clock.saved, Lap(0, 0.0))
+        before, elapsed, lap = self._laps.get(label, launch)
         if step != before:
             now = clock.now()
-            steps, seconds = step - before, (now - elapsed) / 1e9
-            self._laps[label] = step, now, steps, seconds
-        return steps, seconds
+            lap = Lap(step - before, (now - elapsed) / 1e9)
+            self._laps[label] = step, now, lap
+        return lap
 
     def pause_clock(self) -> ClockPause:
         """A context whose time is no training time, as for an evaluation or for saving.
@@ -499,8 +505,8 @@ class Loop(Generic[Batch]):
             ...     with loop.pause_clock():
             ...         now += 60  # an evaluation
             ...     print(loop.lap("Step"))
-            (1, 1.0)
-            (1, 1.0)
+            Lap(steps=1, seconds=1.0)
+            Lap(steps=1, seconds=1.0)
         """
         return ClockPause(self._run)
 
@@ -753,6 +759,21 @@ class Loop(Generic[Batch]):
         if exception is None:
             raise pending
         errors.chain(exception, pending)
+
+
+class Lap(namedtuple("Lap", "steps seconds")):
+    """What `Loop.lap` returns: a number of steps, and how many seconds of training they took."""
+
+    if TYPE_CHECKING:
+        steps: int
+        seconds: float
+
+    __slots__ = ()
+
+    @property
+    def steps_per_second(self) -> float:
+        """The speed; 0.0 where no time has passed."""
+        return self.steps / self.seconds if self.seconds else 0.0
 
 
 class ClockPause:

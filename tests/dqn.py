@@ -69,15 +69,13 @@ def with_dloop(
         },
     )
     for transition, events in loop:  # *
-        step = loop.global_step + 1  # *
         if "Train" in events:  # *
             job.train([transition])
         if "UpdateTarget" in events:  # *
-            job.act("update target", step)
+            job.act("update target", loop.steps_done)
         if "Log" in events:  # *
-            steps, seconds = loop.lap("Log")  # *
-            job.act("log", step, steps / seconds)  # *
+            job.act("log", loop.steps_done, loop.lap("Log").steps_per_second)  # *
         if "Eval" in events:  # *
             with loop.pause_clock():  # *
-                job.evaluate(step)
-                job.save(step=step)
+                job.evaluate(loop.steps_done)
+                job.save(step=loop.steps_done)

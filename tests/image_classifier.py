@@ -100,8 +100,8 @@ def with_dloop(
     for window, events in loop:  # *
         job.train(window)
         if "Log" in events:  # *
-            steps, seconds = loop.lap("Log")  # *
-            job.act("log", loop.epoch, loop.global_step + 1, steps / seconds)  # *
+            speed = loop.lap("Log").steps_per_second  # *
+            job.act("log", loop.epoch, loop.steps_done, speed)
         if "Eval" in events:  # *
             with loop.pause_clock():  # *
                 job.evaluate(loop.epoch)

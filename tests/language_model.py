@@ -35,7 +35,7 @@ def by_hand(
         job.train(batches, learning_rate(step))
         if log_every and step % log_every == 0:  # *
             now = perf_counter()  # *
-            job.act("log", step, (step + 1 - logged) * micro_steps * TOKENS / (now - began))  # *
+            job.act("log", step, (step + 1 - logged) / (now - began) * micro_steps * TOKENS)  # *
             logged, began = step + 1, now  # *
         if last or (eval_every and step % eval_every == 0):  # *
             paused = perf_counter()  # *
@@ -64,9 +64,9 @@ def with_dloop(
     for batches, events in loop:  # *
         job.train(batches, learning_rate(loop.global_step))
         if "Log" in events:  # *
-            steps, seconds = loop.lap("Log")  # *
-            job.act("log", loop.global_step, steps * micro_steps * TOKENS / seconds)  # *
+            speed = loop.lap("Log").steps_per_second * micro_steps * TOKENS  # *
+            job.act("log", loop.global_step, speed)
         if "Eval" in events:  # *
             with loop.pause_clock():  # *
                 job.evaluate(loop.global_step)
-                job.save(step=loop.global_step + 1)
+                job.save(step=loop.steps_done)

@@ -26,10 +26,11 @@ def names() -> dict[str, Any]:
     user = [
         *("backward", "log", "lower_learning_rate", "save", "update_parameters", "validate"),
         *("checkpoint_exists", "model", "read_checkpoint", "write_checkpoint"),
+        *("evaluate", "learning_rate", "optimizer_step", "report"),
     ]
     mocks = {name: MagicMock() for name in user}
     mocks["checkpoint_exists"].return_value = False
-    return mocks | {"dataloader": range(5000)}
+    return mocks | {"dataloader": range(5000), "tokens_per_step": 1024}
 
 
 def test_code_blocks_are_python_or_console() -> None:
@@ -46,6 +47,8 @@ def test_python_blocks_run_and_call_the_users_functions_at_their_steps() -> None
     assert scope["log"].call_count == 150 + 50
     assert scope["update_parameters"].call_count == 937 + 1250 + 15000
     assert scope["write_checkpoint"].call_count == 1
+    assert [call.args[0] for call in scope["evaluate"].call_args_list] == [0, 200, 400, 599]
+    assert scope["optimizer_step"].call_count == 600
     assert scope["lower_learning_rate"].call_count == 1
 
 

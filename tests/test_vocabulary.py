@@ -270,7 +270,11 @@ def test_a_lap_counts_from_the_step_at_which_its_label_was_asked_for_last() -> N
             clock.advance(1)
             assert loop.lap("a") == found[-1]
     assert found == [(3, 6.0), (1, 3.0), (6, 13.0)]
-    assert loop.lap(("b", 1)) == (10, 23.0)
+    lap = loop.lap(("b", 1))
+    assert lap == (10, 23.0)
+    assert lap.steps_per_second == 10 / 23
+    assert Loop([], max_steps=1).lap("a").steps_per_second == 0.0
+    assert loop.steps_done == 10
 
 
 def test_a_lap_of_a_resumed_run_counts_from_the_launch() -> None:

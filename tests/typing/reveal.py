@@ -144,7 +144,11 @@ def look(loop: Loop[int]) -> None:
         loop.stop()
     with loop.pause_clock():
         loop.trigger("Log")
-    assert_type(loop.lap("Log"), tuple[int, float])
+    steps, seconds = loop.lap("Log")
+    assert_type(steps, int)
+    assert_type(seconds, float)
+    assert_type(loop.lap("Log").steps_per_second, float)
+    assert_type(loop.steps_done, int)
     assert_type(loop.events["Log"] | LoopEvents.EPOCH_END, BaseEvent)
     loop.restart()
     with loop as entered:
