@@ -227,6 +227,7 @@ class Run:
     def _core_goes_on(self, token: Token) -> bool:
         """Set how far the core goes on its own. Whether that is at least the next step."""
         stepper = self.stepper
+        token.quiet_until = -1
         token.until, stepper.next_reading = self._next_decision(self.timers)
         if self.stop_asked is not None or self.triggered:
             token.set_back()
