@@ -289,7 +289,8 @@ class Run:
             self._leave_epoch(epoch)
             self.check(token)
             epoch = None
-        taken = self.source.batches_in(stepper.step + 1 - stepper.epoch_start)
+        size = self.source.batches_per_step or 1
+        taken = (stepper.step + 1 - stepper.epoch_start) * size
         if epoch is not None:
             taken += self.fetched_ahead()
             self.source.prepare_to_reopen(stepper.epoch, taken)
@@ -305,7 +306,7 @@ class Run:
         length = opened.length
         self._epoch_last = NEVER
         if length is not None:
-            self._epoch_last = stepper.epoch_start + self.source.steps_in(length) - 1
+            self._epoch_last = stepper.epoch_start - (-length // size) - 1
         self._epoch = opened
         self.check(token)
 
