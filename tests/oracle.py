@@ -767,9 +767,9 @@ class OracleLoop:
         """The next batch of the run: of this epoch, or the first one of the next."""
         if self.stream is None:
             self.open_epoch()
-            self.last_reading = to_ns(self.world.clock())  # 2.5: training time starts here
             if any(part.at_timestamp for part in single_parts(self.plan)):
                 self.triggers.wall_time = to_ns(self.world.wall_clock())
+            self.last_reading = to_ns(self.world.clock())  # 2.5: training time starts here
         elif self.epoch_over:
             self.next_epoch()
         while True:

@@ -162,6 +162,9 @@ def joins(draw: Draw, single: st.SearchStrategy[Part]) -> Joined:
     )
     if draw(one_in(6)):
         chosen.append(chosen[0])  # a repeated part
+    period = chosen[0].every_n_seconds if isinstance(chosen[0], Part) else None
+    if period is not None and draw(one_in(4)):
+        chosen.append(Part(every_n_seconds=period * draw(st.sampled_from((2, 3)))))
     own = draw(
         st.sampled_from(((), (), (), (EPOCH_END,), (TRAINING_END,), (EPOCH_END, TRAINING_END)))
     )
@@ -307,7 +310,7 @@ def plans(draw: Draw, label: str) -> Plan:
     single = parts(clock.unit, pool)
     shared = draw(st.lists(single, min_size=1, max_size=2))  # used under several names
     events = tuple(
-        (name, () if draw(one_in(15)) else draw(joins(single | st.sampled_from(shared))))
+        (name, () if draw(one_in(10)) else draw(joins(single | st.sampled_from(shared))))
         for name in draw(
             st.lists(
                 st.sampled_from(EVENT_NAMES),

@@ -101,6 +101,18 @@ def test_random_plans_run_as_in_the_oracle(label: str) -> None:
         Plan(Source("single-pass", lengths=(1,)), "max_steps", 5),
         # lookahead at the last step gets an error, which must not be raised
         Plan(Source(lengths=(6,), raises=((1, "OSError"),)), "max_steps", 1),
+        # after an end that nobody foresaw, a trigger of the next epoch came late, or an empty list
+        *[
+            Plan(
+                Source("callable", lengths=(4,)),
+                "max_steps",
+                6,
+                events=(("Save", (Part(at_step=(0,), per_epoch=True),)),),
+                lookahead=False,
+                entries=(sizes,),
+            )
+            for sizes in (None, 3)
+        ],
     ],
 )
 def test_plans_that_failed_before_run_as_in_the_oracle(plan: Plan) -> None:

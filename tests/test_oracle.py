@@ -163,12 +163,12 @@ def test_stop_when_has_timers_as_a_name_has() -> None:
     assert fired(LAST, trace(max_steps=11, stop_when=stop_when)) == [4]
 
 
-def test_the_wall_clock_is_read_once_after_the_clock_where_a_timestamp_is() -> None:
+def test_the_wall_clock_is_read_once_before_the_clock_where_a_timestamp_is() -> None:
     def first(part: Part) -> Journal:
         return trace(max_steps=2, events=log(part), restarts=True)
 
     journal = first(Part(at_timestamp=(1,)))
-    assert journal[:4] == [("iter",), ("clock", 0), ("wall clock", 5000), ("next",)]
+    assert journal[:4] == [("iter",), ("wall clock", 5000), ("clock", 0), ("next",)]
     # the second run begins two seconds later: the moment is past
     assert of("wall clock", journal) == [(5000,), (5002,)]
     assert fired("Log", journal) == [1, 0]
