@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
     from types import TracebackType
-    from typing import Any, Generic, SupportsFloat, SupportsIndex, TypeVar, overload
+    from typing import Any, Generic, NamedTuple, SupportsFloat, SupportsIndex, TypeVar, overload
 
     from ._core import LoopState, Sizes
     from .events import BaseEvent
@@ -30,9 +30,16 @@ if TYPE_CHECKING:
     Batch = TypeVar("Batch")
     Item = TypeVar("Item")
     Self = TypeVar("Self", bound="Loop[Any]")
+
+    class LapFields(NamedTuple):
+        """The fields of a Lap."""
+
+        steps: int
+        seconds: float
 else:
     # typing would take longer to import than all of dloop
     Batch = None
+    LapFields = namedtuple("LapFields", "steps seconds")
 
     class Generic:
         """Stands in for typing.Generic."""
@@ -761,12 +768,8 @@ class Loop(Generic[Batch]):
         errors.chain(exception, pending)
 
 
-class Lap(namedtuple("Lap", "steps seconds")):
+class Lap(LapFields):
     """What `Loop.lap` returns: a number of steps, and how many seconds of training they took."""
-
-    if TYPE_CHECKING:
-        steps: int
-        seconds: float
 
     __slots__ = ()
 
