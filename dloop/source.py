@@ -119,9 +119,14 @@ class Epoch:
             self.lists.gathered = broken.lists.gathered
             broken.lists.gathered = []
         held = broken.take_held()
-        if self.end_finder is None or held is MISSING:
+        if held is MISSING:
+            return MISSING
+        if self.end_finder is not None:
+            self.end_finder.held = held if self.lists is None else held[0]
+        elif self.lists is not None:
+            self.lists.gathered += held
+        else:
             return held
-        self.end_finder.held = held if self.lists is None else held[0]
         return MISSING
 
     def go_on(self) -> Iterator[Any]:

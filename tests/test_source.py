@@ -1464,6 +1464,22 @@ def test_an_iterator_that_an_interrupt_has_ended_is_made_anew(
     assert source.fetches > at - 1
 
 
+@pytest.mark.parametrize("size", [None, 2, 3])
+@pytest.mark.parametrize("at", range(6))
+def test_an_epoch_may_have_a_length_when_it_is_opened_anew(at: int, size: int | None) -> None:
+    batches: list[Any] = list(range(6))
+    batches.insert(at, KeyboardInterrupt())
+    loaders = iter([Loader(batches), list(range(6))])
+    loop: Loop[Any] = Loop(lambda: next(loaders), max_epochs=1, batches_per_step=size)
+    seen: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(batch for batch, _ in loop)
+    seen += [batch for batch, _ in loop]
+    whole = list(range(6))
+    assert seen == (whole if size is None else [whole[i : i + size] for i in range(0, 6, size)])
+    assert loop.stop_reason == "max_epochs"
+
+
 @mapped
 @entered
 def test_an_iterator_that_is_made_anew_after_an_interrupt_may_fail(kind: str, sizes: Any) -> None:
