@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -469,6 +470,10 @@ def event_refusals() -> Iterator[tuple[dict[str, Any], type[Exception], Any]]:
 
 
 # None is off
+
+
+def test_the_signature_shows_none_for_what_is_not_given() -> None:
+    assert repr(inspect.signature(Event).parameters["every_n_steps"].default) == "None"
 
 
 @pytest.mark.parametrize("name", [*CRITERIA, "condition_function"])

@@ -250,6 +250,17 @@ def test_a_loader_whose_order_cannot_be_set_back_is_warned_of(step: int) -> None
         next(iter(again))
 
 
+def test_a_state_that_is_saved_in_the_order_of_another_epoch_warns() -> None:
+    loader = Fabricated()
+    next(iter(loader))
+    loop = Loop(loader, max_epochs=2)
+    next(iter(loop))
+    with pytest.warns(
+        LoopWarning, match=r"epoch 0 has the order of epoch 1, .*for this loop alone"
+    ):
+        loop.state_dict()
+
+
 def test_a_loader_that_has_no_epoch_after_the_first_is_not_begun_for_ever() -> None:
     class Ends(Fabricated):
         def __iter__(self) -> Iterator[int]:
