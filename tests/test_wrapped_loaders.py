@@ -255,9 +255,7 @@ def test_a_state_that_is_saved_in_the_order_of_another_epoch_warns() -> None:
     next(iter(loader))
     loop = Loop(loader, max_epochs=2)
     next(iter(loop))
-    with pytest.warns(
-        LoopWarning, match=r"epoch 0 has the order of epoch 1, .*for this loop alone"
-    ):
+    with pytest.warns(LoopWarning, match="epoch 0 has the order of epoch 1"):
         loop.state_dict()
 
 
