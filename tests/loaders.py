@@ -159,13 +159,15 @@ TORCHDATA = {
 def torch_nodes(_: Path) -> Any:
     from torchdata import nodes
 
-    return nodes.Loader(nodes.Batcher(nodes.IterableWrapper(range(SAMPLES)), 2))
+    batches = nodes.Batcher(nodes.IterableWrapper(range(SAMPLES)), 2)
+    return nodes.Loader(batches, restart_on_stop_iteration=False)
 
 
 def torch_nodes_of_sampler(_: Path) -> Any:
     from torchdata import nodes
 
-    return nodes.Loader(nodes.Batcher(nodes.SamplerWrapper(torch_sampler("Shuffled")), 2))
+    batches = nodes.Batcher(nodes.SamplerWrapper(torch_sampler("Shuffled")), 2)
+    return nodes.Loader(batches, restart_on_stop_iteration=False)
 
 
 # -------------------------------------------------------------------------- Grain
