@@ -43,6 +43,8 @@ class BatchLists:
         gathered = self.gathered
         wanted = min(self.size, self._end - self.given)
         gathered.extend(islice(self.batches, wanted - len(gathered)))
+        if len(gathered) < wanted:
+            self.batches = iter(())  # it has ended, and is not asked again
         if not gathered or (self._has_finder and len(gathered) < wanted):
             raise StopIteration
         self.given += len(gathered)
