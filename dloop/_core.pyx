@@ -227,7 +227,7 @@ cdef class Clock:
     cdef readonly bint ticking  # whether it was started
     cdef readonly int64_t launched  # the reading at which it was
     cdef readonly int64_t started  # the same, later by all that it was paused
-    cdef object paused  # the reading at which it was stopped, or None
+    cdef readonly object paused  # the reading at which it was stopped, or None
     cdef public int64_t last  # the reading of the latest step, where steps need one
 
     def __init__(self, tick, int64_t saved):

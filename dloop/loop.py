@@ -237,7 +237,7 @@ class Loop(Generic[Batch]):
 
     def _find_place(self) -> None:
         """Go through the epochs up to `start_step`, where their lengths may differ."""
-        if not self._place_is_open:
+        if not self._place_is_open or self._run.closed:
             return
         from .state import start_position
 
@@ -247,7 +247,9 @@ class Loop(Generic[Batch]):
             epoch, left = epoch + 1, left - steps
             steps = self._source.steps_in_epoch(epoch, left)
         is_complete = steps is not None
+        run = self._run
         self._begin(start_position(self._start_step, epoch, steps or left, is_complete))
+        self._run.take_over(run)
 
     def _limit_of(self, position: Position) -> str:
         """The limit that a loaded run has reached, or an empty string."""

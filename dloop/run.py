@@ -134,6 +134,11 @@ class Run:
             self.stop_asked = reason, bits
         self.stepper.token.set_back()
 
+    def take_over(self, other: Run) -> None:
+        """Let what another run was asked for before its first step be asked of this one."""
+        self.stop_asked = other.stop_asked
+        self.triggered = other.triggered
+
     def trigger(self, bit: int) -> None:
         """Let the event of this bit be due at the next step too."""
         self.triggered.append(bit)
@@ -142,8 +147,8 @@ class Run:
     def pause_clock(self, context: object) -> None:
         """Let training time stand still within this context."""
         if not self._pauses and self.clock.ticking:
-            self.clock.pause()
             self.stepper.token.set_back()
+            self.clock.pause()
         self._pauses.append(context)
 
     def end_pause(self, context: object) -> None:
@@ -177,7 +182,7 @@ class Run:
         run is over; -1 where an epoch was opened whose first step the core makes on its own.
         """
         self.check(token)
-        if self._pauses:
+        if self.clock.paused is not None:
             self._pauses.clear()
             self.clock.go_on()
         if self.pending is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dloop import DataExhaustedError, Event, Loop, LoopEvents
+from dloop import DataExhaustedError, Event, Loop, LoopError, LoopEvents
 from manual_clock import ManualClock
 from recording_loaders import RecordingLoader, SizedLoader
 
@@ -159,6 +159,26 @@ def test_an_interrupt_on_the_way_is_made_up_for() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(loop)
     assert [batch for batch, _ in loop] == [1, 2]
+
+
+def test_what_was_asked_before_the_first_step_counts() -> None:
+    for ask, reason in (("stop", "stop"), ("trigger", None)):
+        loop = Loop(RecordingLoader(range(LENGTH)), {"E": None}, max_epochs=3, start_step=7)
+        loop.stop() if ask == "stop" else loop.trigger("E")
+        _, events = next(iter(loop))
+        assert loop.stop_reason == reason
+        assert ("E" in events) == (ask == "trigger")
+        assert (loop.epoch, loop.epoch_step) == (1, 2)
+
+
+def test_a_loop_that_was_closed_before_its_first_step_stays_closed() -> None:
+    loader = RecordingLoader(range(LENGTH))
+    loop = Loop(loader, max_epochs=3, start_step=7)
+    loop.close()
+    loop.state_dict()
+    with pytest.raises(LoopError, match="closed"):
+        next(iter(loop))
+    assert loader.requests == []
 
 
 @pytest.mark.parametrize(("value", "kind"), [(-1, ValueError), (2.0, TypeError), (True, TypeError)])

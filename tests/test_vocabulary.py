@@ -230,6 +230,39 @@ def test_the_next_request_ends_a_pause() -> None:
     assert loop.lap("all") == (2, 2.0)
 
 
+@pytest.mark.parametrize("raises", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("at", ["begin", "end"])
+def test_a_pause_whose_reading_fails_lasts_to_the_next_request(
+    at: str, raises: type[BaseException]
+) -> None:
+    fails = [False]
+    clock = ManualClock()
+
+    def reading() -> float:
+        if fails[0]:
+            fails[0] = False
+            raise raises
+        return clock()
+
+    loop = Loop(range(9), max_epochs=1, clock=reading)
+    batches = iter(loop)
+    next(batches)
+    pause = loop.pause_clock()
+    fails[0] = at == "begin"
+    if at == "begin":
+        with pytest.raises(raises):
+            pause.__enter__()
+    else:
+        pause.__enter__()
+        clock.advance(5)
+        fails[0] = True
+        with pytest.raises(raises):
+            pause.__exit__()
+    next(batches)
+    clock.advance(2)
+    assert loop.lap("all") == (2, 2.0)
+
+
 def test_a_pause_outside_of_a_run_is_harmless() -> None:
     clock = ManualClock()
     loop = Loop(range(2), max_epochs=1, clock=clock)
