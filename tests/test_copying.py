@@ -40,9 +40,10 @@ def test_copying_a_loop_is_refused_and_leaves_it_as_it_is(
             batches.append(batch)
             if len(batches) == done:
                 break
-    with pytest.raises(TypeError, match=r"state_dict\(\)") as caught:
+    with pytest.raises(TypeError) as caught:
         way(loop)
-    assert "\n" not in str(caught.value)
+    text = "a Loop cannot be copied or pickled; save its state_dict() instead"
+    assert str(caught.value) == text
     batches += [batch for batch, _ in loop] if done < 4 else []
     assert batches == [0, 1, 2, 3]
 

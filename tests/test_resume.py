@@ -11,7 +11,6 @@ import dataclasses
 import enum
 import itertools
 import json
-import logging
 import random
 import signal
 import warnings
@@ -24,7 +23,7 @@ from hypothesis import strategies as st
 
 import plans
 from cores import CORES, use_core
-from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning, StateError, loader_state, source
+from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning, StateError, loader_state
 from oracle import (
     EPOCH_END,
     STOP_WHEN,
@@ -1319,37 +1318,6 @@ def test_few_batches_are_fetched_again_where_the_loop_looks_ahead() -> None:
     loop = resumed(Loop(loader, max_epochs=1), state)
     assert len(batches(loop)) == 50
     assert state["loader"]["at"] in range(850, 950)
-
-
-def test_what_is_fetched_and_dropped_of_a_loader_without_a_state_is_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def loader() -> Iterator[int]:
-        yield from range(5)
-
-    state = after(8, Loop(loader, max_epochs=3))
-    loop = resumed(Loop(loader, max_epochs=3), state)
-    with caplog.at_level(logging.INFO, "dloop"):
-        assert batches(loop) == [3, 4, 0, 1, 2, 3, 4]
-    assert caplog.messages == ["epoch 1: 3 batches were fetched and dropped, in 0.0 s"]
-
-
-@pytest.mark.parametrize("seconds", [9, 11])
-def test_a_resume_that_takes_long_warns(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    def loader() -> Iterator[int]:
-        yield from range(5)
-
-    readings = iter([100.0, 100.0 + seconds])
-    monkeypatch.setattr(source, "monotonic", lambda: next(readings))
-    loop = resumed(Loop(loader, max_epochs=1), after(3, Loop(loader, max_epochs=1)))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert batches(loop) == [3, 4]
-    texts = [
-        "epoch 0: to go on, 3 batches were fetched and dropped, which took 11 seconds; use a "
-        "dataloader with state_dict, or one that is indexed"
-    ]
-    assert [str(each.message) for each in caught] == (texts if seconds > 10 else [])
 
 
 @pytest.mark.parametrize("steps", [3, 6, 7])

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import itertools
 import logging
-import pickle
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -396,16 +395,6 @@ def test_what_is_indexed_is_set_forward_without_a_word(
     assert len(caplog.messages) == (not is_indexed)
 
 
-@pytest.mark.parametrize("source", [itertools.count, lambda: itertools.repeat(7)])
-def test_counting_and_repeating_go_on_without_a_word(
-    source: Callable[[], Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, "dloop"):
-        found = in_lives(source, 2, max_steps=6)
-    assert found == list(itertools.islice(source(), 6))
-    assert caplog.messages == []
-
-
 # What is refused
 
 
@@ -426,12 +415,6 @@ def test_a_table_is_refused() -> None:
         Loop(Table(), max_epochs=1)
     with pytest.raises(TypeError, match=r"^dataloader\(\)=.*columns; pass its rows or batches"):
         next(iter(Loop(Table, max_epochs=1)))
-
-
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_loop_is_neither_copied_nor_pickled(duplicate: Callable[[Any], Any]) -> None:
-    with pytest.raises(TypeError, match=r"^a Loop cannot be .*state_dict\(\)"):
-        duplicate(Loop([1], max_epochs=1))
 
 
 class Combined(Iterable[int]):
