@@ -90,7 +90,7 @@ class _NotGiven:
         return "None"
 
 
-NOT_GIVEN: Any = _NotGiven()
+_NOT_GIVEN: Any = _NotGiven()
 
 _CRITERIA = (
     "condition_function",
@@ -200,17 +200,17 @@ class Event(BaseEvent):
 
     def __init__(
         self,
-        condition_function: Callable[[LoopState], object] | None = NOT_GIVEN,
+        condition_function: Callable[[LoopState], object] | None = _NOT_GIVEN,
         *,
-        every_n_steps: SupportsIndex | None = NOT_GIVEN,
-        at_step: SupportsIndex | Iterable[SupportsIndex] | None = NOT_GIVEN,
-        every_n_seconds: SupportsFloat | None = NOT_GIVEN,
-        at_time: SupportsFloat | Iterable[SupportsFloat] | None = NOT_GIVEN,
+        every_n_steps: SupportsIndex | None = _NOT_GIVEN,
+        at_step: SupportsIndex | Iterable[SupportsIndex] | None = _NOT_GIVEN,
+        every_n_seconds: SupportsFloat | None = _NOT_GIVEN,
+        at_time: SupportsFloat | Iterable[SupportsFloat] | None = _NOT_GIVEN,
         at_timestamp: (
             SupportsFloat | datetime | Iterable[SupportsFloat | datetime] | None
-        ) = NOT_GIVEN,
-        every_n_epochs: SupportsIndex | None = NOT_GIVEN,
-        at_epoch: SupportsIndex | Iterable[SupportsIndex] | None = NOT_GIVEN,
+        ) = _NOT_GIVEN,
+        every_n_epochs: SupportsIndex | None = _NOT_GIVEN,
+        at_epoch: SupportsIndex | Iterable[SupportsIndex] | None = _NOT_GIVEN,
         first_at_step: SupportsIndex | None = None,
         from_step: SupportsIndex | None = None,
         until_step: SupportsIndex | None = None,
@@ -227,7 +227,7 @@ class Event(BaseEvent):
             "every_n_epochs": every_n_epochs,
             "at_epoch": at_epoch,
         }
-        given = {name: value for name, value in given.items() if value is not NOT_GIVEN}
+        given = {name: value for name, value in given.items() if value is not _NOT_GIVEN}
         condition = given.get("condition_function")
         if condition is not None and not callable(condition):
             raise TypeError(

@@ -181,7 +181,7 @@ def may_repeat_its_order(loader: object, has_state: bool, drawn_before: bool) ->
     return True
 
 
-def without_first(count: int, loader: Any, batches: Iterator[Any]) -> Iterator[Any] | None:
+def indexed_from(count: int, loader: Any, batches: Iterator[Any]) -> Iterator[Any] | None:
     """The batches of a loader that is indexed, from the `count`-th on; None where it is not.
 
     `batches` is its iterator, which just began.

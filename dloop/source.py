@@ -378,7 +378,7 @@ class Source:
         self, skips: int, loader: object, batches: Iterator[Any], epoch: int
     ) -> Iterator[Any]:
         """What is left of the `batches`, which just began, after so many of them."""
-        indexed = None if self.single_pass else loaders.without_first(skips, loader, batches)
+        indexed = None if self.single_pass else loaders.indexed_from(skips, loader, batches)
         if indexed is not None:
             return indexed
         begun = monotonic()
