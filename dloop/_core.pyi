@@ -91,6 +91,7 @@ class Triggers:
         rows: list[StepRow],
         launch_rows: list[StepRow],
         epoch_rows: list[StepRow],
+        decision_bits: int,
         launch: int,
         step: int,
         epoch_start: int,

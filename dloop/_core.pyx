@@ -446,6 +446,7 @@ cdef class StepTrigger:
     cdef int64_t start
     cdef int64_t stop
     cdef int64_t origin  # the global step that counts as 0
+    cdef bint takes_decision  # whether a step at which it is due does
     cdef EventSet events  # the set of a step at which this alone is due
 
     def __init__(
@@ -464,6 +465,7 @@ cdef class StepTrigger:
         self.start = start
         self.stop = stop
         self.origin = 0
+        self.takes_decision = False
         self.events = None
 
     cdef int64_t due_from(self, int64_t step) except -1:
@@ -496,6 +498,7 @@ cdef class Triggers:
         rows: those that count global steps.
         launch_rows: those that count from this launch.
         epoch_rows: those that count anew in each epoch.
+        decision_bits: the bits of events whose steps take a decision.
         launch: the first step of this launch.
         step: the first step.
         epoch_start: the first step of its epoch.
@@ -510,6 +513,7 @@ cdef class Triggers:
         list rows,
         list launch_rows,
         list epoch_rows,
+        decision_bits,
         int64_t launch,
         int64_t step,
         int64_t epoch_start,
@@ -517,6 +521,8 @@ cdef class Triggers:
         cdef StepTrigger trigger
         self._in_epochs = len(rows) + len(launch_rows)
         self._triggers = [StepTrigger(*row) for row in (*rows, *launch_rows, *epoch_rows)]
+        for trigger in self._triggers:
+            trigger.takes_decision = bool(decision_bits >> <object>trigger.place & 1)
         for trigger in self._triggers[len(rows) :]:
             trigger.origin = launch
         self.schedule(step, epoch_start)
@@ -893,10 +899,12 @@ cdef class Stepper:
             return None
         if triggers.next_due() <= step:
             only = triggers.only_due_at(step)
-            if only is None or self.has_decision_bits:
+            if only is None:
                 bits = triggers.bits_at(step)
                 if self.has_decision_bits and bits & self.decision_bits:
                     return None
+            elif only.takes_decision:
+                return None
         if conditions.start <= step < conditions.stop:
             asked = self.state_at(step, False, False, self.elapsed_at(reading))
             found = conditions.holding(asked, False)

@@ -312,7 +312,17 @@ class LoopState:
 class StepTrigger:
     """Due at every `period`-th step from `first` on, or at `points` where there is no period."""
 
-    __slots__ = ("events", "first", "origin", "period", "place", "points", "start", "stop")
+    __slots__ = (
+        "events",
+        "first",
+        "origin",
+        "period",
+        "place",
+        "points",
+        "start",
+        "stop",
+        "takes_decision",
+    )
 
     def __init__(
         self, place: int, period: int, first: int, points: tuple[int, ...], start: int, stop: int
@@ -324,6 +334,7 @@ class StepTrigger:
         self.start = start
         self.stop = stop
         self.origin = 0  # the global step that counts as 0
+        self.takes_decision = False  # whether a step at which it is due does
         self.events: EventSet | None = None  # of a step at which this alone is due
 
     def due_from(self, step: int) -> int:
@@ -355,6 +366,7 @@ class Triggers:
         rows: those that count global steps.
         launch_rows: those that count from this launch.
         epoch_rows: those that count anew in each epoch.
+        decision_bits: the bits of events whose steps take a decision.
         launch: the first step of this launch.
         step: the first step.
         epoch_start: the first step of its epoch.
@@ -367,6 +379,7 @@ class Triggers:
         rows: list[StepRow],
         launch_rows: list[StepRow],
         epoch_rows: list[StepRow],
+        decision_bits: int,
         launch: int,
         step: int,
         epoch_start: int,
@@ -374,6 +387,8 @@ class Triggers:
         # The number of the first that counts anew in each epoch
         self._in_epochs = len(rows) + len(launch_rows)
         self._triggers = [StepTrigger(*row) for row in (*rows, *launch_rows, *epoch_rows)]
+        for trigger in self._triggers:
+            trigger.takes_decision = bool(decision_bits >> trigger.place & 1)
         for trigger in self._triggers[len(rows) :]:
             trigger.origin = launch
         self._agenda: list[tuple[int, int]]  # when each is due and its number, as a heap
@@ -822,10 +837,12 @@ class Stepper:
             return None
         if triggers.next_due() <= step:
             only = triggers.only_due_at(step)
-            if only is None or self.decision_bits:
+            if only is None:
                 bits = triggers.bits_at(step)
                 if bits & self.decision_bits:
                     return None
+            elif only.takes_decision:
+                return None
         if conditions.start <= step < conditions.stop:
             asked = self.state_at(step, False, False, self.elapsed_at(reading))
             found, asked = conditions.ask(asked, False)

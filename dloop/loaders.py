@@ -43,8 +43,9 @@ def refuse_table(name: str, loader: object) -> None:
         TypeError: it is one.
     """
     kind = type(loader)
-    exchanges = hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")
-    if exchanges and hasattr(kind, "columns"):
+    if not hasattr(kind, "columns"):
+        return
+    if hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__"):
         raise TypeError(
             f"{name}={checks.shown(loader)}: going through a table gives its columns; pass its "
             "rows or batches, such as frame.itertuples, frame.iter_slices or table.to_batches"
@@ -58,8 +59,10 @@ def is_single_pass(loader: object) -> bool:
     `__next__`; such as Lightning's CombinedLoader.
     """
     kind = type(loader)
+    if not hasattr(kind, "__next__"):
+        return False
     abcs = _named_abcs(kind)
-    return hasattr(kind, "__next__") and ("Iterator" in abcs or "Iterable" not in abcs)
+    return "Iterator" in abcs or "Iterable" not in abcs
 
 
 def _named_abcs(kind: type[Any]) -> set[str]:

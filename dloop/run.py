@@ -76,7 +76,7 @@ class Run:
             schedule.event_sets(),
             clock,
             schedule.timed,
-            schedule.stop_bit | schedule.timer_bits,
+            schedule.decision_bits,
             core.LoopState(epoch, steps - 1, steps - 1 - first, epoch_end, False, -1, clock),
         )
         self._epoch: Epoch | None = None  # the open one
@@ -95,9 +95,15 @@ class Run:
         self._finished = False
 
     def _new_triggers(self, step: int, epoch_start: int) -> Triggers:
-        rows = self.schedule
+        schedule = self.schedule
         return self._core.Triggers(
-            rows.steps, rows.launch_steps, rows.epoch_steps, self._launch, step, epoch_start
+            schedule.steps,
+            schedule.launch_steps,
+            schedule.epoch_steps,
+            schedule.decision_bits,
+            self._launch,
+            step,
+            epoch_start,
         )
 
     # Entering and leaving

@@ -103,6 +103,7 @@ class Schedule:
                 raise TypeError(f"stop_when={checks.shown(stop_when)}: pass an Event")
             self._add(self.stop_place, stop_when, self.stop_conditions)
         self.stop_bit = 0 if stop_when is None else 1 << self.stop_place
+        self.decision_bits = self.stop_bit | self.timer_bits
         self.timed = max_seconds is not None or bool(self.times or self.timestamps)
         self._due_with = {member: _bits(places) for member, places in self._joined.items()}
         self.on_training_end = self.due_with(LoopEvents.TRAINING_END)

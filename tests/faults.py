@@ -244,6 +244,18 @@ FAULTS = [
         ("cython",),
     ),
     Fault(
+        "a lone event with a timer takes no decision",
+        "elif only.takes_decision:",
+        "elif False:",
+    ),
+    Fault(
+        "what is asked before start_step is found is forgotten",
+        "        self._run.take_over(run)\n",
+        "",
+        SHARED,
+        LOOP,
+    ),
+    Fault(
         "steps between decisions run over the time",
         "if step > token.until or reading >= self.next_reading:",
         "if step > token.until:",
@@ -609,8 +621,8 @@ FAULTS = [
     ),
     Fault(
         "a requested stop does not force a decision",
-        "        self.stepper.token.set_back()\n\n    def trigger",
-        "\n    def trigger",
+        "        self.stepper.token.set_back()\n\n    def take_over",
+        "\n    def take_over",
         SHARED,
         RUN,
     ),
