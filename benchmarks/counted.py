@@ -98,6 +98,11 @@ CASES = [
     Case("quiet step", loop_with(FAR), go_through),
     Case("quiet step, with timers", loop_with({**FAR, **TIMERS}), go_through),
     Case("step at which one event fires", loop_with({"Log": Event(every_n_steps=1)}), go_through),
+    Case(
+        "step at which one event fires, with timers",
+        loop_with({"Log": Event(every_n_steps=1), **TIMERS}),
+        go_through,
+    ),
     Case("quiet step, source without a length", loop_without_length, go_through),
     Case("quiet step, in lists of 64", lists_of_64, go_through),
     Case("step, epochs of 10", epochs_of_10, go_through),

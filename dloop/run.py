@@ -573,8 +573,9 @@ class Run:
         if may_be_due:
             bits |= timers.due_at(step, (now, launch_now))
         triggered = len(self.triggered)
-        for bit in self.triggered[:triggered]:
-            bits |= bit
+        if triggered:
+            for bit in self.triggered[:triggered]:
+                bits |= bit
 
         # Why the run ends here, and conditions, which are told of it
         asked_stop = self.stop_asked
@@ -647,7 +648,8 @@ class Run:
         stepper.answers = answers
         self._settled = settled
         stepper.next_reading = next_reading
-        del self.triggered[:triggered]
+        if triggered:
+            del self.triggered[:triggered]
         token.quiet_until = -1
         # More may have been asked meanwhile
         token.until = -1 if self.triggered or self.stop_asked is not asked_stop else until

@@ -270,18 +270,6 @@ class Source:
             DataExhaustedError: the loader says that it is empty.
             ValueError: `lookahead` does not go with the loader.
         """
-        try:
-            epoch = self._open_epoch(number, taken)
-        except Exception:
-            if not (was_left and self._loader is not None and loaders.renew_workers(self._loader)):
-                raise
-            epoch = self._open_epoch(number, taken)
-        epoch.may_have_more = number == self._begun_within[0] and self._begun_within[1] > 0
-        if self.batches_per_step is not None:
-            epoch.gather(self.batches_per_step, taken)
-        return epoch
-
-    def _open_epoch(self, number: int, taken: int) -> Epoch:
         if self._tracked is not None:
             self._tracked.let_go()
         self._batches = None  # and its workers, before there are new ones
@@ -290,18 +278,28 @@ class Source:
             batches = self._iterate(loader, number, taken)
         except StopIteration as exception:
             raise not_stop(exception) from exception
+        except Exception:
+            if was_left and self._loader is not None and loaders.renew_workers(self._loader):
+                return self.open_epoch(number, taken, False)
+            raise
+        self._told = self.given_len is None and loaders.tells_its_last(loader)
         if self.given_len is not None:
-            return Epoch(number, batches, self.given_len, None, False)
-        self._told = loaders.tells_its_last(loader)
-        if self._told:
+            epoch = Epoch(number, batches, self.given_len, None, False)
+        elif self._told:
             told = LastBatchTold(loader, batches)
-            return Epoch(number, told, None, told, not self.single_pass)
-        if self._length is not None:
-            return Epoch(number, batches, self._length, None, not self.single_pass)
-        if self._lookahead or (self._lookahead is None and not self._is_stream):
+            epoch = Epoch(number, told, None, told, not self.single_pass)
+        elif self._length is not None:
+            epoch = Epoch(number, batches, self._length, None, not self.single_pass)
+        elif self._lookahead or (self._lookahead is None and not self._is_stream):
             ahead = _backend.core.Lookahead(batches)
-            return Epoch(number, iter(ahead), None, ahead, False)
-        return Epoch(number, batches, None, None, False)
+            epoch = Epoch(number, iter(ahead), None, ahead, False)
+        else:
+            epoch = Epoch(number, batches, None, None, False)
+        if number == self._begun_within[0]:
+            epoch.may_have_more = self._begun_within[1] > 0
+        if self.batches_per_step is not None:
+            epoch.gather(self.batches_per_step, taken)
+        return epoch
 
     def _fresh_loader(self, load: Callable[[], Iterable[Any]]) -> Iterable[Any]:
         loader = load()
