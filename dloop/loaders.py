@@ -43,9 +43,9 @@ def refuse_table(name: str, loader: object) -> None:
         TypeError: it is one.
     """
     kind = type(loader)
-    if not hasattr(kind, "columns"):
-        return
-    if hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__"):
+    if hasattr(kind, "columns") and (
+        hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")
+    ):
         raise TypeError(
             f"{name}={checks.shown(loader)}: going through a table gives its columns; pass its "
             "rows or batches, such as frame.itertuples, frame.iter_slices or table.to_batches"

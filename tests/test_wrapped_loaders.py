@@ -417,6 +417,16 @@ def test_a_table_is_refused() -> None:
         next(iter(Loop(Table, max_epochs=1)))
 
 
+class Columns(list[int]):
+    """Has columns, and is no table."""
+
+    columns = ("a", "b")
+
+
+def test_a_loader_with_columns_that_is_no_table_is_taken() -> None:
+    assert [batch for batch, events in Loop(Columns([1, 2]), max_epochs=1)] == [1, 2]
+
+
 class Combined(Iterable[int]):
     """As Lightning's CombinedLoader: it has `__next__`, but begins anew at `iter()`."""
 
