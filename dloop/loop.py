@@ -71,7 +71,8 @@ class Loop(Generic[Batch]):
             optimizer step of several micro-batches; an epoch's last list may be shorter. Steps,
             periods and `max_steps` count lists, `dataloader_len` counts batches.
         start_step: the run begins as one that has done so many steps, for checkpoints that hold a
-            bare number: its first step has this number. A `state_file` that is there wins.
+            bare number: its first step has this number. With `batches_per_step`, each of the steps
+            that are done counts as a full list. A `state_file` that is there wins.
         fast_forward: False leaves the dataloader as it is when the run goes on from `start_step`
             or from a state, for loaders whose place somebody else restores, and for batches that
             are drawn at random. The first epoch then ends where its length says, less what was

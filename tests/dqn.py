@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from itertools import islice
 from signal import SIGTERM
 from threading import Event as Flag
 from time import perf_counter
@@ -24,22 +23,27 @@ def by_hand(
     """A stream of environment steps, of which every few are learned from, after a while."""
     stopped = Flag()  # *
     signal.signal(SIGTERM, lambda *_: stopped.set())  # *
-    first = logged = job.load().get("step", 0)  # *
+    environment = job.stream()
+    first = job.load().get("step", 0)  # *
+    logged = first  # *
     began = perf_counter()  # *
-    for step, transition in enumerate(islice(job.stream(), max_steps - first), first + 1):  # *
-        last = stopped.is_set() or step == max_steps  # *
-        if step > learning_starts and step % train_every == 0:  # *
-            job.train([transition])
-        if step > learning_starts and step % target_every == 0:  # *
-            job.act("update target", step)
-        if log_every and step % log_every == 0:  # *
+    for step in range(first, max_steps):  # *
+        last = stopped.is_set() or step == max_steps - 1  # *
+        transition = next(environment)
+        if step >= learning_starts:  # *
+            if (step + 1) % train_every == 0:  # *
+                job.train([transition])
+            if (step + 1) % target_every == 0:  # *
+                job.act("update target", step)
+        if log_every and (step + 1) % log_every == 0:  # *
             now = perf_counter()  # *
-            job.act("log", step, (step - logged) / (now - began))  # *
-            logged, began = step, now  # *
-        if last or (eval_every and step % eval_every == 0):  # *
+            job.act("log", step, (step + 1 - logged) / (now - began))  # *
+            logged = step + 1  # *
+            began = now  # *
+        if last or (eval_every and (step + 1) % eval_every == 0):  # *
             paused = perf_counter()  # *
             job.evaluate(step)
-            job.save(step=step)
+            job.save(step=step + 1)
             began += perf_counter() - paused  # *
         if last:  # *
             break  # *
@@ -55,27 +59,24 @@ def with_dloop(
     eval_every: int | None,
 ) -> None:
     """The same."""
-    loop = Loop(  # *
-        job.stream(),
-        max_steps=max_steps,  # *
-        start_step=job.load().get("step", 0),  # *
-        fast_forward=False,  # *
-        signals=[SIGTERM],  # *
-        events={
-            "Train": Event(every_n_steps=train_every, from_step=learning_starts),  # *
-            "UpdateTarget": Event(every_n_steps=target_every, from_step=learning_starts),  # *
-            "Log": Event(every_n_steps=log_every),  # *
-            "Eval": Event(every_n_steps=eval_every) | LoopEvents.TRAINING_END,  # *
-        },
-    )
-    for transition, events in loop:  # *
-        if "Train" in events:  # *
+    environment = job.stream()
+    first = job.load().get("step", 0)  # *
+    events = {
+        "Train": Event(every_n_steps=train_every, from_step=learning_starts),  # *
+        "UpdateTarget": Event(every_n_steps=target_every, from_step=learning_starts),  # *
+        "Log": Event(every_n_steps=log_every),  # *
+        "Eval": Event(every_n_steps=eval_every) | LoopEvents.TRAINING_END,  # *
+    }
+    loop = Loop(range(max_steps), events, max_epochs=1, start_step=first, signals=[SIGTERM])  # *
+    for step, events_due in loop:  # *
+        transition = next(environment)
+        if "Train" in events_due:  # *
             job.train([transition])
-        if "UpdateTarget" in events:  # *
-            job.act("update target", loop.steps_done)
-        if "Log" in events:  # *
-            job.act("log", loop.steps_done, loop.lap("Log").steps_per_second)  # *
-        if "Eval" in events:  # *
+        if "UpdateTarget" in events_due:  # *
+            job.act("update target", step)
+        if "Log" in events_due:  # *
+            job.act("log", step, loop.lap("Log").steps_per_second)  # *
+        if "Eval" in events_due:  # *
             with loop.pause_clock():  # *
-                job.evaluate(loop.steps_done)
-                job.save(step=loop.steps_done)
+                job.evaluate(step)
+                job.save(step=step + 1)

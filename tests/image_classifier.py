@@ -45,7 +45,8 @@ def by_hand(
 ) -> None:
     """Updates by several batches; validation by epochs; checkpoints by updates and by time."""
     first, place, step = job.load().get("progress", (0, 0, 0))  # *
-    logged, began = step, perf_counter()  # *
+    logged = step  # *
+    began = perf_counter()  # *
     saved = perf_counter()  # *
     for epoch in range(first, max_epochs):  # *
         loader.set_epoch(epoch)  # *
@@ -58,7 +59,8 @@ def by_hand(
             if log_every and step % log_every == 0:  # *
                 now = perf_counter()  # *
                 job.act("log", epoch, step, (step - logged) / (now - began))  # *
-                logged, began = step, now  # *
+                logged = step  # *
+                began = now  # *
             is_last = epoch + 1 == max_epochs  # *
             if epoch_end and (is_last or (eval_every and (epoch + 1) % eval_every == 0)):  # *
                 paused = perf_counter()  # *

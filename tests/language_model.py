@@ -26,7 +26,8 @@ def by_hand(
     """Steps of several batches; evaluation and checkpoint at 0, n, 2n and the end."""
     stopped = Flag()  # *
     signal.signal(SIGTERM, lambda *_: stopped.set())  # *
-    first = logged = job.load().get("step", 0)  # *
+    first = job.load().get("step", 0)  # *
+    logged = first  # *
     stream = islice(job.stream(), first * micro_steps, None)  # *
     began = perf_counter()  # *
     for step in range(first, max_steps):  # *
@@ -36,7 +37,8 @@ def by_hand(
         if log_every and step % log_every == 0:  # *
             now = perf_counter()  # *
             job.act("log", step, (step + 1 - logged) / (now - began) * micro_steps * TOKENS)  # *
-            logged, began = step + 1, now  # *
+            logged = step + 1  # *
+            began = now  # *
         if last or (eval_every and step % eval_every == 0):  # *
             paused = perf_counter()  # *
             job.evaluate(step)

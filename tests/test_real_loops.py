@@ -129,17 +129,8 @@ def operators(module: ModuleType, version: str) -> int:
     )
 
 
-too_many = pytest.mark.xfail(strict=True, reason="the vocabulary is not yet right")
-
-
 @pytest.mark.no_core
-@pytest.mark.parametrize(
-    "module",
-    [
-        image_classifier,
-        *(pytest.param(module, marks=too_many) for module in (language_model, dqn)),
-    ],
-)
+@pytest.mark.parametrize("module", LOOPS)
 def test_lines_of_bookkeeping_are_fewer(module: ModuleType) -> None:
     by_hand, with_dloop = (len(marked_lines(module, each)) for each in ("by_hand", "with_dloop"))
     assert with_dloop <= 0.65 * by_hand, f"{with_dloop}, and {by_hand} by hand"
