@@ -693,10 +693,16 @@ class Run:
         return clock.elapsed(clock.last) >= self.schedule.max_time
 
     def timer_lasts(self, step_done: bool) -> tuple[int, ...]:
-        """When each timer was last due, or -1; before the latest step, unless that is done."""
+        """When each timer was last due, or -1; before the latest step, unless that is done.
+
+        What belongs to the launch counts as never due.
+        """
         undone = not step_done and self._timers_at == self.stepper.step
         lasts = (self._timers_before if undone else self.timers).lasts
-        return lasts[: len(self.schedule.times)]  # those of at_timestamp belong to the launch
+        # zip leaves out those of at_timestamp
+        return tuple(
+            [-1 if row.per_launch else last for row, last in zip(self.schedule.times, lasts)]
+        )
 
     def steps_to_next_event(self, epoch_len: int | None) -> int | None:
         """The steps up to the next for which anything is scheduled; None if there is none.

@@ -288,6 +288,19 @@ def test_a_state_that_is_saved_in_a_pause_has_the_time_before_it() -> None:
     assert resumed.state.elapsed == 2.0
 
 
+def test_timers_of_a_launch_that_had_pauses_are_no_part_of_its_state() -> None:
+    clock = ManualClock()
+    events = {"Save": Event(every_n_seconds=2, at_time=3, per_launch=True)}
+    loop = Loop(range(9), events, max_epochs=1, clock=clock)
+    for _ in itertools.islice(loop, 3):
+        with loop.pause_clock():
+            clock.advance(2)
+        state = loop.state_dict()
+    resumed = Loop(range(9), events, max_epochs=1, clock=clock)
+    resumed.load_state_dict(state)
+    assert fired(resumed, "Save", lambda _: clock.advance(1)) == [5, 6, 8]
+
+
 # Laps
 
 
