@@ -28,10 +28,16 @@ __all__ = [
 
 
 if TYPE_CHECKING:
+    from . import sync as sync
+
     __version__: str
 else:
 
     def __getattr__(name):
+        if name == "sync":
+            from importlib import import_module
+
+            return import_module("dloop.sync")
         if name != "__version__":
             raise AttributeError(f"module 'dloop' has no attribute {name!r}")
         from importlib.metadata import version  # slow to import, and seldom asked for

@@ -17,12 +17,22 @@ from .source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from types import TracebackType
-    from typing import Any, Generic, NamedTuple, SupportsFloat, SupportsIndex, TypeVar, overload
+    from typing import (
+        Any,
+        Generic,
+        Literal,
+        NamedTuple,
+        SupportsFloat,
+        SupportsIndex,
+        TypeVar,
+        overload,
+    )
 
     from ._core import LoopState, Sizes
+    from .agreement import Agreement, Exchange
     from .events import BaseEvent
     from .signals import StopSignals
     from .state import Position
@@ -83,6 +93,15 @@ class Loop(Generic[Batch]):
         signals: signals that ask the run to end as `stop()` does, such as `(signal.SIGTERM,)`.
         on_exception: "raise", or "event": what the dataloader raises, or a body under `guard()`,
             is then handed over as a last step, and raised after it.
+        sync: lets all processes of one training do at the same step what a clock, a condition, a
+            signal, `stop()` or `trigger()` asks for on any of them. It is what
+            `dloop.sync.torch_distributed()`, `mpi()` or `jax_processes()` returns; or a callable
+            that takes a list of ints and returns its element-wise maximum over all processes; or an
+            object with `start(list)` and `finish() -> list`, which do the same in two parts. False
+            says that processes need not agree.
+        sync_every: at every so many steps the processes exchange what they ask for, and do what was
+            asked at the exchange before. Twice that has to fit into the time between a signal and
+            the end.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -129,6 +148,8 @@ class Loop(Generic[Batch]):
             state_file: str | PathLike[str] | None = None,
             signals: Iterable[SupportsIndex] = (),
             on_exception: str = "raise",
+            sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None = None,
+            sync_every: SupportsIndex | None = None,
         ) -> None: ...
 
         @overload
@@ -150,6 +171,8 @@ class Loop(Generic[Batch]):
             state_file: str | PathLike[str] | None = None,
             signals: Iterable[SupportsIndex] = (),
             on_exception: str = "raise",
+            sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None = None,
+            sync_every: SupportsIndex | None = None,
         ) -> None: ...
 
     def __init__(
@@ -170,6 +193,8 @@ class Loop(Generic[Batch]):
         state_file: str | PathLike[str] | None = None,
         signals: Iterable[SupportsIndex] = (),
         on_exception: str = "raise",
+        sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None = None,
+        sync_every: SupportsIndex | None = None,
     ) -> None:
         if clock is not None and not callable(clock):
             raise TypeError(f"clock={checks.shown(clock)}: pass a callable that returns seconds")
@@ -189,6 +214,8 @@ class Loop(Generic[Batch]):
             raise ValueError(f'on_exception={checks.shown(on_exception)}: pass "raise" or "event"')
         self._start_step = checks.count("start_step", start_step, 0)
         self._fast_forward = checks.flag("fast_forward", fast_forward)
+        self._is_alone = sync is False
+        self._exchange, self._sync_every = _exchange(sync, sync_every)
         self._on_exception = 0
         if on_exception == "event":
             for member in (LoopEvents.EXCEPTION, LoopEvents.TRAINING_END):
@@ -201,7 +228,7 @@ class Loop(Generic[Batch]):
         if state_file is not None:
             self._load_file(state_file)
 
-    def _begin(self, position: Position | None = None) -> None:
+    def _begin(self, position: Position | None = None, agreement: Agreement | None = None) -> None:
         self._source = self._open_source()
         self._place_is_open = False
         if position is None and self._start_step:
@@ -218,7 +245,19 @@ class Loop(Generic[Batch]):
             self._source.resume(
                 position.loader, position.steps, epochs, epoch_steps, self._fast_forward
             )
-        self._run = Run(self._schedule, self._source, clock, self._on_exception, position)
+        if self._exchange is not None and agreement is None:
+            from .agreement import Agreement
+
+            agreement = Agreement(
+                self._exchange,
+                self._sync_every,
+                self._schedule,
+                self._source.batches_per_step,
+                self._steps_before,
+            )
+        self._run = Run(
+            self._schedule, self._source, clock, self._on_exception, position, agreement
+        )
         # By label, the latest lap's last step, the training time there, and the lap
         self._laps: dict[Hashable, tuple[int, int, Lap]] = {}
 
@@ -228,28 +267,30 @@ class Loop(Generic[Batch]):
 
         steps = self._start_step
         per_epoch = self._source.steps_per_epoch()
-        if per_epoch is not None:
+        if per_epoch is None and not self._fast_forward:
+            return start_position(steps, 0, 0, False)
+        if per_epoch is not None and self._exchange is None:
             epoch, epoch_steps = divmod(steps - 1, per_epoch)
             return start_position(steps, epoch, epoch_steps + 1, epoch_steps + 1 == per_epoch)
-        if not self._fast_forward:
-            return start_position(steps, 0, 0, False)
-        self._place_is_open = not self._source.single_pass
+        self._place_is_open = per_epoch is not None or not self._source.single_pass
         return start_position(steps, 0, steps, False)
 
     def _find_place(self) -> None:
-        """Go through the epochs up to `start_step`, where their lengths may differ."""
+        """Go through the epochs up to `start_step`, where lengths may differ: also by process."""
         if not self._place_is_open or self._run.closed:
             return
         from .state import start_position
 
+        run = self._run
+        agree = None if run.agreement is None else run.agreement.epoch_length
         epoch, left = 0, self._start_step
-        steps = self._source.steps_in_epoch(epoch, left)
+        steps = self._source.steps_in_epoch(epoch, left, agree)
         while steps is not None and steps < left and epoch + 1 < self._schedule.max_epochs:
             epoch, left = epoch + 1, left - steps
-            steps = self._source.steps_in_epoch(epoch, left)
+            steps = self._source.steps_in_epoch(epoch, left, agree)
         is_complete = steps is not None
-        run = self._run
-        self._begin(start_position(self._start_step, epoch, steps or left, is_complete))
+        position = start_position(self._start_step, epoch, steps or left, is_complete)
+        self._begin(position, run.agreement)
         self._run.take_over(run)
 
     def _limit_of(self, position: Position) -> str:
@@ -271,12 +312,36 @@ class Loop(Generic[Batch]):
         return self._enter(None)
 
     def _enter(self, sizes: Sizes | None) -> Iterator[Any]:
+        if self._run.agreement is not None:
+            self._run.agreement.compare(bool(self._over))
         if not self._over:
             self._find_place()
         if self._over:
             return iter(())
+        if not (self._entered or self._is_alone or self._exchange):
+            self._warn_if_distributed()
         self._entered = True
         return self._run.enter(sizes, None if self._signals is None else self._signals.install())
+
+    def _warn_if_distributed(self) -> None:
+        """Warn if there are other processes, which may decide otherwise than this one."""
+        schedule = self._schedule
+        conditions = schedule.conditions or schedule.stop_conditions
+        if not (schedule.timed or conditions or self._signals):
+            return
+        from . import sync
+
+        if sync.rank_among_several() != 0:
+            return
+        from .agreement import decisions
+
+        found = decisions(schedule)
+        if self._signals is not None:
+            found.append("signals")
+        warn(
+            f"this process is one of several, which may decide otherwise about "
+            f"{', '.join(found)}; pass sync= and sync_every=, or sync=False if that is meant"
+        )
 
     def chunks(
         self, sizes: SupportsIndex | Iterable[SupportsIndex]
@@ -625,7 +690,7 @@ class Loop(Generic[Batch]):
             epoch_steps=epoch_steps,
             steps=done,
             epoch_end=epoch_end,
-            elapsed=run.clock.now(),
+            elapsed=run.time_to_save(),
             out_of_time=not undone and out_of_time,
             plan=self._plan(),
             timers=timers,
@@ -641,6 +706,7 @@ class Loop(Generic[Batch]):
                 epoch_end,
             ),
             batches_per_step=self._source.batches_per_step,
+            asked=[] if run.agreement is None else self._schedule.names_of(run.agreement.pending()),
         )
 
     def _plan(self) -> dict[str, Any]:
@@ -831,3 +897,29 @@ def _signals(
     from .signals import StopSignals, checked_signals
 
     return StopSignals(checked_signals(given), request_stop)
+
+
+def _exchange(
+    sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None,
+    sync_every: SupportsIndex | None,
+) -> tuple[Exchange | None, int]:
+    if sync is None or sync is False:
+        if sync_every is not None:
+            raise ValueError(f"sync_every={checks.shown(sync_every)}: pass sync with it")
+        return None, 0
+    if sync_every is None:
+        raise ValueError(
+            "sync_every=None: pass how many steps lie between two exchanges; twice that has to fit "
+            "into the time that a signal leaves"
+        )
+    every = checks.count("sync_every", sync_every)
+    if callable(getattr(sync, "start", None)) and callable(getattr(sync, "finish", None)):
+        return sync, every  # type: ignore[return-value]
+    if not callable(sync):
+        raise TypeError(
+            f"sync={checks.shown(sync)}: pass dloop.sync.torch_distributed() or its like, a "
+            "callable that returns the element-wise maximum of a list of ints, or False"
+        )
+    from .agreement import AtOnce
+
+    return AtOnce(sync), every

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._core import Clock, LoopState, Sizes, Token, Triggers
+    from .agreement import Agreement, Delivered
     from .schedule import Schedule
     from .source import Epoch, Source
     from .state import Position
@@ -39,6 +40,7 @@ class Run:
         clock: keeps training time.
         on_exception: the bits of the last step where an error becomes an event; 0 where none does.
         position: where to begin.
+        agreement: lets all processes do the same; None where there is only this one.
 
     Attributes:
         stop_reason: why the run ended; None before its last step.
@@ -56,6 +58,7 @@ class Run:
         clock: Clock,
         on_exception: int,
         position: Position | None,
+        agreement: Agreement | None,
     ) -> None:
         self._core = core = _backend.core
         steps = 0 if position is None else position.steps
@@ -68,15 +71,21 @@ class Run:
         self._launch = steps  # the first step of this launch
         self.on_exception = on_exception
         self.clock = clock
+        self.agreement = agreement
         self.timers = self._timers_before = Timers(schedule.times, tuple(lasts), steps)
         self._timers_at = -1  # the step before which `_timers_before` held
+        conditions = schedule.conditions, schedule.stop_conditions
+        self._decision_bits = schedule.decision_bits
+        if agreement is not None:  # what a condition asks for comes later, stop_when too
+            conditions = [*schedule.stop_conditions, *schedule.conditions], []
+            self._decision_bits |= agreement.condition_bits
         self.stepper = core.Stepper(
             self._new_triggers(steps, first),
-            core.Conditions(schedule.conditions, schedule.stop_conditions, schedule.blame),
+            core.Conditions(*conditions, schedule.blame),
             schedule.event_sets(),
             clock,
             schedule.timed,
-            schedule.decision_bits,
+            self._decision_bits,
             core.LoopState(epoch, steps - 1, steps - 1 - first, epoch_end, False, -1, clock),
         )
         self._epoch: Epoch | None = None  # the open one
@@ -87,6 +96,12 @@ class Run:
         self.stop_reason: str | None = None
         self.stop_asked: tuple[str, int] | None = None
         self.triggered: list[int] = []
+        if position is not None and position.asked:
+            wanted = schedule.bits_of(position.asked)
+            if agreement is None:
+                self.triggered.append(wanted)
+            else:
+                agreement.wanted = wanted
         self._pauses: list[object] = []  # the contexts in which the clock stands still
         self.error: Exception | None = None
         self.pending: Exception | None = None
@@ -100,7 +115,7 @@ class Run:
             schedule.steps,
             schedule.launch_steps,
             schedule.epoch_steps,
-            schedule.decision_bits,
+            self._decision_bits,
             self._launch,
             step,
             epoch_start,
@@ -128,6 +143,8 @@ class Run:
         self.stepper.token.set_back()
         self.stepper.token = self._core.Token()
         self._let_go()
+        if self.agreement is not None:
+            self.agreement.discard()
 
     def close(self) -> None:
         """Let go of the source; no iterator goes on from here."""
@@ -240,9 +257,13 @@ class Run:
         stepper = self.stepper
         token.quiet_until = -1
         token.until, stepper.next_reading = self._next_decision(self.timers)
-        if self.stop_asked is not None or self.triggered:
+        if self._is_asked():
             token.set_back()
         return stepper.step < token.until
+
+    def _is_asked(self) -> bool:
+        """Whether the next step has to do what `stop` or `trigger` asked for."""
+        return self.agreement is None and (self.stop_asked is not None or bool(self.triggered))
 
     def _fetch(self, token: Token) -> bool:
         """Have one more batch of the epoch in the queue. False where it has no more."""
@@ -308,7 +329,8 @@ class Run:
             self.source.prepare_to_reopen(stepper.epoch, taken)
             epoch.was_left = False
         stepper.batches = NO_BATCHES
-        opened = self.source.open_epoch(stepper.epoch, taken, was_left)
+        agree = None if self.agreement is None else self.agreement.epoch_length
+        opened = self.source.open_epoch(stepper.epoch, taken, was_left, agree)
         if epoch is not None:
             held = opened.go_on_from(epoch)
             if held is not MISSING:
@@ -355,6 +377,8 @@ class Run:
         finally:
             self._let_go()
             self.source.forget()
+        if self.agreement is not None:
+            self.agreement.discard()
 
     def fail_step(self, token: Token, exception: BaseException) -> None:
         """Undo the step that was being made, for an exception that the source did not raise.
@@ -456,8 +480,10 @@ class Run:
             return in_hand
         stepper = self.stepper
         foreseen = min(stepper.triggers.next_due(), self.schedule.max_steps - 1, self._epoch_last)
+        if self.agreement is not None:
+            foreseen = min(foreseen, self.agreement.next_step)
         size = self._core.fitting(sizes, foreseen - stepper.step)
-        while self.stop_asked is None and not self.triggered:
+        while not self._is_asked():
             if not self._settle(token, size - 1):
                 size = self._settled + 1
                 break
@@ -471,7 +497,7 @@ class Run:
             except BaseException as exception:
                 if not self._goes_on_after_source(token, exception):
                     raise
-        if self.stop_asked is not None or self.triggered:
+        if self._is_asked():
             return 1
         return self._core.fitting(sizes, min(size, len(stepper.queue)))
 
@@ -494,9 +520,11 @@ class Run:
                         return True
                     self.fail_step(token, exception)
                     raise
-                if found:
+                if found and self.agreement is None:
                     stepper.answers = found, None
                     return False
+                if self.agreement is not None:
+                    self.agreement.wanted |= found
             self._settled += 1
         return True
 
@@ -559,32 +587,48 @@ class Run:
             now = self.clock.elapsed(stepper.reading)
             launch_now = stepper.reading - self.clock.launched
 
-        # What is due, but for conditions
+        # What is due, but for conditions, and why the run ends here
         triggers = stepper.triggers
         bits = triggers.bits_at(step)
         if epoch_end:
             bits |= schedule.on_epoch_end(stepper.epoch, step)
         timers = self.timers
-        may_be_due = (
-            now >= timers.next_time
-            or launch_now >= timers.next_launch_time
-            or step >= timers.next_start
-        )
-        if may_be_due:
-            bits |= timers.due_at(step, (now, launch_now))
-        triggered = len(self.triggered)
-        if triggered:
-            for bit in self.triggered[:triggered]:
-                bits |= bit
+        agreement = self.agreement
+        delivered: Delivered | None = None
+        may_be_due = False
+        triggered = 0
+        if agreement is None:
+            may_be_due = (
+                now >= timers.next_time
+                or launch_now >= timers.next_launch_time
+                or step >= timers.next_start
+            )
+            if may_be_due:
+                bits |= timers.due_at(step, (now, launch_now))
+            triggered = len(self.triggered)
+            if triggered:
+                for bit in self.triggered[:triggered]:
+                    bits |= bit
+            asked_stop = self.stop_asked
+            reason = self._limit_reached(step, epoch_end, now)
+        else:
+            reason = self._limit_reached(step, epoch_end, -1)
+            if step == agreement.next_step or reason is not None:
+                delivered = agreement.collect(step, timers)
+            if delivered is not None:
+                bits |= delivered.bits
+                if delivered.out_of_time:
+                    reason = "max_seconds"
+            asked_stop = None if delivered is None else delivered.stop
+        if asked_stop is not None:
+            reason = asked_stop[0]
 
-        # Why the run ends here, and conditions, which are told of it
-        asked_stop = self.stop_asked
-        reason = self._limit_reached(step, epoch_end, now) if asked_stop is None else asked_stop[0]
+        # Conditions, which are told of it
         conditions = stepper.conditions
         state: LoopState | None = None
+        found = 0
         if self._settled == count - 1 and stepper.answers is not None:
             found, state = stepper.answers
-            bits |= found
         elif self._settled < count and conditions.start <= step < conditions.stop:
             state = stepper.state_at(step, epoch_end, reason is not None, now)
             try:
@@ -594,7 +638,10 @@ class Run:
                     raise
                 assert sizes is not None
                 return self._decide(token, sizes, self._core.fitting(sizes, self._settled))
+        if agreement is None:
             bits |= found
+        else:
+            agreement.wanted |= found
         stops = bool(bits & schedule.stop_bit)
         if stops:
             reason = "stop_when" if asked_stop is None else reason
@@ -604,11 +651,24 @@ class Run:
                 bits |= asked_stop[1]
             if reason == "exhausted":
                 self.source.warn_ran_dry(step)
-        if may_be_due or bits & schedule.timer_bits:
+        if agreement is not None and stepper.timed:
+            rows = () if delivered is None else delivered.rows
+            timers = timers.after_agreement(step, (now, launch_now), bits, rows)
+        elif may_be_due or bits & schedule.timer_bits:
             timers = timers.after(step, (now, launch_now), bits)
         if stops:
             bits ^= schedule.stop_bit
         events = stepper.sets.of(bits)
+        if agreement is not None and step == agreement.next_step and reason is None:
+            if delivered is not None and delivered.triggered:
+                self.triggered = [bit for bit in self.triggered if bit != delivered.triggered]
+            agreement.ask(
+                step,
+                self.stop_asked,
+                now >= schedule.max_time,
+                self.triggered,
+                timers.to_ask_for(step, (now, launch_now)),
+            )
         self.check(token)
 
         # What comes next
@@ -648,16 +708,23 @@ class Run:
         stepper.answers = answers
         self._settled = settled
         stepper.next_reading = next_reading
+        token.quiet_until = -1
+        token.until = until
+        if agreement is not None:
+            agreement.done(step)
+            return pair
         if triggered:
             del self.triggered[:triggered]
-        token.quiet_until = -1
-        # More may have been asked meanwhile
-        token.until = -1 if self.triggered or self.stop_asked is not asked_stop else until
+        if self.triggered or self.stop_asked is not asked_stop:  # more was asked meanwhile
+            token.until = -1
         return pair
 
     def _next_decision(self, timers: Timers) -> tuple[int, int]:
         """Up to which step, and which reading of the clock, the core goes on without a decision."""
         until = min(self._epoch_last, self.schedule.max_steps - 1, timers.next_start) - 1
+        if self.agreement is not None:
+            until = min(self._epoch_last, self.schedule.max_steps - 1, self.agreement.next_step)
+            return until - 1, NEVER
         if not self.stepper.timed:
             return until, NEVER
         clock = self.clock
@@ -689,8 +756,18 @@ class Run:
 
     def is_out_of_time(self) -> bool:
         """Whether the latest step came when the time was up, or later."""
+        if self.agreement is not None:
+            return self.stop_reason == "max_seconds"
         clock = self.clock
         return clock.elapsed(clock.last) >= self.schedule.max_time
+
+    def time_to_save(self) -> int:
+        """The training time now. It is no less than what all processes have agreed upon."""
+        now = self.clock.now()
+        if self.agreement is None:
+            return now
+        agreed = self.schedule.max_time if self.stop_reason == "max_seconds" else 0
+        return max(now, agreed, *self.timer_lasts(True))
 
     def timer_lasts(self, step_done: bool) -> tuple[int, ...]:
         """When each timer was last due, or -1; before the latest step, unless that is done.

@@ -155,6 +155,16 @@ class Schedule:
             raise KeyError(name)
         return 1 << self._names.places[name]
 
+    def names_of(self, bits: int) -> list[Hashable]:
+        """The names of the events of `bits`; TRAINING_END stands for `stop_when`."""
+        names = [name for name in self.events if bits & self.bit_of(name)]
+        return [*names, LoopEvents.TRAINING_END] if bits & self.stop_bit else names
+
+    def bits_of(self, names: list[Hashable]) -> int:
+        """The bits of the events of these names, as `names_of` has them; others are left out."""
+        bits = self.stop_bit if LoopEvents.TRAINING_END in names else 0
+        return bits | _bits([self._names.places[name] for name in names if name in self.events])
+
     def due_with(self, member: LoopEvents) -> int:
         """The bits of a member of LoopEvents and of all that is joined with it."""
         bits = self._due_with[member]

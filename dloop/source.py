@@ -230,6 +230,7 @@ class Source:
         self._samplers: list[Any] = []  # whose epoch has to be that of the latest
         self._told = False  # whether the latest loader says which batch is its last
         self._length: int | None = None  # of the latest epoch, as far as it is promised
+        self._is_cut = False  # whether another process has fewer batches
 
     def _check(self, max_epochs: int | None) -> None:
         if self._lookahead and self.given_len is not None:
@@ -260,11 +261,18 @@ class Source:
                 "dataloader_len, or let the loop look ahead"
             )
 
-    def open_epoch(self, number: int, taken: int, was_left: bool) -> Epoch:
+    def open_epoch(
+        self,
+        number: int,
+        taken: int,
+        was_left: bool,
+        agree: Callable[[int, int | None], int | None] | None,
+    ) -> Epoch:
         """Begin epoch `number`, and skip those of its batches that were `taken` before.
 
         If the loop `was_left` in the epoch before, an interrupt may have ended the workers that
-        the loader keeps. So an error is believed only if it comes with new workers too.
+        the loader keeps. So an error is believed only if it comes with new workers too. `agree` is
+        called with the number and the length, and returns that on which all processes agree.
 
         Raises:
             DataExhaustedError: the loader says that it is empty.
@@ -275,16 +283,16 @@ class Source:
         self._batches = None  # and its workers, before there are new ones
         try:
             loader: Any = self._loader if self._load is None else self._fresh_loader(self._load)
-            batches = self._iterate(loader, number, taken)
+            batches = self._iterate(loader, number, taken, agree)
         except StopIteration as exception:
             raise not_stop(exception) from exception
         except Exception:
             if was_left and self._loader is not None and loaders.renew_workers(self._loader):
-                return self.open_epoch(number, taken, False)
+                return self.open_epoch(number, taken, False, agree)
             raise
         self._told = self.given_len is None and loaders.tells_its_last(loader)
-        if self.given_len is not None:
-            epoch = Epoch(number, batches, self.given_len, None, False)
+        if self.given_len is not None or self._is_cut:
+            epoch = Epoch(number, batches, self._length, None, False)
         elif self._told:
             told = LastBatchTold(loader, batches)
             epoch = Epoch(number, told, None, told, not self.single_pass)
@@ -310,7 +318,13 @@ class Source:
         loaders.refuse_table("dataloader()", loader)
         return loader
 
-    def _iterate(self, loader: Any, epoch: int, taken: int) -> Iterator[Any]:
+    def _iterate(
+        self,
+        loader: Any,
+        epoch: int,
+        taken: int,
+        agree: Callable[[int, int | None], int | None] | None,
+    ) -> Iterator[Any]:
         is_anew = self._epoch == epoch
         not_skipped = self._begun_within[1] if epoch == self._begun_within[0] else 0
         before = self._tracked_before if is_anew else self._tracked
@@ -321,7 +335,10 @@ class Source:
             next(islice(chain(*resumed_at(loader, resumed)), rest, rest), None)
             resumed = None
         samplers = loaders.set_epoch(loader, epoch)
-        self._length = self._promised_length(loader)
+        self._length = promised = self._promised_length(loader)
+        if agree is not None:
+            self._length = agree(epoch, promised)
+        self._is_cut = self._length != promised
         if self._lookahead is not None:
             self._check_lookahead(loader)
         if self._length == 0 and not loaders.tells_its_last(loader):
@@ -529,10 +546,15 @@ class Source:
         length = self.fixed_len() if self.given_len is None else self.given_len
         return self.steps_in(length) if length else None
 
-    def steps_in_epoch(self, number: int, most: int) -> int | None:
+    def steps_in_epoch(
+        self,
+        number: int,
+        most: int,
+        agree: Callable[[int, int | None], int | None] | None,
+    ) -> int | None:
         """The steps of an epoch, if there are no more than `most`, else None. It is gone through.
 
-        That is not done where its length is promised.
+        That is not done where its length is promised. `agree` is as for `open_epoch`.
 
         Raises:
             DataExhaustedError: it has no batch.
@@ -540,6 +562,8 @@ class Source:
         loader: Any = self._loader if self._load is None else self._fresh_loader(self._load)
         loaders.set_epoch(loader, number)
         length = self._promised_length(loader)
+        if agree is not None:
+            length = agree(number, length)
         if length is None:
             place = count()
             deque(zip(islice(loader, self.batches_in(most) + 1), place), 0)

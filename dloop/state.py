@@ -43,6 +43,8 @@ class Position:
         windows: by name of event, the last step at which it was due; -1 if there was none.
         loader: the dataloader's own state, see `source.Source`.
         batches_per_step: how many batches a step takes, where that is a list of them.
+        asked: names of events whose conditions held, and on which processes have yet to agree;
+            TRAINING_END for `stop_when`.
     """
 
     epoch: int
@@ -56,6 +58,7 @@ class Position:
     windows: dict[Any, int]
     loader: dict[str, Any] | None
     batches_per_step: int | None
+    asked: list[Any]
 
     def __init__(self, **values: Any) -> None:
         self.__dict__.update(values)
@@ -75,6 +78,7 @@ def start_position(steps: int, epoch: int, epoch_steps: int, epoch_end: bool) ->
         windows={},
         loader=None,
         batches_per_step=None,
+        asked=[],
     )
 
 
@@ -109,6 +113,7 @@ def as_dict(position: Position, names: list[Hashable]) -> dict[str, Any]:
         ],
         "loader": position.loader,
         "batches_per_step": position.batches_per_step,
+        "asked": [keys[name] for name in position.asked],
     }
 
 
@@ -146,6 +151,7 @@ def from_dict(state: object, names: list[Hashable]) -> Position:
             windows={_named(key, places): _count(last, -1) for key, last in state["windows"]},
             loader=_loader(state["loader"]),
             batches_per_step=_size(state.get("batches_per_step")),
+            asked=[_named(key, places) for key in state.get("asked", [])],
         )
         kinds = _timer_kinds(position.plan)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -377,6 +383,11 @@ def _tagged(name: Any) -> list[Any] | None:
         parts = [_tagged(each) for each in name]
         return None if None in parts else ["tuple", parts]
     return None
+
+
+def key_of(name: Hashable, place: int) -> list[Any]:
+    """What stands for the name of an event in a state; its place, where it is of another kind."""
+    return _tagged(name) or ["position", place]
 
 
 def _named(tagged: Any, places: dict[int, Hashable]) -> Any:

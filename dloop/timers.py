@@ -62,6 +62,41 @@ class Timers:
                 lasts[number] = time
         return Timers(self._rows, tuple(lasts), step + 1)
 
+    # The same, where processes agree: `due` has a number for each row. That of a period is whether
+    # it is due, that of points is how many of them were reached.
+
+    def to_ask_for(self, step: int, times: tuple[int, int]) -> list[int]:
+        """What is due at `step`, as far as this process knows."""
+        return [
+            0
+            if not row.start <= step < row.stop
+            else int(_due(row, last) <= times[row.per_launch])
+            if row.period
+            else bisect_right(row.points, times[row.per_launch])
+            for row, last in zip(self._rows, self.lasts)
+        ]
+
+    def bits_of(self, due: Sequence[int]) -> int:
+        """The bits of the events of which anything new is due."""
+        bits = 0
+        for row, last, number in zip(self._rows, self.lasts, due):
+            if number > (0 if row.period else bisect_right(row.points, last)):
+                bits |= 1 << row.place
+        return bits
+
+    def after_agreement(
+        self, step: int, times: tuple[int, int], bits: int, due: Sequence[int]
+    ) -> Timers:
+        """What comes after `step`, where `due` was delivered and the events of `bits` are due."""
+        lasts = list(self.lasts)
+        for number, row in enumerate(self._rows):
+            if row.period:
+                if bits >> row.place & 1:
+                    lasts[number] = times[row.per_launch]
+            elif due and due[number]:
+                lasts[number] = max(lasts[number], row.points[due[number] - 1])
+        return Timers(self._rows, tuple(lasts), step + 1)
+
 
 def _due(row: TimeRow, last: int) -> int:
     """The time at which `row` is due, which was last due at `last`."""

@@ -12,12 +12,12 @@ from typing import Any
 TESTS = Path(__file__).parent
 
 
-def run_on_two_processes(program: str, folder: Path) -> list[Any]:
+def run_on_two_processes(program: str, folder: Path, *arguments: str) -> list[Any]:
     """What each of the two processes of a program in `tests` gives to `report`, by rank."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(TESTS / program), str(folder)),
+            *(str(TESTS / program), str(folder), *arguments),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

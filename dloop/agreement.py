@@ -1,0 +1,323 @@
+"""What the processes of one training agree upon, so that all of them do it at the same step."""
+
+from __future__ import annotations
+
+from . import checks, state
+from .errors import LoopError
+from .events import Event, LoopEvents
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+    from typing import Protocol
+
+    from .events import BaseEvent
+    from .schedule import Schedule
+    from .timers import Timers
+
+    class Exchange(Protocol):
+        """The element-wise maximum of a list of ints over all processes, in two parts."""
+
+        def start(self, values: list[int], /) -> object:
+            """Begin it; no other is under way."""
+
+        def finish(self) -> Sequence[int]:
+            """Wait for all processes, and return the maximum."""
+            ...
+
+
+class AtOnce:
+    """An exchange that a plain callable makes, while the process waits."""
+
+    def __init__(self, maximum: Callable[[list[int]], Sequence[int]]) -> None:
+        self._maximum = maximum
+        self._values: Sequence[int] = ()
+
+    def start(self, values: list[int]) -> None:
+        """Make it."""
+        self._values = self._maximum(values)
+
+    def finish(self) -> Sequence[int]:
+        """What came of it."""
+        return self._values
+
+
+class Delivered:
+    """What the processes have agreed to do at a step.
+
+    Attributes:
+        bits: the events that are due.
+        stop: the reason and the bits with which the run ends here, or None.
+        out_of_time: whether a process has reached `max_seconds`.
+        triggered: the bit of an event that was triggered by hand, or 0.
+        rows: for each time criterion whether it is due; for points how many of them were reached.
+    """
+
+    __slots__ = ("bits", "out_of_time", "rows", "stop", "triggered")
+
+    def __init__(
+        self,
+        bits: int,
+        stop: tuple[str, int] | None,
+        out_of_time: bool,
+        triggered: int,
+        rows: Sequence[int],
+    ) -> None:
+        self.bits = bits
+        self.stop = stop
+        self.out_of_time = out_of_time
+        self.triggered = triggered
+        self.rows = rows
+
+
+class Agreement:
+    """Asks all processes, at every n-th step, and delivers at the n-th step after that.
+
+    A step at which it does so is an agreement. What is delivered there is the maximum of what all
+    processes asked at the one before. So it is the same everywhere, and nobody waits for it.
+
+    Args:
+        exchange: makes the maximum.
+        every: how many steps lie from one agreement to the next.
+        schedule: what is due when.
+        batches_per_step: the argument of this name.
+        step: the first step.
+
+    Attributes:
+        next_step: the next agreement.
+        condition_bits: the bits of the events that have a condition.
+        wanted: the bits of the events whose conditions held since the latest agreement.
+        asked: those that were asked for there, and are not yet delivered.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        every: int,
+        schedule: Schedule,
+        batches_per_step: int | None,
+        step: int,
+    ) -> None:
+        self._exchange = exchange
+        self._every = every
+        self._schedule = schedule
+        self._batches_per_step = batches_per_step
+        self._first = step
+        self.next_step = step + -(step + 1) % every
+        self.wanted = self.asked = 0
+        rows = (*schedule.conditions, *schedule.stop_conditions)
+        self._condition_places = sorted({row[0] for row in rows})
+        self.condition_bits = sum(1 << place for place in self._condition_places)
+        self._bits_of_names = {
+            _number_of(state.key_of(name, place)): schedule.bit_of(name)
+            for place, name in enumerate(schedule.events)
+        }
+        self._is_compared = False
+        self._in_flight = False
+        self._result: Sequence[int] | None = None  # of an exchange that was finished early
+        self._asked_at = self._collected_at = -1  # the steps of the latest
+        self._collected: Sequence[int] | None = None
+        self._epoch = -1  # the latest whose length was agreed upon
+        self._length: int | None = None  # its length
+        self._lengths_are_known = True
+
+    # Before the first step
+
+    def compare(self, over: bool) -> None:
+        """Let all processes begin, or none.
+
+        Raises:
+            LoopError: their steps, limits or events differ, or one of them has nothing to do.
+        """
+        if self._is_compared:
+            return
+        name, limit = self._schedule.limit
+        kinds = ("max_steps", "max_epochs", "max_seconds")
+        shared = [
+            [state.key_of(name, place), state.described(event)]
+            for place, (name, event) in enumerate(events_to_agree_upon(self._schedule).items())
+        ]
+        own = {
+            "global_step": self._first,
+            "kind of limit": kinds.index(name),
+            name: limit,
+            "sync_every": self._every,
+            "batches_per_step": self._batches_per_step or 0,
+            "run that is over": int(over),
+            "number of events with a clock or a condition": len(shared),
+            "definition of these events": _number_of(shared),
+        }
+        most = self._at_once([value for each in own.values() for value in (each, -each)])
+        self._is_compared = True
+        differing = [
+            f"{title} ({-low} to {high})" if title in ("global_step", name, "sync_every") else title
+            for title, high, low in zip(own, most[::2], most[1::2])
+            if high != -low
+        ]
+        if differing:
+            raise LoopError(f"sync: the processes differ in their {', '.join(differing)}")
+
+    # At each epoch's start
+
+    def epoch_length(self, epoch: int, length: int | None) -> int | None:
+        """The batches of an epoch: those of the process that has the fewest.
+
+        Args:
+            epoch: which epoch.
+            length: how many this process has; None where it does not know.
+
+        Returns None where that is not known everywhere: each process then has epochs of its own.
+
+        Raises:
+            LoopError: it is not known everywhere, and the limit counts epochs.
+        """
+        if not self._lengths_are_known:
+            return length
+        if epoch != self._epoch:
+            if self._in_flight:  # one at a time
+                self._result = self._finish()
+            unknown, least = self._at_once([int(length is None), -(length or 0)])
+            self._lengths_are_known = not unknown
+            self._epoch, self._length = epoch, -least
+        if self._lengths_are_known:
+            return self._length
+        if self._schedule.limit[0] == "max_epochs":
+            raise LoopError(
+                f"sync: a process does not know how many batches epoch {epoch} has; pass "
+                "dataloader_len, or a limit of steps or seconds"
+            )
+        return length
+
+    # At agreements
+
+    def collect(self, step: int, timers: Timers) -> Delivered | None:
+        """What all processes are to do at `step`; the same if that step is made again."""
+        if self._collected_at != step:
+            self._collected = self._take()
+            self._collected_at = step
+        values = self._collected
+        if values is None:
+            return None
+        stop_code, out_of_time, name = values[:3]
+        end = 3 + len(timers.lasts)
+        rows = values[3:end]
+        triggered = self._bits_of_names.get(name, 0)
+        bits = triggered | timers.bits_of(rows)
+        for place, holds in zip(self._condition_places, values[end:]):
+            bits |= holds << place
+        return Delivered(bits, self._stop_of(stop_code), bool(out_of_time), triggered, rows)
+
+    def ask(
+        self,
+        step: int,
+        stop: tuple[str, int] | None,
+        out_of_time: bool,
+        triggered: list[int],
+        rows: list[int],
+    ) -> None:
+        """Ask all processes for what this one wants to be done; once, if the step is made again.
+
+        Args:
+            step: this agreement.
+            stop: the reason and the bits with which the run is to end.
+            out_of_time: whether `max_seconds` is reached.
+            triggered: the bits of events that were triggered by hand, of which one is asked for.
+            rows: the time criteria that are due, as `Delivered` has them.
+        """
+        if self._asked_at == step:
+            return
+        numbers = [number for number, bit in self._bits_of_names.items() if bit in triggered]
+        conditions = [self.wanted >> place & 1 for place in self._condition_places]
+        values = [_code_of(stop), int(out_of_time), max(numbers, default=0), *rows, *conditions]
+        self._exchange.start(values)
+        self._in_flight = True
+        self._asked_at = step
+
+    def done(self, step: int) -> None:
+        """Let `step` be done, with all that was collected and asked for it."""
+        if self._collected_at == step:
+            self.asked = 0
+        if self._asked_at == step:
+            self.asked, self.wanted = self.wanted, 0
+        if self.next_step == step:
+            self.next_step += self._every
+
+    def discard(self) -> None:
+        """Finish an exchange that was started, at the end of the run."""
+        if self._in_flight:
+            self._finish()
+        self._result = None
+
+    def pending(self) -> int:
+        """The bits of the events whose conditions held, and which were not delivered."""
+        return self.wanted | self.asked
+
+    def _at_once(self, values: list[int]) -> Sequence[int]:
+        self._exchange.start(values)
+        self._in_flight = True
+        return self._finish()
+
+    def _finish(self) -> Sequence[int]:
+        self._in_flight = False  # even if it fails: nobody can finish it then
+        return self._exchange.finish()
+
+    def _take(self) -> Sequence[int] | None:
+        if self._in_flight:
+            return self._finish()
+        result, self._result = self._result, None
+        return result
+
+    def _stop_of(self, code: int) -> tuple[str, int] | None:
+        if code <= 1:
+            return ("stop", 0) if code else None
+        from signal import Signals
+
+        return Signals(code - 1).name, self._schedule.due_with(LoopEvents.INTERRUPT)
+
+
+def _code_of(stop: tuple[str, int] | None) -> int:
+    """A number for the reason of a stop; a signal's is the greater one."""
+    if stop is None:
+        return 0
+    if stop[0] == "stop":
+        return 1
+    from signal import Signals
+
+    return 1 + Signals[stop[0]]
+
+
+def events_to_agree_upon(schedule: Schedule) -> dict[Hashable, BaseEvent]:
+    """Those that have a clock or a condition, and `stop_when`, which all processes have alike."""
+    events = {name: event for name, event in schedule.events.items() if not _counts_only(event)}
+    if schedule.stop_when is not None:
+        events["stop_when"] = schedule.stop_when
+    return events
+
+
+def decisions(schedule: Schedule) -> list[str]:
+    """What processes may decide otherwise: by their clocks, and by conditions."""
+    names = [
+        checks.shown(name) for name, event in schedule.events.items() if not _counts_only(event)
+    ]
+    if schedule.stop_when is not None and not _counts_only(schedule.stop_when):
+        names.append("stop_when")
+    if schedule.limit[0] == "max_seconds":
+        names.append("max_seconds")
+    return names
+
+
+def _counts_only(event: BaseEvent) -> bool:
+    """Whether it is due by steps and epochs alone, which processes count alike."""
+    return all(
+        not isinstance(part, Event)
+        or (part.condition_function, part.every_n_seconds, part.at_time, part.at_timestamp)
+        == (None, None, None, None)
+        for part in event.parts
+    )
+
+
+def _number_of(value: object) -> int:
+    """A number above 0 that stands for a plain value, the same in all processes."""
+    from hashlib import sha256
+
+    return int.from_bytes(sha256(repr(value).encode()).digest()[:7], "big") + 1

@@ -1,0 +1,328 @@
+"""A program for several processes that agree. Each reports its trace of every run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dloop import Event, Loop, LoopError, LoopEvents, sync
+from manual_clock import ManualClock
+from processes import report
+
+RANK = int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
+RANKS = int(os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")))
+LAST = RANKS - 1
+RANDOM_PLANS = 100
+
+Trace = list[Any]
+Body = Callable[[int], object]
+
+
+def agreeing(data: Any, events: Any = None, sync_every: int = 5, **arguments: Any) -> Loop[Any]:
+    return Loop(data, events, sync=primitive(), sync_every=sync_every, **arguments)
+
+
+def trace(loop: Loop[Any], body: Body = id, steps: Iterable[Any] | None = None) -> Trace:
+    """What is due at which steps, how the run ended, and the batches of its last step."""
+    found: Trace = []
+    batch: Any = None
+    for batch, events in loop if steps is None else steps:  # noqa: B007 (it is used below)
+        found += [(loop.epoch, loop.global_step, sorted(map(str, events)))] if events else []
+        body(loop.global_step)
+    return [*found, loop.stop_reason, loop.global_step, batch]
+
+
+def on(rank: int, step: int, action: Callable[[], object]) -> Body:
+    """A body that does something on one rank, at one step."""
+    return lambda now: action() if (RANK, now) == (rank, step) else None
+
+
+def skewed_clocks() -> Trace:
+    clock = ManualClock()
+    events = {"Save": Event(every_n_seconds=7), "At": Event(at_time=(5, 30))}
+    loop = agreeing(range(99), events, max_epochs=1, clock=clock)
+    return trace(loop, lambda _: clock.advance(1 + RANK))
+
+
+def one_slow_rank() -> Trace:
+    loop = agreeing(range(60), {"Save": Event(every_n_seconds=0.02)}, max_epochs=1)
+    return trace(loop, lambda _: time.sleep(0.002 * (RANK == 0)))
+
+
+def sigterm_to_one() -> Trace:
+    loop = agreeing(range(99), max_epochs=1, signals=[signal.SIGTERM])
+    return trace(loop, on(LAST, 12, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
+
+def stop_on_one() -> Trace:
+    loop = agreeing(range(99), max_epochs=1)
+    return trace(loop, on(LAST, 12, loop.stop))
+
+
+def trigger_on_one() -> Trace:
+    loop = agreeing(range(40), {"Save": Event(every_n_steps=30)}, max_epochs=1)
+    return trace(loop, on(LAST, 12, lambda: loop.trigger("Save")))
+
+
+def condition_on_one() -> Trace:
+    events = {"C": Event(lambda state: (RANK, state.global_step) in ((0, 3), (LAST, 17)))}
+    return trace(agreeing(range(40), events, max_epochs=1))
+
+
+def stop_when_on_one() -> Trace:
+    stop = Event(lambda state: (RANK, state.global_step) == (LAST, 17))
+    return trace(agreeing(range(40), max_epochs=1, stop_when=stop))
+
+
+def shards_of_unequal_length() -> Trace:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return trace(agreeing(range(10 + RANK), {"E": Event(every_n_epochs=2)}, max_epochs=3))
+
+
+def max_seconds() -> Trace:
+    def clock() -> float:
+        return time.perf_counter() * (1 + RANK)
+
+    return trace(agreeing(range(10**9), max_seconds=0.05, clock=clock, sync_every=50))
+
+
+def at_timestamp() -> Trace:
+    stop = Event(at_timestamp=time.time() + 0.05 + RANK)
+    return trace(agreeing(range(10**9), max_epochs=1, stop_when=stop, sync_every=50))
+
+
+def pause_on_one() -> Trace:
+    clock = ManualClock()
+    loop = agreeing(range(60), {"Save": Event(every_n_seconds=9)}, max_epochs=1, clock=clock)
+
+    def body(step: int) -> None:
+        clock.advance(1)
+        if RANK == 0:
+            with loop.pause_clock():
+                clock.advance(50)
+
+    return trace(loop, body)
+
+
+def lists() -> Trace:
+    clock = ManualClock()
+    loop = agreeing(range(60), {"Save": Event(every_n_seconds=9)}, max_epochs=1, clock=clock)
+    return trace(loop, lambda _: clock.advance(1 + RANK), loop.chunks((4, 1)))
+
+
+def batches_per_step() -> Trace:
+    loop = agreeing(range(50 + RANK), max_epochs=2, batches_per_step=4, sync_every=3)
+    return trace(loop, on(LAST, 12, loop.stop))
+
+
+def step_events_of_rank_0() -> Trace:
+    events = {"Save": Event(lambda state: (RANK, state.global_step) == (LAST, 3))}
+    if RANK == 0:
+        events["Log"] = Event(every_n_steps=8)
+    found = trace(agreeing(range(21), events, max_epochs=1))
+    return [each for each in found if isinstance(each, int) or each[-1] != ["Log"]]
+
+
+def left_and_entered_again() -> Trace:
+    holds = Event(lambda state: (RANK, state.global_step) == (LAST, 3))
+    loop = agreeing(range(20), {"C": holds}, max_epochs=1)
+    for batch, _ in loop:
+        if batch == 6:
+            break
+    return trace(loop)
+
+
+def resumed() -> Trace:
+    clock = ManualClock()
+
+    def begin() -> Loop[Any]:
+        holds = Event(lambda state: (RANK, state.global_step) == (LAST, 11))
+        events = {"Save": Event(every_n_seconds=9), "C": holds}
+        return agreeing(range(30 + RANK), events, max_epochs=2, clock=clock)
+
+    loop = begin()
+    for _ in loop:
+        clock.advance(1 + RANK)
+        if loop.global_step == 12:
+            state = loop.state_dict()
+            break
+    loop.close()
+    again = begin()
+    again.load_state_dict(state)
+    return trace(again, lambda _: clock.advance(1 + RANK))
+
+
+def refused(**differs: Any) -> Trace:
+    try:
+        trace(agreeing(range(20), **{"max_steps": 20, **(differs if RANK == 0 else {})}))
+    except LoopError as error:
+        return [str(error)]
+    return []
+
+
+def other_events() -> Trace:
+    return refused(events={"C": Event(lambda state: False)})
+
+
+def other_limit() -> Trace:
+    return refused(max_steps=19)
+
+
+def other_step() -> Trace:
+    return refused(start_step=3)
+
+
+def random_plans() -> Trace:
+    found: Trace = []
+    for seed in range(RANDOM_PLANS):
+        same, own = random.Random(seed), random.Random(1000 * seed + RANK)
+        clock = ManualClock()
+        events = {
+            "Step": Event(every_n_steps=same.randint(1, 9)),
+            "Time": Event(every_n_seconds=same.randint(1, 9)),
+            "Condition": Event(lambda _, own=own: own.random() < 0.03),
+        }
+        limit = same.choice([{"max_epochs": 2}, {"max_steps": 30}, {"max_seconds": 20}])
+        size = same.choice([None, 3, (4, 2, 1)])
+        loop = agreeing(
+            range(same.randint(5, 20) + own.randint(0, 3)),
+            events,
+            batches_per_step=same.choice([None, 2]),
+            clock=clock,
+            sync_every=same.randint(1, 6),
+            **limit,
+        )
+        stop, trigger = own.randint(0, 200), own.randint(0, 60)
+
+        def body(
+            step: int,
+            loop: Loop[Any] = loop,
+            clock: ManualClock = clock,
+            own: random.Random = own,
+            stop: int = stop,
+            trigger: int = trigger,
+        ) -> None:
+            clock.advance(own.choice((0, 1, 2)))
+            if step >= stop:
+                loop.stop()
+            if step == trigger:
+                loop.trigger("Step")
+
+        found.append(trace(loop, body, None if size is None else loop.chunks(size)))
+    return found
+
+
+SCENARIOS: dict[str, Callable[[], Trace]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        skewed_clocks,
+        one_slow_rank,
+        sigterm_to_one,
+        stop_on_one,
+        trigger_on_one,
+        condition_on_one,
+        stop_when_on_one,
+        shards_of_unequal_length,
+        max_seconds,
+        at_timestamp,
+        pause_on_one,
+        lists,
+        batches_per_step,
+        step_events_of_rank_0,
+        left_and_entered_again,
+        resumed,
+        other_events,
+        other_limit,
+        other_step,
+        random_plans,
+    )
+}
+
+
+def failing(way: str) -> Trace:
+    """The last rank raises, or is killed, at step 12. The others report the error that they got."""
+    loop = agreeing(range(10**9), max_epochs=1)
+    try:
+        for batch, events in loop:
+            assert LoopEvents.EPOCH_END not in events
+            if (RANK, batch) == (LAST, 12):
+                if way == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise ZeroDivisionError
+            time.sleep(0.001)
+    except ZeroDivisionError:
+        raise
+    except Exception as error:
+        return [type(error).__name__, loop.global_step]
+    return ["no error", loop.global_step]
+
+
+def join_gloo(folder: Path) -> None:
+    import torch.distributed
+
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=RANK,
+        world_size=RANKS,
+        timeout=timedelta(seconds=10),
+    )
+
+
+def leave_gloo() -> None:
+    import torch.distributed
+
+    torch.distributed.destroy_process_group()
+
+
+def join_jax(folder: Path) -> None:
+    import jax
+
+    address = f"127.0.0.1:{(folder / 'port').read_text()}"
+    jax.distributed.initialize(address, num_processes=RANKS, process_id=RANK)
+
+
+def leave_jax() -> None:
+    import jax
+
+    jax.distributed.shutdown()
+
+
+def nothing(*_: object) -> None:
+    """MPI begins when it is imported, and ends with the process."""
+
+
+PRIMITIVES: dict[str, tuple[Callable[[], Any], Callable[[Path], None], Callable[[], None]]] = {
+    "gloo": (sync.torch_distributed, join_gloo, leave_gloo),
+    "mpi": (sync.mpi, nothing, nothing),
+    "jax": (sync.jax_processes, join_jax, leave_jax),
+}
+
+
+@cache
+def primitive() -> Any:
+    return PRIMITIVES[sys.argv[2]][0]()
+
+
+def main() -> None:
+    _, join, leave = PRIMITIVES[sys.argv[2]]
+    join(Path(sys.argv[1]).resolve())
+    if len(sys.argv) > 3:
+        report(failing(sys.argv[3]))
+        os._exit(0)  # the group is broken
+    report({name: scenario() for name, scenario in SCENARIOS.items()})
+    leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Processes that train together, as threads of this one, each with a clock of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Fleet:
+    """So many ranks, and what they exchange.
+
+    Attributes:
+        sent: for each rank, the lists that it has sent.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+        self.sent: list[list[list[int]]] = [[] for _ in range(ranks)]
+        self._arrived = threading.Condition()
+        self._is_broken = False
+
+    def run(self, body: Callable[[int], Any]) -> list[Any]:
+        """Call `body` with each rank. Returns, by rank, what it returned or raised."""
+        outcomes: list[Any] = [None] * self.ranks
+
+        def run_rank(rank: int) -> None:
+            try:
+                outcomes[rank] = body(rank)
+            except BaseException as exception:
+                outcomes[rank] = exception
+
+        threads = [threading.Thread(target=run_rank, args=(rank,)) for rank in range(self.ranks)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return outcomes
+
+    def send(self, rank: int, values: list[int]) -> None:
+        """Let a rank send a list."""
+        with self._arrived:
+            self.sent[rank].append(values)
+            self._arrived.notify_all()
+
+    def receive(self, number: int) -> list[int]:
+        """The maximum of the lists of this number, once all are there.
+
+        Raises:
+            TimeoutError: a rank does not send its list.
+        """
+        with self._arrived:
+            everybody = self._arrived.wait_for(
+                lambda: self._is_broken or all(len(lists) > number for lists in self.sent), 10
+            )
+            if self._is_broken or not everybody:
+                self._is_broken = True
+                self._arrived.notify_all()
+                raise TimeoutError("a rank did not come")
+            lists = [lists[number] for lists in self.sent]
+        assert len({len(values) for values in lists}) == 1, "these are not the same exchange"
+        return [max(values) for values in zip(*lists)]
+
+
+class Ahead:
+    """The exchange of a rank in two parts."""
+
+    def __init__(self, fleet: Fleet, rank: int) -> None:
+        self._fleet = fleet
+        self._rank = rank
+        self._received = 0
+
+    def start(self, values: list[int]) -> None:
+        """Send."""
+        assert self.unfinished() == 0, "one at a time"
+        self._fleet.send(self._rank, values)
+
+    def finish(self) -> list[int]:
+        """Receive."""
+        assert self.unfinished() == 1
+        self._received += 1
+        return self._fleet.receive(self._received - 1)
+
+    def unfinished(self) -> int:
+        """How many exchanges were started and not finished."""
+        return len(self._fleet.sent[self._rank]) - self._received
+
+
+def at_once(fleet: Fleet, rank: int) -> Callable[[list[int]], list[int]]:
+    """The exchange of a rank as a plain callable."""
+    ahead = Ahead(fleet, rank)
+
+    def maximum(values: list[int]) -> list[int]:
+        ahead.start(values)
+        return ahead.finish()
+
+    return maximum

@@ -1,0 +1,203 @@
+"""Processes that agree, as processes: by gloo, by MPI and by JAX."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agreement_on_processes as program
+from frameworks import needed
+from processes import run_on_processes
+from torchrun import run_on_two_processes
+
+pytestmark = pytest.mark.no_core
+
+
+def by_gloo(folder: Path, count: int) -> list[Any]:
+    needed("torch")
+    outcomes = run_on_processes("agreement_on_processes.py", folder, count, "gloo", limit=300)
+    for outcome in outcomes:
+        assert outcome.code == 0, outcome.output
+    return [outcome.found for outcome in outcomes]
+
+
+def by_jax(folder: Path, count: int) -> list[Any]:
+    needed("jax")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (folder / "port").write_text(str(free.getsockname()[1]))
+    outcomes = run_on_processes("agreement_on_processes.py", folder, count, "jax", limit=300)
+    for outcome in outcomes:
+        assert outcome.code == 0, outcome.output
+    return [outcome.found for outcome in outcomes]
+
+
+def by_mpi(folder: Path, count: int) -> list[Any]:
+    needed("mpi4py")
+    program = Path(__file__).with_name("agreement_on_processes.py")
+    # As root too, as in a container, and on a machine with fewer cores
+    options = ["--allow-run-as-root", "--oversubscribe", "-n", str(count)]
+    paths = os.pathsep.join([str(program.parent), str(program.parent.parent)])
+    done = subprocess.run(
+        ["mpirun", *options, sys.executable, str(program), str(folder), "mpi"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+
+
+GROUPS: dict[str, tuple[Callable[[Path, int], list[Any]], int]] = {
+    "2 by gloo": (by_gloo, 2),
+    "4 by gloo": (by_gloo, 4),
+    "2 by MPI": (by_mpi, 2),
+    "2 by JAX": (by_jax, 2),
+}
+
+
+@pytest.fixture(scope="module", params=GROUPS)
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What each rank of a group has found."""
+    run, count = GROUPS[request.param]
+    return run(tmp_path_factory.mktemp("ranks"), count)
+
+
+EXPECTED: dict[str, list[Any]] = {
+    "sigterm_to_one": [
+        [0, 19, ["LoopEvents.INTERRUPT", "LoopEvents.TRAINING_END"]],
+        *("SIGTERM", 19, 19),
+    ],
+    "stop_on_one": [[0, 19, ["LoopEvents.TRAINING_END"]], "stop", 19, 19],
+    "trigger_on_one": [
+        [0, 19, ["Save"]],
+        [0, 29, ["Save"]],
+        [0, 39, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"]],
+        *("max_epochs", 39, 39),
+    ],
+    "condition_on_one": [
+        [0, 9, ["C"]],
+        [0, 24, ["C"]],
+        [0, 39, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"]],
+        *("max_epochs", 39, 39),
+    ],
+    "stop_when_on_one": [[0, 24, ["LoopEvents.TRAINING_END"]], "stop_when", 24, 24],
+    "shards_of_unequal_length": [
+        [0, 9, ["LoopEvents.EPOCH_END"]],
+        [1, 19, ["E", "LoopEvents.EPOCH_END"]],
+        [2, 29, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"]],
+        *("max_epochs", 29, 9),
+    ],
+    "other_events": [
+        "sync: the processes differ in their number of events with a clock or a condition, "
+        "definition of these events"
+    ],
+    "other_limit": ["sync: the processes differ in their max_steps (19 to 20)"],
+    "other_step": ["sync: the processes differ in their global_step (0 to 3)"],
+}
+
+
+@pytest.mark.parametrize("scenario", program.SCENARIOS)
+def test_all_ranks_have_the_same_trace(ranks: list[Any], scenario: str) -> None:
+    traces = [found[scenario] for found in ranks]
+    assert traces[0]
+    assert [trace for trace in traces if trace != traces[0]] == []
+    assert traces[0] == EXPECTED.get(scenario, traces[0])
+
+
+def test_timers_come_to_all(ranks: list[Any]) -> None:
+    for scenario in ("skewed_clocks", "one_slow_rank", "pause_on_one", "lists", "resumed"):
+        assert "Save" in str(ranks[0][scenario])
+    assert ranks[0]["max_seconds"][-3] == "max_seconds"
+    assert ranks[0]["at_timestamp"][-3] == "stop_when"
+
+
+def test_random_plans_are_many(ranks: list[Any]) -> None:
+    plans = ranks[0]["random_plans"]
+    assert len(plans) == program.RANDOM_PLANS
+    assert {plan[-3] for plan in plans} == {"max_epochs", "max_steps", "max_seconds", "stop"}
+
+
+@pytest.mark.parametrize("library", ["accelerate", "lightning"])
+def test_processes_that_a_library_has_set_up(library: str, tmp_path: Path) -> None:
+    needed(library)
+    program = "fabric" if library == "lightning" else library
+    found = run_on_two_processes("agreement_in_libraries.py", tmp_path, program)
+    end = "LoopEvents.EPOCH_END"
+    assert found[0]["trace"] == [
+        *([0, 7, ["Save"]], [0, 11, [end]], [1, 23, [end]]),
+        *([2, 27, ["Save"]], [2, 35, [end]], [3, 43, ["LoopEvents.TRAINING_END"]], "stop"),
+    ]
+    assert found[1]["trace"] == found[0]["trace"]
+    assert [len(each["warnings"]) for each in found] == [1, 0]
+
+
+class Demo:
+    """`dloop.demo.distributed` in two processes, with a checkpoint in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        options = ["--epochs", "30", "--seconds", "0.2", "--checkpoint", str(folder / "digits.pt")]
+        self._process = subprocess.Popen(
+            [*torchrun, "--nproc-per-node=2", "-m", "dloop.demo.distributed", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self._process.stdout is not None
+        self.lines = iter(self._process.stdout.readline, "")
+
+    def last_line(self) -> str:
+        """What it prints last, once it has ended."""
+        try:
+            *_, last = self.lines
+            assert self._process.wait(60) == 0
+        finally:
+            self._process.kill()
+            self._process.communicate()
+        return last
+
+
+def test_the_demo_that_is_interrupted_comes_to_the_same_weights(tmp_path: Path) -> None:
+    needed("torch")
+    needed("sklearn")
+    (tmp_path / "whole").mkdir()
+    whole = Demo(tmp_path / "whole").last_line()
+    assert whole.startswith("done after step 1349: accuracy 0.9")
+    stopped = Demo(tmp_path)
+    process = 0
+    for line in stopped.lines:
+        if line.startswith("rank 1"):
+            process = int(line.split()[-1])
+        if line.endswith("checkpoint\n"):
+            break
+    os.kill(process, signal.SIGTERM)  # to one of the two
+    assert stopped.last_line().startswith("stopped by a signal after step")
+    assert Demo(tmp_path).last_line() == whole
+
+
+@pytest.mark.parametrize("way", ["raises", "killed"])
+def test_one_that_fails_ends_the_others(way: str, tmp_path: Path) -> None:
+    needed("torch")
+    begun = time.monotonic()
+    outcomes = run_on_processes("agreement_on_processes.py", tmp_path, 3, "gloo", way, limit=60)
+    assert time.monotonic() - begun < 60
+    *others, failed = outcomes
+    assert failed.code != 0
+    for other in others:
+        assert other.code == 0, other.output
+        error, step = other.found
+        assert error != "no error"
+        assert 12 <= step <= 20
