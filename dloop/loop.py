@@ -255,6 +255,8 @@ class Loop(Generic[Batch]):
                 self._source.batches_per_step,
                 self._steps_before,
             )
+        if agreement is not None:
+            self._source.agree = agreement.epoch_length
         self._run = Run(
             self._schedule, self._source, clock, self._on_exception, position, agreement
         )
@@ -282,12 +284,11 @@ class Loop(Generic[Batch]):
         from .state import start_position
 
         run = self._run
-        agree = None if run.agreement is None else run.agreement.epoch_length
         epoch, left = 0, self._start_step
-        steps = self._source.steps_in_epoch(epoch, left, agree)
+        steps = self._source.steps_in_epoch(epoch, left)
         while steps is not None and steps < left and epoch + 1 < self._schedule.max_epochs:
             epoch, left = epoch + 1, left - steps
-            steps = self._source.steps_in_epoch(epoch, left, agree)
+            steps = self._source.steps_in_epoch(epoch, left)
         is_complete = steps is not None
         position = start_position(self._start_step, epoch, steps or left, is_complete)
         self._begin(position, run.agreement)

@@ -257,7 +257,7 @@ class Run:
         stepper = self.stepper
         token.quiet_until = -1
         token.until, stepper.next_reading = self._next_decision(self.timers)
-        if self._is_asked():
+        if self.stop_asked is not None or self.triggered:
             token.set_back()
         return stepper.step < token.until
 
@@ -329,8 +329,7 @@ class Run:
             self.source.prepare_to_reopen(stepper.epoch, taken)
             epoch.was_left = False
         stepper.batches = NO_BATCHES
-        agree = None if self.agreement is None else self.agreement.epoch_length
-        opened = self.source.open_epoch(stepper.epoch, taken, was_left, agree)
+        opened = self.source.open_epoch(stepper.epoch, taken, was_left)
         if epoch is not None:
             held = opened.go_on_from(epoch)
             if held is not MISSING:
@@ -660,8 +659,8 @@ class Run:
             bits ^= schedule.stop_bit
         events = stepper.sets.of(bits)
         if agreement is not None and step == agreement.next_step and reason is None:
-            if delivered is not None and delivered.triggered:
-                self.triggered = [bit for bit in self.triggered if bit != delivered.triggered]
+            while delivered is not None and delivered.triggered in self.triggered:
+                self.triggered.remove(delivered.triggered)
             agreement.ask(
                 step,
                 self.stop_asked,

@@ -182,6 +182,8 @@ class Source:
         given_len: the argument `dataloader_len`.
         batches_per_step: the argument of this name.
         single_pass: whether the batches can be gone through only once.
+        agree: called with the number of an epoch and its length, returns the length on which all
+            processes agree; None where there are no others.
     """
 
     def __init__(
@@ -213,6 +215,7 @@ class Source:
         self.batches_per_step = (
             None if batches_per_step is None else checks.count("batches_per_step", batches_per_step)
         )
+        self.agree: Callable[[int, int | None], int | None] | None = None
         self._lookahead = lookahead
         self._by_epochs = max_epochs is not None
         # A stream is taken exactly when asked for, since no epoch is at stake
@@ -261,18 +264,11 @@ class Source:
                 "dataloader_len, or let the loop look ahead"
             )
 
-    def open_epoch(
-        self,
-        number: int,
-        taken: int,
-        was_left: bool,
-        agree: Callable[[int, int | None], int | None] | None,
-    ) -> Epoch:
+    def open_epoch(self, number: int, taken: int, was_left: bool) -> Epoch:
         """Begin epoch `number`, and skip those of its batches that were `taken` before.
 
         If the loop `was_left` in the epoch before, an interrupt may have ended the workers that
-        the loader keeps. So an error is believed only if it comes with new workers too. `agree` is
-        called with the number and the length, and returns that on which all processes agree.
+        the loader keeps. So an error is believed only if it comes with new workers too.
 
         Raises:
             DataExhaustedError: the loader says that it is empty.
@@ -283,12 +279,12 @@ class Source:
         self._batches = None  # and its workers, before there are new ones
         try:
             loader: Any = self._loader if self._load is None else self._fresh_loader(self._load)
-            batches = self._iterate(loader, number, taken, agree)
+            batches = self._iterate(loader, number, taken)
         except StopIteration as exception:
             raise not_stop(exception) from exception
         except Exception:
             if was_left and self._loader is not None and loaders.renew_workers(self._loader):
-                return self.open_epoch(number, taken, False, agree)
+                return self.open_epoch(number, taken, False)
             raise
         self._told = self.given_len is None and loaders.tells_its_last(loader)
         if self.given_len is not None or self._is_cut:
@@ -318,13 +314,7 @@ class Source:
         loaders.refuse_table("dataloader()", loader)
         return loader
 
-    def _iterate(
-        self,
-        loader: Any,
-        epoch: int,
-        taken: int,
-        agree: Callable[[int, int | None], int | None] | None,
-    ) -> Iterator[Any]:
+    def _iterate(self, loader: Any, epoch: int, taken: int) -> Iterator[Any]:
         is_anew = self._epoch == epoch
         not_skipped = self._begun_within[1] if epoch == self._begun_within[0] else 0
         before = self._tracked_before if is_anew else self._tracked
@@ -336,9 +326,9 @@ class Source:
             resumed = None
         samplers = loaders.set_epoch(loader, epoch)
         self._length = promised = self._promised_length(loader)
-        if agree is not None:
-            self._length = agree(epoch, promised)
-        self._is_cut = self._length != promised
+        if self.agree is not None:
+            self._length = self.agree(epoch, promised)
+            self._is_cut = self._length != promised
         if self._lookahead is not None:
             self._check_lookahead(loader)
         if self._length == 0 and not loaders.tells_its_last(loader):
@@ -546,15 +536,10 @@ class Source:
         length = self.fixed_len() if self.given_len is None else self.given_len
         return self.steps_in(length) if length else None
 
-    def steps_in_epoch(
-        self,
-        number: int,
-        most: int,
-        agree: Callable[[int, int | None], int | None] | None,
-    ) -> int | None:
+    def steps_in_epoch(self, number: int, most: int) -> int | None:
         """The steps of an epoch, if there are no more than `most`, else None. It is gone through.
 
-        That is not done where its length is promised. `agree` is as for `open_epoch`.
+        That is not done where its length is promised.
 
         Raises:
             DataExhaustedError: it has no batch.
@@ -562,8 +547,8 @@ class Source:
         loader: Any = self._loader if self._load is None else self._fresh_loader(self._load)
         loaders.set_epoch(loader, number)
         length = self._promised_length(loader)
-        if agree is not None:
-            length = agree(number, length)
+        if self.agree is not None:
+            length = self.agree(number, length)
         if length is None:
             place = count()
             deque(zip(islice(loader, self.batches_in(most) + 1), place), 0)

@@ -41,6 +41,7 @@ ROUNDS = [
 ]
 NEAREST = {  # for faults outside the cores: the tests that run before these rounds
     "dloop/loop.py": tests_of(["exceptions", "vocabulary", "start_step", "resume"]),
+    "dloop/agreement.py": tests_of(["agreement"]),
     "dloop/batch_lists.py": tests_of(["batches_per_step"]),
     "dloop/signals.py": tests_of(["stopping"]),
     "dloop/source.py": tests_of(["source", "wrapped_loaders", "start_step", "resume"]),
@@ -54,6 +55,7 @@ TIMEOUT = 150
 SHARED = ("python",)  # for a file that both cores use, testing with one of them is enough
 RUN = "dloop/run.py"
 TIMERS = "dloop/timers.py"
+AGREEMENT = "dloop/agreement.py"
 SOURCE = "dloop/source.py"
 LOADERS = "dloop/loaders.py"
 BATCH_LISTS = "dloop/batch_lists.py"
@@ -406,8 +408,8 @@ FAULTS = [
     ),
     Fault(
         "timers make up for missed periods",
-        "lasts[number] = time",
-        "lasts[number] = _due(row, lasts[number])",
+        "lasts[number] = time\n",
+        "lasts[number] = _due(row, lasts[number])\n",
         SHARED,
         TIMERS,
     ),
@@ -434,8 +436,8 @@ FAULTS = [
     ),
     Fault(
         "only one timer fires in a step",
-        "bits |= 1 << row.place\n",
-        "bits |= 1 << row.place\n                break\n",
+        "times[row.per_launch]:\n                bits |= 1 << row.place\n",
+        "times[row.per_launch]:\n                bits |= 1 << row.place\n                break\n",
         SHARED,
         TIMERS,
     ),
@@ -571,8 +573,8 @@ FAULTS = [
     ),
     Fault(
         "a closed loop hands over a batch",
-        "        events = stepper.sets.of(bits)\n        self.check(token)\n",
-        "        events = stepper.sets.of(bits)\n",
+        "        self.check(token)\n\n        # What comes next\n",
+        "\n        # What comes next\n",
         SHARED,
         RUN,
     ),
@@ -774,7 +776,7 @@ FAULTS = [
     ),
     Fault(
         "a list is not cut by a stop",
-        "        if self.stop_asked is not None or self.triggered:\n            return 1\n",
+        "        if self._is_asked():\n            return 1\n",
         "",
         SHARED,
         RUN,
@@ -1047,6 +1049,146 @@ FAULTS = [
         "fcntl.LOCK_UN",
         SHARED,
         "dloop/state.py",
+    ),
+    Fault(
+        "the limit's last step delivers nothing",
+        "            if step == agreement.next_step or reason is not None:\n",
+        "            if step == agreement.next_step:\n",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "a stop on one process ends that one alone",
+        "            asked_stop = None if delivered is None else delivered.stop\n",
+        "            asked_stop = self.stop_asked\n",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "max_seconds of others does not count",
+        "                if delivered.out_of_time:\n",
+        "                if delivered.out_of_time and now >= schedule.max_time:\n",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "a condition is due where it holds, on one process",
+        "        if agreement is None:\n            bits |= found\n        else:",
+        "        bits |= found\n        if agreement is not None:",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "a condition within a list ends it on one process",
+        "                if found and self.agreement is None:\n",
+        "                if found:\n",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "lists do not end at agreements",
+        "            foreseen = min(foreseen, self.agreement.next_step)\n",
+        "            pass\n",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "a run whose time was up on another process is not over",
+        '            return self.stop_reason == "max_seconds"\n',
+        "            pass\n",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "an exchange is left unfinished at the end",
+        "            self.agreement.discard()\n\n    def fail_step",
+        "            pass\n\n    def fail_step",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "an exchange is left unfinished when the loop is closed",
+        "            self.agreement.discard()\n\n    def close",
+        "            pass\n\n    def close",
+        SHARED,
+        RUN,
+    ),
+    Fault(
+        "what conditions asked for is not saved",
+        "        return self.wanted | self.asked\n",
+        "        return self.wanted\n",
+        SHARED,
+        AGREEMENT,
+    ),
+    Fault(
+        "what a condition asked for comes twice",
+        "            self.asked, self.wanted = self.wanted, 0\n",
+        "            self.asked = self.wanted\n",
+        SHARED,
+        AGREEMENT,
+    ),
+    Fault(
+        "processes begin at different steps",
+        '            "global_step": self._first,\n',
+        '            "global_step": 0,\n',
+        SHARED,
+        AGREEMENT,
+    ),
+    Fault(
+        "definitions of events may differ",
+        '            "definition of these events": _number_of(shared),\n',
+        '            "definition of these events": 0,\n',
+        SHARED,
+        AGREEMENT,
+    ),
+    Fault(
+        "each process has the length of its own shard",
+        "            return self._length\n",
+        "            return length\n",
+        SHARED,
+        AGREEMENT,
+    ),
+    Fault(
+        "an exchange under way is lost at an epoch's start",
+        "                self._result = self._finish()\n",
+        "                self._finish()\n",
+        SHARED,
+        AGREEMENT,
+    ),
+    Fault(
+        "an unknown length is taken under max_epochs",
+        '        if self._schedule.limit[0] == "max_epochs":\n',
+        '        if self._schedule.limit[0] == "":\n',
+        SHARED,
+        AGREEMENT,
+    ),
+    Fault(
+        "a signal is not told from a stop",
+        "        return Signals(code - 1).name, self._schedule.due_with(LoopEvents.INTERRUPT)\n",
+        '        return "stop", 0\n',
+        SHARED,
+        AGREEMENT,
+    ),
+    Fault(
+        "points in time come once on each clock",
+        "max(lasts[number], row.points[due[number] - 1])",
+        "max(lasts[number], min(times[row.per_launch], row.points[due[number] - 1]))",
+        SHARED,
+        TIMERS,
+    ),
+    Fault(
+        "a timer counts from where it was asked",
+        "lasts[number] = times[row.per_launch]",
+        "lasts[number] = min(_due(row, lasts[number]), times[row.per_launch])",
+        SHARED,
+        TIMERS,
+    ),
+    Fault(
+        "a cut epoch asks its iterator once more",
+        "        if self.given_len is not None or self._is_cut:\n",
+        "        if self.given_len is not None:\n",
+        SHARED,
+        SOURCE,
     ),
 ]
 

@@ -10,14 +10,15 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from dloop import Event, Loop
+from dloop import Event, Loop, LoopEvents, sync
 from frameworks import needed
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
 CODE = [block for language, block in BLOCKS if language == "python"]
 # blocks that need a framework have their own test
-PYTHON = [block for block in CODE if "import jax" not in block]
+PYTHON = [block for block in CODE if "import jax" not in block and "sync=" not in block]
+SYNC = [block for block in CODE if "sync=" in block]
 JAX = [block for block in CODE if "import jax" in block]
 
 
@@ -50,6 +51,15 @@ def test_python_blocks_run_and_call_the_users_functions_at_their_steps() -> None
     assert [call.args[0] for call in scope["evaluate"].call_args_list] == [0, 200, 400, 599]
     assert scope["optimizer_step"].call_count == 600
     assert scope["lower_learning_rate"].call_count == 1
+
+
+def test_the_block_of_many_processes_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "torch_distributed", lambda: list[int])  # of a single process
+    (block,) = SYNC
+    scope = {**names(), "Loop": Loop, "Event": Event, "LoopEvents": LoopEvents}
+    exec(compile(block, str(README), "exec"), scope)
+    assert scope["loop"].stop_reason == "max_epochs"
+    assert scope["write_checkpoint"].call_count == 1
 
 
 def test_the_jax_block_compiles_once_per_size() -> None:
