@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._core import LoopState, Sizes
     from .agreement import Agreement, Exchange
     from .events import BaseEvent
+    from .progress import Progress
     from .signals import StopSignals
     from .state import Position
 
@@ -102,6 +103,9 @@ class Loop(Generic[Batch]):
         sync_every: at every so many steps the processes exchange what they ask for, and do what was
             asked at the exchange before. Twice that has to fit into the time between a signal and
             the end.
+        progress: True shows a tqdm bar that costs steps nothing (`pip install 'dloop[progress]'`).
+            A tqdm, or a callable that makes one of tqdm's arguments, is shown in its place. Where
+            several processes train, it is shown on rank 0 alone.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -150,6 +154,7 @@ class Loop(Generic[Batch]):
             on_exception: str = "raise",
             sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None = None,
             sync_every: SupportsIndex | None = None,
+            progress: bool | Callable[..., Any] | Any = None,
         ) -> None: ...
 
         @overload
@@ -173,6 +178,7 @@ class Loop(Generic[Batch]):
             on_exception: str = "raise",
             sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None = None,
             sync_every: SupportsIndex | None = None,
+            progress: bool | Callable[..., Any] | Any = None,
         ) -> None: ...
 
     def __init__(
@@ -195,6 +201,7 @@ class Loop(Generic[Batch]):
         on_exception: str = "raise",
         sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None = None,
         sync_every: SupportsIndex | None = None,
+        progress: bool | Callable[..., Any] | Any = None,
     ) -> None:
         if clock is not None and not callable(clock):
             raise TypeError(f"clock={checks.shown(clock)}: pass a callable that returns seconds")
@@ -216,6 +223,7 @@ class Loop(Generic[Batch]):
         self._fast_forward = checks.flag("fast_forward", fast_forward)
         self._is_alone = sync is False
         self._exchange, self._sync_every = _exchange(sync, sync_every)
+        self._progress = None if progress is None or progress is False else _progress(progress)
         self._on_exception = 0
         if on_exception == "event":
             for member in (LoopEvents.EXCEPTION, LoopEvents.TRAINING_END):
@@ -258,7 +266,13 @@ class Loop(Generic[Batch]):
         if agreement is not None:
             self._source.agree = agreement.epoch_length
         self._run = Run(
-            self._schedule, self._source, clock, self._on_exception, position, agreement
+            self._schedule,
+            self._source,
+            clock,
+            self._on_exception,
+            position,
+            agreement,
+            () if self._progress is None else (self._progress,),
         )
         # By label, the latest lap's last step, the training time there, and the lap
         self._laps: dict[Hashable, tuple[int, int, Lap]] = {}
@@ -322,7 +336,9 @@ class Loop(Generic[Batch]):
         if not (self._entered or self._is_alone or self._exchange):
             self._warn_if_distributed()
         self._entered = True
-        return self._run.enter(sizes, None if self._signals is None else self._signals.install())
+        shown = None if self._progress is None else self._progress.show(self._run)
+        registration = None if self._signals is None else self._signals.install()
+        return self._run.enter(sizes, registration if shown is None else [registration, shown])
 
     def _warn_if_distributed(self) -> None:
         """Warn if there are other processes, which may decide otherwise than this one."""
@@ -401,18 +417,7 @@ class Loop(Generic[Batch]):
         Raises:
             TypeError: it is not known.
         """
-        stepper = self._run.stepper
-        if self._run.closed or self.stop_reason is not None:
-            return 0
-        left: int | None = None
-        epoch_len = self._source.epoch_len()
-        if epoch_len is not None:
-            epoch_len = self._source.steps_in(epoch_len)
-        in_epoch = stepper.step - stepper.epoch_start + 1
-        if self._schedule.max_steps < NEVER:
-            left = self._schedule.max_steps - stepper.step - 1
-        elif self._schedule.max_epochs < NEVER and epoch_len is not None and in_epoch <= epoch_len:
-            left = (self._schedule.max_epochs - stepper.epoch) * epoch_len - in_epoch
+        left = 0 if self._over else self._run.steps_to_come()
         if left is None or left > sys.maxsize:
             raise TypeError("the number of batches to come is not known")
         return left
@@ -484,6 +489,13 @@ class Loop(Generic[Batch]):
             [(0, None), (1, None), (2, 'stop_when')]
         """
         return self._over or self._run.stop_reason
+
+    @property
+    def progress(self) -> Progress:
+        """The bar of `progress=`, whose `set_postfix` also takes what it is given without a bar."""
+        if self._progress is None:
+            self._progress = _progress(False)
+        return self._progress
 
     @property
     def exception(self) -> Exception | None:
@@ -816,6 +828,8 @@ class Loop(Generic[Batch]):
             0
         """
         self._run.close()
+        if self._progress is not None:
+            self._progress.close()
         if self._signals is not None:
             self._signals.uninstall()
         self._source.close()
@@ -898,6 +912,12 @@ def _signals(
     from .signals import StopSignals, checked_signals
 
     return StopSignals(checked_signals(given), request_stop)
+
+
+def _progress(given: object) -> Progress:
+    from .progress import checked
+
+    return checked(given)
 
 
 def _exchange(

@@ -12,7 +12,7 @@ from .timers import Timers
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
-    from typing import Any
+    from typing import Any, Protocol
 
     from ._core import Clock, LoopState, Sizes, Token, Triggers
     from .agreement import Agreement, Delivered
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from .state import Position
 
     Pair = tuple[Any, frozenset[Hashable]]
+
+    class Companion(Protocol):
+        """What goes along with a run, and has a say at some of its steps."""
+
+        next_step: int
+        """The next step at which it wants to be asked."""
+
+        def at_step(self, run: Run, step: int) -> None:
+            """Called at that step or a later one, before it is handed over, perhaps twice."""
+
+        def finish(self, run: Run) -> None:
+            """Called once the last step of the run is done."""
+
 
 NEVER = 2**63 - 1
 LONGEST = 2**62
@@ -41,6 +54,7 @@ class Run:
         on_exception: the bits of the last step where an error becomes an event; 0 where none does.
         position: where to begin.
         agreement: lets all processes do the same; None where there is only this one.
+        companions: what goes along with the run.
 
     Attributes:
         stop_reason: why the run ended; None before its last step.
@@ -59,6 +73,7 @@ class Run:
         on_exception: int,
         position: Position | None,
         agreement: Agreement | None,
+        companions: tuple[Companion, ...],
     ) -> None:
         self._core = core = _backend.core
         steps = 0 if position is None else position.steps
@@ -72,6 +87,7 @@ class Run:
         self.on_exception = on_exception
         self.clock = clock
         self.agreement = agreement
+        self._companions = companions
         self.timers = self._timers_before = Timers(schedule.times, tuple(lasts), steps)
         self._timers_at = -1  # the step before which `_timers_before` held
         conditions = schedule.conditions, schedule.stop_conditions
@@ -378,6 +394,8 @@ class Run:
             self.source.forget()
         if self.agreement is not None:
             self.agreement.discard()
+        for companion in self._companions:
+            companion.finish(self)
 
     def fail_step(self, token: Token, exception: BaseException) -> None:
         """Undo the step that was being made, for an exception that the source did not raise.
@@ -668,6 +686,9 @@ class Run:
                 self.triggered,
                 timers.to_ask_for(step, (now, launch_now)),
             )
+        for companion in self._companions:
+            if step >= companion.next_step:
+                companion.at_step(self, step)
         self.check(token)
 
         # What comes next
@@ -720,10 +741,12 @@ class Run:
 
     def _next_decision(self, timers: Timers) -> tuple[int, int]:
         """Up to which step, and which reading of the clock, the core goes on without a decision."""
-        until = min(self._epoch_last, self.schedule.max_steps - 1, timers.next_start) - 1
+        until = min(self._epoch_last, self.schedule.max_steps - 1) - 1
+        for companion in self._companions:
+            until = min(until, companion.next_step - 1)
         if self.agreement is not None:
-            until = min(self._epoch_last, self.schedule.max_steps - 1, self.agreement.next_step)
-            return until - 1, NEVER
+            return min(until, self.agreement.next_step - 1), NEVER
+        until = min(until, timers.next_start - 1)
         if not self.stepper.timed:
             return until, NEVER
         clock = self.clock
@@ -744,6 +767,29 @@ class Run:
         if self.source.single_pass and isinstance(self._epoch.end_finder, self._core.Lookahead):
             return by_time or "exhausted"
         return by_time
+
+    # What is asked of a run
+
+    def steps_to_come(self) -> int | None:
+        """The number of steps still to come; None where it is not known."""
+        stepper = self.stepper
+        schedule = self.schedule
+        if self.closed or self.stop_reason is not None:
+            return 0
+        epoch_len = self.source.epoch_len()
+        if epoch_len is not None:
+            epoch_len = self.source.steps_in(epoch_len)
+        in_epoch = stepper.step - stepper.epoch_start + 1
+        if schedule.max_steps < NEVER:
+            return schedule.max_steps - stepper.step - 1
+        if schedule.max_epochs < NEVER and epoch_len is not None and in_epoch <= epoch_len:
+            return (schedule.max_epochs - stepper.epoch) * epoch_len - in_epoch
+        return None
+
+    def latest_elapsed(self) -> float:
+        """The training time, in seconds, of the latest step that has read the clock."""
+        clock = self.clock
+        return (clock.elapsed(clock.last) if clock.ticking else clock.saved) / 1e9
 
     # What a saved state holds
 

@@ -31,7 +31,8 @@ def names() -> dict[str, Any]:
     ]
     mocks = {name: MagicMock() for name in user}
     mocks["checkpoint_exists"].return_value = False
-    return mocks | {"dataloader": range(5000), "tokens_per_step": 1024}
+    values = {"dataloader": range(5000), "tokens_per_step": 1024, "show_progress": False}
+    return mocks | values
 
 
 def test_code_blocks_are_python_or_console() -> None:
