@@ -84,10 +84,7 @@ class Agreement:
         step: the first step.
 
     Attributes:
-        next_step: the next agreement.
         condition_bits: the bits of the events that have a condition.
-        wanted: the bits of the events whose conditions held since the latest agreement.
-        asked: those that were asked for there, and are not yet delivered.
     """
 
     def __init__(
@@ -103,8 +100,8 @@ class Agreement:
         self._schedule = schedule
         self._batches_per_step = batches_per_step
         self._first = step
-        self.next_step = step + -(step + 1) % every
-        self.wanted = self.asked = 0
+        # By agreement, the bits of the events whose conditions ask there
+        self._wanted: dict[int, int] = {}
         rows = (*schedule.conditions, *schedule.stop_conditions)
         self._condition_places = sorted({row[0] for row in rows})
         self.condition_bits = sum(1 << place for place in self._condition_places)
@@ -113,7 +110,7 @@ class Agreement:
             for place, name in enumerate(schedule.events)
         }
         self._is_compared = False
-        self._in_flight = False
+        self._in_flight: str | None = None  # what the exchange that is under way is about
         self._result: Sequence[int] | None = None  # of an exchange that was finished early
         self._asked_at = self._collected_at = -1  # the steps of the latest
         self._collected: Sequence[int] | None = None
@@ -147,7 +144,8 @@ class Agreement:
             "number of events with a clock or a condition": len(shared),
             "definition of these events": _number_of(shared),
         }
-        most = self._at_once([value for each in own.values() for value in (each, -each)])
+        values = [value for each in own.values() for value in (each, -each)]
+        most = self._at_once("begin", values)
         self._is_compared = True
         differing = [
             f"{title} ({-low} to {high})" if title in ("global_step", name, "sync_every") else title
@@ -174,9 +172,9 @@ class Agreement:
         if not self._lengths_are_known:
             return length
         if epoch != self._epoch:
-            if self._in_flight:  # one at a time
+            if self._in_flight == "step":  # one at a time
                 self._result = self._finish()
-            unknown, least = self._at_once([int(length is None), -(length or 0)])
+            unknown, least = self._at_once("epoch", [int(length is None), -(length or 0)])
             self._lengths_are_known = not unknown
             self._epoch, self._length = epoch, -least
         if self._lengths_are_known:
@@ -189,6 +187,27 @@ class Agreement:
         return length
 
     # At agreements
+
+    def at_or_after(self, step: int) -> int:
+        """The first agreement from `step` on."""
+        return step + -(step + 1) % self._every
+
+    def want(self, step: int, bits: int) -> None:
+        """Take note of the events whose conditions hold at `step`."""
+        if bits:
+            place = self.at_or_after(step)
+            old = [each for each in self._wanted if each < place - self._every]
+            for each in old:
+                del self._wanted[each]
+            self._wanted[place] = self._wanted.get(place, 0) | bits
+
+    def wanted(self, step: int) -> int:
+        """The bits of those that `step`, the latest, and the steps before have not delivered."""
+        bits = 0
+        for place, wanted in self._wanted.items():
+            if not (place < self._collected_at <= step):
+                bits |= wanted
+        return bits
 
     def collect(self, step: int, timers: Timers) -> Delivered | None:
         """What all processes are to do at `step`; the same if that step is made again."""
@@ -227,20 +246,11 @@ class Agreement:
         if self._asked_at == step:
             return
         numbers = [number for number, bit in self._bits_of_names.items() if bit in triggered]
-        conditions = [self.wanted >> place & 1 for place in self._condition_places]
+        conditions = [self._wanted.get(step, 0) >> place & 1 for place in self._condition_places]
         values = [_code_of(stop), int(out_of_time), max(numbers, default=0), *rows, *conditions]
         self._exchange.start(values)
-        self._in_flight = True
+        self._in_flight = "step"
         self._asked_at = step
-
-    def done(self, step: int) -> None:
-        """Let `step` be done, with all that was collected and asked for it."""
-        if self._collected_at == step:
-            self.asked = 0
-        if self._asked_at == step:
-            self.asked, self.wanted = self.wanted, 0
-        if self.next_step == step:
-            self.next_step += self._every
 
     def discard(self) -> None:
         """Finish an exchange that was started, at the end of the run."""
@@ -248,18 +258,20 @@ class Agreement:
             self._finish()
         self._result = None
 
-    def pending(self) -> int:
-        """The bits of the events whose conditions held, and which were not delivered."""
-        return self.wanted | self.asked
-
-    def _at_once(self, values: list[int]) -> Sequence[int]:
-        self._exchange.start(values)
-        self._in_flight = True
+    def _at_once(self, about: str, values: list[int]) -> Sequence[int]:
+        if self._in_flight != about:  # else an interrupt came before it was finished
+            self._exchange.start(values)
+            self._in_flight = about
         return self._finish()
 
     def _finish(self) -> Sequence[int]:
-        self._in_flight = False  # even if it fails: nobody can finish it then
-        return self._exchange.finish()
+        try:
+            values = self._exchange.finish()
+        except Exception:
+            self._in_flight = None  # nobody can finish it now
+            raise
+        self._in_flight = None
+        return values
 
     def _take(self) -> Sequence[int] | None:
         if self._in_flight:

@@ -96,13 +96,20 @@ def log(message: str, *values: object) -> None:
     logging.getLogger("dloop").info(message, *values)
 
 
+_HOLD_BATCHES = ("dloop.batch_lists", "dloop.profile")
+"""The modules of iterators that are written in Python and stand between a source and the core."""
+
+
 def is_from_outside(exception: BaseException) -> bool:
-    """Whether `exception` was raised in other code than dloop's, or where a list is gathered."""
+    """Whether `exception` was raised in other code than dloop's, or where a batch is in hand."""
     trace = exception.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    module = ""
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module in _HOLD_BATCHES:
+            return True
         trace = trace.tb_next
-    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return trace is not None and (module == "dloop.batch_lists" or not _is_ours(module))
+    return bool(module) and not _is_ours(module)
 
 
 def _is_ours(module: str) -> bool:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._core import LoopState, Sizes
     from .agreement import Agreement, Exchange
     from .events import BaseEvent
+    from .profile import Profile
     from .progress import Progress
     from .signals import StopSignals
     from .state import Position
@@ -106,6 +107,8 @@ class Loop(Generic[Batch]):
         progress: True shows a tqdm bar that costs steps nothing (`pip install 'dloop[progress]'`).
             A tqdm, or a callable that makes one of tqdm's arguments, is shown in its place. Where
             several processes train, it is shown on rank 0 alone.
+        profile: True measures where the time goes, for `loop.profile`; a number lets its trace have
+            so many of the last steps, in place of 1,000.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -155,6 +158,7 @@ class Loop(Generic[Batch]):
             sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None = None,
             sync_every: SupportsIndex | None = None,
             progress: bool | Callable[..., Any] | Any = None,
+            profile: bool | SupportsIndex = False,
         ) -> None: ...
 
         @overload
@@ -179,6 +183,7 @@ class Loop(Generic[Batch]):
             sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None = None,
             sync_every: SupportsIndex | None = None,
             progress: bool | Callable[..., Any] | Any = None,
+            profile: bool | SupportsIndex = False,
         ) -> None: ...
 
     def __init__(
@@ -202,6 +207,7 @@ class Loop(Generic[Batch]):
         sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None = None,
         sync_every: SupportsIndex | None = None,
         progress: bool | Callable[..., Any] | Any = None,
+        profile: bool | SupportsIndex = False,
     ) -> None:
         if clock is not None and not callable(clock):
             raise TypeError(f"clock={checks.shown(clock)}: pass a callable that returns seconds")
@@ -224,6 +230,7 @@ class Loop(Generic[Batch]):
         self._is_alone = sync is False
         self._exchange, self._sync_every = _exchange(sync, sync_every)
         self._progress = None if progress is None or progress is False else _progress(progress)
+        self._profile_steps = _profile_steps(profile)
         self._on_exception = 0
         if on_exception == "event":
             for member in (LoopEvents.EXCEPTION, LoopEvents.TRAINING_END):
@@ -238,6 +245,11 @@ class Loop(Generic[Batch]):
 
     def _begin(self, position: Position | None = None, agreement: Agreement | None = None) -> None:
         self._source = self._open_source()
+        self._profile = None
+        if self._profile_steps:
+            from .profile import Profile
+
+            self._profile = self._source.profile = Profile(self._profile_steps)
         self._place_is_open = False
         if position is None and self._start_step:
             position = self._start_position()
@@ -256,8 +268,11 @@ class Loop(Generic[Batch]):
         if self._exchange is not None and agreement is None:
             from .agreement import Agreement
 
+            exchange = self._exchange
+            if self._profile is not None:
+                exchange = self._profile.around_exchange(exchange)
             agreement = Agreement(
-                self._exchange,
+                exchange,
                 self._sync_every,
                 self._schedule,
                 self._source.batches_per_step,
@@ -333,12 +348,17 @@ class Loop(Generic[Batch]):
             self._find_place()
         if self._over:
             return iter(())
+        profile = self._profile
+        if profile is not None and profile.held is not None and self.stop_reason is not None:
+            return profile.around(iter(()), self._run)  # the last step, which an interrupt has kept
         if not (self._entered or self._is_alone or self._exchange):
             self._warn_if_distributed()
         self._entered = True
         shown = None if self._progress is None else self._progress.show(self._run)
         registration = None if self._signals is None else self._signals.install()
-        return self._run.enter(sizes, registration if shown is None else [registration, shown])
+        keep_alive = registration if shown is None else [registration, shown]
+        steps = self._run.enter(sizes, keep_alive)
+        return steps if profile is None else profile.around(steps, self._run)
 
     def _warn_if_distributed(self) -> None:
         """Warn if there are other processes, which may decide otherwise than this one."""
@@ -498,6 +518,17 @@ class Loop(Generic[Batch]):
         return self._progress
 
     @property
+    def profile(self) -> Profile:
+        """Where the time of the run went, up to now; for loops that were made with `profile=True`.
+
+        Raises:
+            LoopError: this one was not.
+        """
+        if self._profile is None:
+            raise LoopError("this loop was made without profile=True")
+        return self._profile
+
+    @property
     def exception(self) -> Exception | None:
         """The exception that ended the run."""
         return self._run.error
@@ -596,7 +627,7 @@ class Loop(Generic[Batch]):
             Lap(steps=1, seconds=1.0)
             Lap(steps=1, seconds=1.0)
         """
-        return ClockPause(self._run)
+        return ClockPause(self._run, self._profile)
 
     def _interrupt(self, name: str) -> None:
         if self.stop_reason is None:
@@ -719,7 +750,9 @@ class Loop(Generic[Batch]):
                 epoch_end,
             ),
             batches_per_step=self._source.batches_per_step,
-            asked=[] if run.agreement is None else self._schedule.names_of(run.agreement.pending()),
+            asked=[]
+            if run.agreement is None
+            else self._schedule.names_of(run.agreement.wanted(done - 1)),
         )
 
     def _plan(self) -> dict[str, Any]:
@@ -866,14 +899,19 @@ class Lap(LapFields):
 class ClockPause:
     """What `Loop.pause_clock` returns."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, profile: Profile | None) -> None:
         self._run = run
+        self._profile = profile
 
     def __enter__(self) -> None:
         self._run.pause_clock(self)
+        if self._profile is not None:
+            self._profile.begin_pause()
 
     def __exit__(self, *_: object) -> None:
         self._run.end_pause(self)
+        if self._profile is not None:
+            self._profile.end_pause()
 
 
 class Guard:
@@ -918,6 +956,14 @@ def _progress(given: object) -> Progress:
     from .progress import checked
 
     return checked(given)
+
+
+def _profile_steps(given: object) -> int:
+    if given is False:
+        return 0
+    from .profile import LAST_STEPS
+
+    return LAST_STEPS if given is True else checks.count("profile", given)
 
 
 def _exchange(

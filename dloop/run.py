@@ -117,7 +117,7 @@ class Run:
             if agreement is None:
                 self.triggered.append(wanted)
             else:
-                agreement.wanted = wanted
+                agreement.want(steps, wanted)
         self._pauses: list[object] = []  # the contexts in which the clock stands still
         self.error: Exception | None = None
         self.pending: Exception | None = None
@@ -272,7 +272,7 @@ class Run:
         """Set how far the core goes on its own. Whether that is at least the next step."""
         stepper = self.stepper
         token.quiet_until = -1
-        token.until, stepper.next_reading = self._next_decision(self.timers)
+        token.until, stepper.next_reading = self._next_decision(stepper.step, self.timers)
         if self.stop_asked is not None or self.triggered:
             token.set_back()
         return stepper.step < token.until
@@ -498,7 +498,7 @@ class Run:
         stepper = self.stepper
         foreseen = min(stepper.triggers.next_due(), self.schedule.max_steps - 1, self._epoch_last)
         if self.agreement is not None:
-            foreseen = min(foreseen, self.agreement.next_step)
+            foreseen = min(foreseen, self.agreement.at_or_after(stepper.step + 1))
         size = self._core.fitting(sizes, foreseen - stepper.step)
         while not self._is_asked():
             if not self._settle(token, size - 1):
@@ -541,7 +541,7 @@ class Run:
                     stepper.answers = found, None
                     return False
                 if self.agreement is not None:
-                    self.agreement.wanted |= found
+                    self.agreement.want(step, found)
             self._settled += 1
         return True
 
@@ -612,6 +612,7 @@ class Run:
         timers = self.timers
         agreement = self.agreement
         delivered: Delivered | None = None
+        is_agreement = False
         may_be_due = False
         triggered = 0
         if agreement is None:
@@ -630,7 +631,8 @@ class Run:
             reason = self._limit_reached(step, epoch_end, now)
         else:
             reason = self._limit_reached(step, epoch_end, -1)
-            if step == agreement.next_step or reason is not None:
+            is_agreement = step == agreement.at_or_after(step)
+            if is_agreement or reason is not None:
                 delivered = agreement.collect(step, timers)
             if delivered is not None:
                 bits |= delivered.bits
@@ -658,7 +660,7 @@ class Run:
         if agreement is None:
             bits |= found
         else:
-            agreement.wanted |= found
+            agreement.want(step, found)
         stops = bool(bits & schedule.stop_bit)
         if stops:
             reason = "stop_when" if asked_stop is None else reason
@@ -676,7 +678,7 @@ class Run:
         if stops:
             bits ^= schedule.stop_bit
         events = stepper.sets.of(bits)
-        if agreement is not None and step == agreement.next_step and reason is None:
+        if agreement is not None and is_agreement and reason is None:
             while delivered is not None and delivered.triggered in self.triggered:
                 self.triggered.remove(delivered.triggered)
             agreement.ask(
@@ -702,7 +704,7 @@ class Run:
         assert epoch is not None
         is_broken = epoch.must_reopen or epoch.was_interrupted
         if not (epoch_end or reason or rest or is_broken or self._deferred):
-            until, next_reading = self._next_decision(timers)
+            until, next_reading = self._next_decision(step, timers)
         settled, answers = 0, None
         if self._settled >= count:
             settled, answers = self._settled - count, stepper.answers
@@ -730,22 +732,20 @@ class Run:
         stepper.next_reading = next_reading
         token.quiet_until = -1
         token.until = until
-        if agreement is not None:
-            agreement.done(step)
-            return pair
         if triggered:
             del self.triggered[:triggered]
-        if self.triggered or self.stop_asked is not asked_stop:  # more was asked meanwhile
+        # More may have been asked meanwhile
+        if agreement is None and (self.triggered or self.stop_asked is not asked_stop):
             token.until = -1
         return pair
 
-    def _next_decision(self, timers: Timers) -> tuple[int, int]:
-        """Up to which step, and which reading of the clock, the core goes on without a decision."""
+    def _next_decision(self, step: int, timers: Timers) -> tuple[int, int]:
+        """After `step`, up to which step and reading the core goes on without a decision."""
         until = min(self._epoch_last, self.schedule.max_steps - 1) - 1
         for companion in self._companions:
             until = min(until, companion.next_step - 1)
         if self.agreement is not None:
-            return min(until, self.agreement.next_step - 1), NEVER
+            return min(until, self.agreement.at_or_after(step + 1) - 1), NEVER
         until = min(until, timers.next_start - 1)
         if not self.stepper.timed:
             return until, NEVER

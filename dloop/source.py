@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, SupportsIndex
 
     from ._core import Lookahead
+    from .profile import Profile
 
 NEVER = 2**63 - 1
 LONG = 10
@@ -184,6 +185,7 @@ class Source:
         single_pass: whether the batches can be gone through only once.
         agree: called with the number of an epoch and its length, returns the length on which all
             processes agree; None where there are no others.
+        profile: what measures how long batches take, or None.
     """
 
     def __init__(
@@ -216,6 +218,7 @@ class Source:
             None if batches_per_step is None else checks.count("batches_per_step", batches_per_step)
         )
         self.agree: Callable[[int, int | None], int | None] | None = None
+        self.profile: Profile | None = None
         self._lookahead = lookahead
         self._by_epochs = max_epochs is not None
         # A stream is taken exactly when asked for, since no epoch is at stake
@@ -279,7 +282,12 @@ class Source:
         self._batches = None  # and its workers, before there are new ones
         try:
             loader: Any = self._loader if self._load is None else self._fresh_loader(self._load)
-            batches = self._iterate(loader, number, taken)
+            if self.profile is None:
+                batches = self._iterate(loader, number, taken)
+            else:
+                begun = self.profile.begin_opening()
+                batches = self.profile.around_batches(self._iterate(loader, number, taken))
+                self.profile.end_opening(begun)
         except StopIteration as exception:
             raise not_stop(exception) from exception
         except Exception:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import dloop
-from dloop import Event, Loop
+from dloop import Event, Loop, LoopError
 from loops import Enter, flat
 
 DLOOP_FOLDER = str(Path(dloop.__file__).parent)
@@ -92,6 +92,9 @@ LOOPS: dict[str, Callable[[], CountingLoop]] = {
     "timers": lambda: over(Sized(), TIMED, max_epochs=2),
     "timers, unsized": lambda: over(Loader(), TIMED, max_epochs=2),
     "max_seconds": lambda: over(Sized(), TIMED, max_seconds=10),
+    "agreement": lambda: over(Sized(), CONDITION, max_epochs=2, sync=list, sync_every=2),
+    "a profile": lambda: over(Sized(), EVENTS, max_epochs=2, profile=True),
+    "a profile, unsized": lambda: over(Loader(), EVENTS, max_epochs=2, profile=True),
 }
 
 
@@ -129,9 +132,11 @@ class InterruptedRun:
                 sys.setprofile(None)
             finally:
                 sys.setprofile(None)
-            if loop.stop_reason is not None:  # interrupted after the last step
-                return
-            pairs = enter(loop) if enter_again else pairs
+            if enter_again:
+                try:
+                    pairs = enter(loop)
+                except LoopError:  # interrupted after the last step
+                    return
 
     def record(self, loop: CountingLoop, batch: Any, events: Any) -> None:
         self.batches += batch if isinstance(batch, list) else [batch]

@@ -36,7 +36,7 @@ def names() -> dict[str, Any]:
 
 
 def test_code_blocks_are_python_or_console() -> None:
-    assert {language for language, _ in BLOCKS} == {"python", "console"}
+    assert {language for language, _ in BLOCKS} == {"python", "console", "text"}
     assert len(PYTHON) > 4
 
 
@@ -45,7 +45,7 @@ def test_python_blocks_run_and_call_the_users_functions_at_their_steps() -> None
     for block in PYTHON:
         if ">>>" not in block:
             exec(compile(block, str(README), "exec"), scope)
-    assert scope["validate"].call_count == 3 + 5
+    assert scope["validate"].call_count == 3 + 5 + 5
     assert scope["log"].call_count == 150 + 50
     assert scope["update_parameters"].call_count == 937 + 1250 + 15000
     assert scope["write_checkpoint"].call_count == 1

@@ -1,0 +1,466 @@
+"""Where the time of a run went: what `Loop(..., profile=)` measures, and a trace of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from time import perf_counter_ns, time_ns
+
+from .sync import rank_among_several
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Sequence
+    from typing import Any
+
+    from .agreement import Exchange
+    from .run import Run
+
+LAST_STEPS = 1000
+"""How many steps a trace has, unless it is said."""
+MOST_SETS = 200
+"""How many sets of events are told apart; of further ones the steps count as quiet."""
+_FINE = 5
+"""A histogram has `2**_FINE` bins from one power of two to the next, so that they are 3 % wide."""
+
+Span = tuple[int, int]
+
+
+class Durations:
+    """Durations in nanoseconds, in a histogram of fixed size.
+
+    Attributes:
+        count: how many there are.
+        total: their sum.
+        longest: the longest, exactly.
+    """
+
+    __slots__ = ("bins", "count", "longest", "total")
+
+    def __init__(self) -> None:
+        self.bins = [0] * (64 << _FINE)
+        self.count = self.total = self.longest = 0
+
+    def add(self, duration: int) -> None:
+        """Add one."""
+        self.count += 1
+        self.total += duration
+        if duration > self.longest:
+            self.longest = duration
+        shift = max(0, duration.bit_length() - _FINE - 1)
+        self.bins[(shift << _FINE) + (duration >> shift)] += 1
+
+    def quantile(self, share: float) -> float:
+        """The duration, in seconds, that so great a share of all does not exceed; within 3 %."""
+        wanted = share * self.count
+        seen = 0
+        for place, count in enumerate(self.bins):
+            seen += count
+            if seen >= wanted and count:
+                return min(_middle(place), self.longest) / 1e9
+        return 0.0
+
+
+def _middle(place: int) -> float:
+    """The middle of a bin, in nanoseconds."""
+    if place < 2 << _FINE:
+        return place
+    shift = (place >> _FINE) - 1
+    return ((place - (shift << _FINE)) + 0.5) * (1 << shift)
+
+
+class EventCost:
+    """What the steps of some events cost.
+
+    Attributes:
+        names: the events that were due at these steps, all together.
+        count: how many such steps there were.
+        seconds: how much longer the body of such a step takes than that of a quiet one.
+        share: what that makes of the whole run, from 0 to 1.
+    """
+
+    __slots__ = ("count", "names", "seconds", "share")
+
+    def __init__(
+        self, names: tuple[Hashable, ...], count: int, seconds: float, share: float
+    ) -> None:
+        self.names = names
+        self.count = count
+        self.seconds = seconds
+        self.share = share
+
+    def __repr__(self) -> str:
+        names = " + ".join([str(name).replace("LoopEvents.", "") for name in self.names])
+        times = "time" if self.count == 1 else "times"
+        return (
+            f"{names}: {self.count} {times}, {spelled(self.seconds)} each, "
+            f"{100 * self.share:.1f} % of the run"
+        )
+
+
+class Step:
+    """One of the last steps, as the trace has it; all times are readings in nanoseconds."""
+
+    __slots__ = ("asked", "began", "ended", "epoch", "names", "number", "pauses", "size", "waits")
+
+    def __init__(self, asked: int, began: int, waits: list[Span]) -> None:
+        self.asked = asked
+        self.began = began
+        self.waits = waits
+        self.ended = 0
+        self.number = self.epoch = self.size = 0
+        self.names: tuple[Hashable, ...] = ()
+        self.pauses: list[Span] = []
+
+
+class Profile:
+    """Where the time of a run went, in seconds: `loop.profile`, during the run or after it.
+
+    A step's wait ends, and its body begins, when the batch is handed over. With devices that work
+    on their own (CUDA, JAX), a body's time is that of giving them their work, unless it waits for
+    them: see the README.
+
+    Attributes:
+        steps: the steps that are done, in this process.
+        held: the step that an interrupt has kept from being handed over, or None.
+
+    Example:
+        >>> from dloop import Loop
+        >>> loop = Loop(range(3), max_epochs=1, profile=True)
+        >>> for batch, events in loop:
+        ...     pass
+        >>> loop.profile.steps
+        3
+    """
+
+    def __init__(self, last_steps: int) -> None:
+        self.steps = 0
+        self.held: Any = None
+        self._waits = Durations()  # of a step, for all data that it took
+        self._bodies = Durations()
+        self._quiet = Durations()  # the bodies of steps without events
+        self._of_events: dict[frozenset[Hashable], list[int]] = {}  # count and total
+        self._asked_total = 0  # all the time from a request for a step to the step
+        self._paused = 0
+        self._agreed = 0
+        self._last: deque[Step] = deque(maxlen=last_steps)
+        self._current: Step | None = None  # whose body is going on
+        self._step_waits: list[Span] = []
+        self._pause_began: int | None = None
+        self._pauses = 0  # how many contexts hold the clock
+        self._to_unix = time_ns() - perf_counter_ns()
+
+    # What the loop tells
+
+    def around(self, steps: Iterator[Any], run: Run) -> Steps:
+        """The steps of a run, timed. A body in which the loop was left counts for nothing."""
+        self._current = None
+        return Steps(self, steps, run)
+
+    def around_batches(self, batches: Iterator[Any]) -> Batches:
+        """The batches of a source, timed."""
+        return Batches(self, batches)
+
+    def around_exchange(self, exchange: Exchange) -> TimedExchange:
+        """What exchanges between processes, timed."""
+        return TimedExchange(self, exchange)
+
+    def begin_pause(self) -> None:
+        """The clock is paused."""
+        self._pauses += 1
+        if self._pauses == 1:
+            self._pause_began = perf_counter_ns()
+
+    def end_pause(self) -> None:
+        """The clock goes on, unless another context holds it."""
+        if self._pauses == 1:
+            self._close_pause(perf_counter_ns())
+        self._pauses = max(0, self._pauses - 1)
+
+    def _close_pause(self, now: int) -> None:
+        if self._pause_began is not None:
+            self._paused += now - self._pause_began
+            if self._current is not None:
+                self._current.pauses.append((self._pause_began, now))
+            self._pause_began = None
+
+    def ask(self) -> int:
+        """A step is asked for, so that the body before is done."""
+        now = perf_counter_ns()
+        self._pauses = 0
+        self._close_pause(now)
+        step, self._current = self._current, None
+        self._step_waits = []
+        if step is None:
+            return now
+        step.ended = now
+        duration = now - step.began
+        self._bodies.add(duration)
+        if not step.names:
+            self._quiet.add(duration)
+            return now
+        key = frozenset(step.names)
+        found = self._of_events.get(key)
+        if found is None and len(self._of_events) < MOST_SETS:
+            found = self._of_events[key] = [0, 0]
+        if found is not None:
+            found[0] += 1
+            found[1] += duration
+        return now
+
+    def begin_body(self, asked: int, run: Run, events: frozenset[Hashable]) -> None:
+        """A step is handed over that was asked for at this reading."""
+        waits = self._step_waits
+        step = Step(asked, perf_counter_ns(), waits)
+        self._asked_total += step.began - asked
+        self._waits.add(sum([end - begin for begin, end in waits]))
+        stepper = run.stepper
+        self.steps += stepper.size
+        step.size = stepper.size
+        step.number = stepper.step
+        step.epoch = stepper.epoch
+        if events:
+            step.names = tuple(events)
+        self._last.append(step)
+        self._current = step
+
+    def add_wait(self, began: int, ended: int) -> None:
+        """The source was waited for."""
+        self._step_waits.append((began, ended))
+
+    def begin_opening(self) -> Span:
+        """An epoch is opened; what is returned goes to `end_opening`."""
+        return perf_counter_ns(), self._agreed
+
+    def end_opening(self, begun: Span) -> None:
+        """An epoch is open: its workers were waited for, and perhaps other processes."""
+        began, agreed = begun
+        self._step_waits.append((began + self._agreed - agreed, perf_counter_ns()))
+
+    def add_agreement(self, duration: int) -> None:
+        """Another process was waited for."""
+        self._agreed += duration
+
+    # What users ask
+
+    @property
+    def total(self) -> float:
+        """All the time in the loop: bodies and requests for steps."""
+        return (self._asked_total + self._bodies.total) / 1e9
+
+    @property
+    def waiting(self) -> float:
+        """The time in which the source made batches."""
+        return self._waits.total / 1e9
+
+    @property
+    def bodies(self) -> float:
+        """The time in bodies, without that in pauses."""
+        return max(0, self._bodies.total - self._paused) / 1e9
+
+    @property
+    def paused(self) -> float:
+        """The time in `loop.pause_clock()`."""
+        return self._paused / 1e9
+
+    @property
+    def agreement(self) -> float:
+        """The time in which the processes exchanged what they agree upon, by `sync`."""
+        return self._agreed / 1e9
+
+    @property
+    def other(self) -> float:
+        """The rest: dloop itself, and what opens the epochs."""
+        return max(0.0, self.total - self.waiting - self.bodies - self.paused - self.agreement)
+
+    @property
+    def steps_per_second(self) -> float:
+        """The speed over all; 0.0 before the first step is done."""
+        return self.steps / self.total if self.total else 0.0
+
+    @property
+    def recent_steps_per_second(self) -> float:
+        """The speed of the last steps, as many as the trace has; pauses are left out."""
+        steps = [step for step in self._last if step.ended]
+        if not steps:
+            return 0.0
+        pauses = sum([end - begin for step in steps for begin, end in step.pauses])
+        seconds = (sum([step.ended - step.asked for step in steps]) - pauses) / 1e9
+        return sum([step.size for step in steps]) / seconds if seconds else 0.0
+
+    @property
+    def waits(self) -> tuple[float, float, float, float]:
+        """Of the waits for data of all steps: median, 95th and 99th percentile, and the longest."""
+        return _quantiles(self._waits)
+
+    @property
+    def body_times(self) -> tuple[float, float, float, float]:
+        """Of the bodies of all steps, pauses included: the same."""
+        return _quantiles(self._bodies)
+
+    @property
+    def events(self) -> list[EventCost]:
+        """What the steps of each event cost above quiet ones, the dearest first.
+
+        Steps at which several events are due are kept apart, and count once.
+        """
+        quiet = self._quiet
+        usual = quiet.quantile(0.5)
+        if not quiet.count:
+            usual = min([total / count for count, total in self._of_events.values()], default=0)
+            usual /= 1e9
+        costs = []
+        for names, (count, total) in self._of_events.items():
+            each = total / count / 1e9 - usual
+            share = each * count / self.total if self.total else 0.0
+            costs.append(EventCost(tuple(sorted(names, key=str)), count, each, share))
+        return sorted(costs, key=lambda cost: -cost.share)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.steps} steps in {spelled(self.total)}: {self.steps_per_second:.4g} a second, "
+            f"{self.recent_steps_per_second:.4g} lately"
+        ]
+        for name in ("waiting", "bodies", "paused", "agreement", "other"):
+            seconds = getattr(self, name)
+            share = 100 * seconds / self.total if self.total else 0.0
+            if seconds or name in ("waiting", "bodies"):
+                title = "waiting for data" if name == "waiting" else name
+                lines.append(f"  {title:18}{spelled(seconds):>10}{share:8.1f} %")
+        lines.append(f"  {'':18}{'median':>10}{'95 %':>10}{'99 %':>10}{'longest':>10}")
+        for title, found in (("wait of a step", self.waits), ("body of a step", self.body_times)):
+            lines.append(f"  {title:18}" + "".join([f"{spelled(each):>10}" for each in found]))
+        return "\n".join([*lines, *[f"  {cost!r}" for cost in self.events]])
+
+    def save_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write the last steps as a trace, which Perfetto and chrome://tracing open.
+
+        Times are microseconds of the wall clock. Each rank is a process of its own.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        rank = rank_among_several() or 0
+        events: list[dict[str, Any]] = [
+            {"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"rank {rank}"}},
+            {"name": "thread_name", "ph": "M", "pid": rank, "tid": 0, "args": {"name": "dloop"}},
+        ]
+        for step in self._last:
+            where = {"step": step.number, "epoch": step.epoch}
+            for begin, end in step.waits:
+                events.append(self._span("data", "wait", rank, begin, end, where))
+            if step.ended:
+                due = {"events": [str(name) for name in step.names]}
+                span = self._span("body", "body", rank, step.began, step.ended, {**where, **due})
+                events.append(span)
+            for begin, end in step.pauses:
+                events.append(self._span("paused", "pause", rank, begin, end, where))
+            for name in step.names:
+                mark = {"name": str(name), "cat": "event", "ph": "i", "s": "t"}
+                place = {"ts": self._microseconds(step.began), "pid": rank, "tid": 0}
+                events.append({**mark, **place, "args": where})
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+
+    def _span(
+        self, name: str, kind: str, rank: int, begin: int, end: int, where: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A span of the trace event format: a complete event, whose `ph` is X."""
+        return {
+            "name": name,
+            "cat": kind,
+            "ph": "X",
+            "ts": self._microseconds(begin),
+            "dur": (end - begin) / 1000,
+            "pid": rank,
+            "tid": 0,
+            "args": where,
+        }
+
+    def _microseconds(self, reading: int) -> float:
+        return (reading + self._to_unix) / 1000
+
+
+class Steps:
+    """The steps of a loop's iterator, timed."""
+
+    __slots__ = ("_profile", "_run", "_steps")
+
+    def __init__(self, profile: Profile, steps: Iterator[Any], run: Run) -> None:
+        self._profile = profile
+        self._steps = steps
+        self._run = run
+
+    def __iter__(self) -> Steps:
+        return self
+
+    def __next__(self) -> Any:
+        profile = self._profile
+        pair = profile.held
+        if pair is None:
+            asked = profile.ask()
+            for profile.held in self._steps:  # nothing can come in between
+                break
+            else:
+                raise StopIteration
+            pair = profile.held
+            profile.begin_body(asked, self._run, pair[1])
+        profile.held = None
+        return pair
+
+
+class Batches:
+    """The batches of a source, timed."""
+
+    __slots__ = ("_batches", "_profile")
+
+    def __init__(self, profile: Profile, batches: Iterator[Any]) -> None:
+        self._profile = profile
+        self._batches = batches
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Any:
+        began = perf_counter_ns()
+        batch = next(self._batches)
+        self._profile.add_wait(began, perf_counter_ns())
+        return batch
+
+
+class TimedExchange:
+    """What exchanges between processes, timed."""
+
+    def __init__(self, profile: Profile, exchange: Exchange) -> None:
+        self._profile = profile
+        self._exchange = exchange
+
+    def start(self, values: list[int]) -> None:
+        """Begin."""
+        began = perf_counter_ns()
+        self._exchange.start(values)
+        self._profile.add_agreement(perf_counter_ns() - began)
+
+    def finish(self) -> Sequence[int]:
+        """Wait for the others, and return the maximum."""
+        began = perf_counter_ns()
+        found = self._exchange.finish()
+        self._profile.add_agreement(perf_counter_ns() - began)
+        return found
+
+
+def spelled(seconds: float) -> str:
+    """A duration with its unit, in three digits."""
+    for unit, name in ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if abs(seconds) >= unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def _quantiles(durations: Durations) -> tuple[float, float, float, float]:
+    median, most, nearly_all = [durations.quantile(share) for share in (0.5, 0.95, 0.99)]
+    return median, most, nearly_all, durations.longest / 1e9

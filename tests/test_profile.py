@@ -1,0 +1,284 @@
+"""Where the time went: by a scripted clock, what a profile says, and the trace that it writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dloop import Event, Loop, LoopError, LoopEvents, profile
+from fleet import Ahead, Fleet
+from loops import ENTER, Enter
+
+
+class Nanoseconds:
+    """The clock of profiles, which tests set; it starts nowhere special."""
+
+    def __init__(self) -> None:
+        self.now = 7_000_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += round(seconds * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Nanoseconds:
+    clock = Nanoseconds()
+    monkeypatch.setattr(profile, "perf_counter_ns", clock)
+    monkeypatch.setattr(profile, "time_ns", lambda: 1_000_000_000)
+    return clock
+
+
+def batches(clock: Nanoseconds, count: int, seconds: float) -> Callable[[], Iterator[int]]:
+    """What makes batches that take so many seconds each."""
+
+    def generate() -> Iterator[int]:
+        for batch in range(count):
+            clock.advance(seconds)
+            yield batch
+
+    return generate
+
+
+def near(value: float) -> Any:
+    """The value of a histogram, whose bins are 3 % wide."""
+    return pytest.approx(value, rel=0.04)
+
+
+# What it measures
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=ENTER)
+def test_waiting_bodies_and_pauses(clock: Nanoseconds, enter: Enter) -> None:
+    loop = Loop(
+        batches(clock, 10, 2),
+        {"Eval": Event(at_step=3)},
+        max_epochs=2,
+        lookahead=True,
+        profile=True,
+    )
+    for _, events in enter(loop):
+        clock.advance(1)
+        if "Eval" in events:
+            with loop.pause_clock(), loop.pause_clock():
+                clock.advance(50)
+    found = loop.profile
+    bodies = 20 if enter is ENTER["steps"] else 10
+    assert (found.waiting, found.bodies, found.paused) == (40, bodies, 50)
+    assert found.total == 90 + bodies
+    assert (found.agreement, found.other) == (0, 0)
+    assert found.steps == 20
+    assert found.steps_per_second == 20 / found.total
+    assert found.recent_steps_per_second == pytest.approx(20 / (40 + bodies))
+
+
+def test_it_can_be_asked_for_during_the_run_and_before_it(clock: Nanoseconds) -> None:
+    loop = Loop(batches(clock, 10, 1), max_steps=10, profile=True)
+    assert (loop.profile.total, loop.profile.steps, loop.profile.steps_per_second) == (0, 0, 0)
+    assert loop.profile.recent_steps_per_second == 0
+    assert loop.profile.waits == (0, 0, 0, 0)
+    assert loop.profile.events == []
+    assert "0 steps in 0 ns" in str(loop.profile)
+    for _ in loop:
+        clock.advance(2)
+        if loop.global_step == 4:
+            break
+    assert (loop.profile.bodies, loop.profile.waiting) == (8, 6)  # with one that is ahead
+
+
+def test_percentiles(clock: Nanoseconds) -> None:
+    loop = Loop([0] * 1000, max_epochs=1, profile=True)
+    for _ in loop:
+        clock.advance(0.001 if loop.global_step < 940 else 0.1)
+        if loop.global_step == 999:
+            clock.advance(5)
+    assert loop.profile.body_times == (near(0.001), near(0.1), near(0.1), 5.1)
+    assert loop.profile.waits == (0, 0, 0, 0)
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("nanoseconds", [0, 1, 31, 32, 63, 64, 65, 1000, 10**6, 12345678901, 2**62])
+def test_a_histogram_is_right_within_three_percent(nanoseconds: int) -> None:
+    durations = profile.Durations()
+    durations.add(nanoseconds)
+    assert durations.quantile(0.5) == pytest.approx(nanoseconds / 1e9, rel=0.032)
+    assert durations.longest == nanoseconds
+
+
+# What events cost
+
+
+def test_the_steps_of_an_event_cost_what_is_above_quiet_ones(clock: Nanoseconds) -> None:
+    events = {"Log": Event(every_n_steps=10), "Save": Event(every_n_steps=50)}
+    loop = Loop([0] * 100, events, max_steps=100, profile=True)
+    for _, due in loop:
+        clock.advance(1)
+        if "Log" in due:
+            clock.advance(0.5)
+        if "Save" in due:
+            clock.advance(19)
+    costs = {cost.names: (cost.count, cost.seconds) for cost in loop.profile.events}
+    ends = (LoopEvents.EPOCH_END, LoopEvents.TRAINING_END)
+    assert costs == {
+        ("Log",): (8, near(0.5)),
+        ("Log", "Save"): (1, near(19.5)),
+        ("Log", *ends, "Save"): (1, near(19.5)),
+    }
+    assert [cost.names[0] for cost in loop.profile.events][-1] == "Log"
+    total = loop.profile.total
+    assert sum(cost.share for cost in loop.profile.events) == pytest.approx(43 / total, rel=0.04)
+    assert "  Log + Save: 1 time, 19.5 s each, 13.6 % of the run\n" in str(loop.profile)
+
+
+def test_without_a_quiet_step_the_cheapest_is_the_measure(clock: Nanoseconds) -> None:
+    events = {"Log": Event(every_n_steps=1), "Save": Event(every_n_steps=5)}
+    loop = Loop([0] * 99, events, max_steps=20, profile=True)
+    for _, due in loop:
+        clock.advance(3 if "Save" in due else 1)
+    costs = {cost.names[:2]: cost.seconds for cost in loop.profile.events if cost.count > 1}
+    assert costs == {("Log",): 0, ("Log", "Save"): 2}
+
+
+def test_sets_of_events_are_bounded(clock: Nanoseconds) -> None:
+    events = {number: Event(at_step=number) for number in range(500)}
+    loop = Loop([0] * 600, events, max_epochs=1, profile=True)
+    list(loop)
+    assert len(loop.profile.events) == profile.MOST_SETS
+
+
+def test_agreement_is_told_apart(clock: Nanoseconds) -> None:
+    class Slow(Ahead):
+        def finish(self) -> list[int]:
+            clock.advance(3)
+            return super().finish()
+
+    loop = Loop(range(10), max_epochs=1, sync=Slow(Fleet(1), 0), sync_every=4, profile=True)
+    for _ in loop:
+        clock.advance(1)
+    # the epoch's length and two agreements; the comparison is before the first step
+    assert (loop.profile.bodies, loop.profile.waiting, loop.profile.agreement) == (10, 0, 12)
+    assert loop.profile.total == 19
+
+
+# What it leaves alone
+
+
+def test_events_batches_and_states_are_the_same() -> None:
+    def trace(**arguments: Any) -> list[Any]:
+        log = {"Log": Event(every_n_steps=3)}
+        loop = Loop(lambda: iter(range(7)), log, max_epochs=2, clock=int, **arguments)
+        return [(batch, sorted(map(str, due)), loop.state_dict()) for batch, due in loop]
+
+    assert trace(profile=True) == trace()
+
+
+def test_a_run_that_is_left_goes_on_and_another_begins_anew(clock: Nanoseconds) -> None:
+    loop = Loop(range(10), max_epochs=1, profile=True)
+    for batch, _ in loop:
+        clock.advance(1)
+        if batch == 3:
+            break
+    clock.advance(1000)
+    for _ in loop:
+        clock.advance(1)
+    assert (loop.profile.total, loop.profile.steps) == (9, 10)
+    loop.restart()
+    assert loop.profile.steps == 0
+
+
+def test_without_a_profile_asking_for_one_is_an_error() -> None:
+    loop = Loop(range(3), max_epochs=1)
+    with pytest.raises(LoopError, match="made without profile=True"):
+        loop.profile  # noqa: B018
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("wrong", [0, -1, "all"])
+def test_what_is_no_number_of_steps_is_refused(wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="profile="):
+        Loop(range(3), max_epochs=1, profile=wrong)
+
+
+@pytest.mark.no_core
+def test_dloop_imports_no_profile() -> None:
+    program = "import sys, dloop; print('dloop.profile' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+# The trace
+
+
+def test_a_trace_of_the_last_steps(clock: Nanoseconds, tmp_path: Path) -> None:
+    loop = Loop(
+        batches(clock, 6, 0.25), {"Log": Event(at_step=4)}, max_steps=6, profile=2, dataloader_len=6
+    )
+    for _, due in loop:
+        clock.advance(1)
+        if "Log" in due:
+            with loop.pause_clock():
+                clock.advance(2)
+    loop.profile.save_trace(tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    events = trace["traceEvents"]
+    assert [event["ph"] for event in events[:2]] == ["M", "M"]
+    # as the Trace Event Format has them: microseconds
+    found = [(each["name"], each["ph"], each["ts"], each.get("dur")) for each in events[2:]]
+    began = 1e6 + 5 * 0.25e6 + 4e6  # the fifth body
+    assert found == [
+        ("data", "X", began - 0.25e6, 0.25e6),
+        ("body", "X", began, 3e6),
+        ("paused", "X", began + 1e6, 2e6),
+        ("Log", "i", began, None),
+        ("data", "X", began + 3e6, 0.25e6),
+        ("body", "X", began + 3.25e6, 1e6),
+        ("LoopEvents.EPOCH_END", "i", began + 3.25e6, None),
+        ("LoopEvents.TRAINING_END", "i", began + 3.25e6, None),
+    ]
+    for event in events:
+        assert {"name", "ph", "pid"} <= event.keys()
+        if event["ph"] == "X":
+            assert event["dur"] >= 0
+            assert {"ts", "tid", "cat", "args"} <= event.keys()
+        if event["ph"] == "i":
+            assert event["s"] == "t"
+
+
+def test_ranks_are_processes_in_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.distributed", None)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    loop = Loop(range(3), max_epochs=1, profile=True)
+    list(loop)
+    loop.profile.save_trace(tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert {event["pid"] for event in trace["traceEvents"]} == {3}
+    assert trace["traceEvents"][0]["args"] == {"name": "rank 3"}
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ns"),
+        (1.5e-9, "1.5 ns"),
+        (2.3456e-6, "2.35 µs"),
+        (0.5, "500 ms"),
+        (59.9, "59.9 s"),
+        (90, "1.5 min"),
+        (7200, "2 h"),
+    ],
+)
+def test_durations_are_spelled_in_three_digits(seconds: float, text: str) -> None:
+    assert profile.spelled(seconds) == text
