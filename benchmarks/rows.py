@@ -5,6 +5,7 @@ Both sides of a row return what they have seen, so that the tests can check that
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from itertools import islice, repeat
 from typing import Any, NamedTuple
 
@@ -346,6 +348,15 @@ def over_floor(side: Side, kind: str = "Floor") -> Side:
     return Side(make, side.run)
 
 
+def with_a_bar(data: list[int]) -> Loop[int]:
+    tqdm: Any = import_module("tqdm").tqdm
+    return Loop(data, STEP_EVENTS, max_epochs=1, progress=partial(tqdm, file=io.StringIO()))
+
+
+def with_a_profile(data: list[int]) -> Loop[int]:
+    return Loop(data, STEP_EVENTS, max_epochs=1, profile=True)
+
+
 BY_HAND = Side(as_it_is, by_hand)
 ZIP = Side(with_repeat, last_batch)
 SIX_CHECKS = Side(loop_with(EVENTS), six_checks)
@@ -405,6 +416,8 @@ ROWS = [
         4.0,
     ),
     Row("the core in Python: chunks(64) / islice", in_python(CHUNKS), SLICES, 6.0),
+    Row("with a bar / without", Side(with_a_bar, last_batch), STEPS_ALONE, 1.05, needs="tqdm"),
+    Row("with a profile / without", Side(with_a_profile, last_batch), STEPS_ALONE),
 ]
 
 COSTS = [

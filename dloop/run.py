@@ -741,12 +741,11 @@ class Run:
 
     def _next_decision(self, step: int, timers: Timers) -> tuple[int, int]:
         """After `step`, up to which step and reading the core goes on without a decision."""
-        until = min(self._epoch_last, self.schedule.max_steps - 1) - 1
+        until = min(self._epoch_last, self.schedule.max_steps - 1, timers.next_start) - 1
         for companion in self._companions:
             until = min(until, companion.next_step - 1)
         if self.agreement is not None:
             return min(until, self.agreement.at_or_after(step + 1) - 1), NEVER
-        until = min(until, timers.next_start - 1)
         if not self.stepper.timed:
             return until, NEVER
         clock = self.clock

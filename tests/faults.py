@@ -1101,8 +1101,8 @@ FAULTS = [
     ),
     Fault(
         "an exchange is left unfinished at the end",
-        "            self.agreement.discard()\n\n    def fail_step",
-        "            pass\n\n    def fail_step",
+        "            self.agreement.discard()\n        for companion in",
+        "            pass\n        for companion in",
         SHARED,
         RUN,
     ),
