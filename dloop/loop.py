@@ -714,6 +714,11 @@ class Loop(Generic[Batch]):
     def _position(self, step_done: bool) -> Position:
         from .state import Position
 
+        if self._place_is_open and self._run.agreement is not None:
+            raise LoopError(
+                "state_dict() comes after the first step: the place of start_step is agreed upon "
+                "there"
+            )
         if not self._over:
             self._find_place()
         run = self._run

@@ -671,8 +671,7 @@ class Run:
             if reason == "exhausted":
                 self.source.warn_ran_dry(step)
         if agreement is not None and stepper.timed:
-            rows = () if delivered is None else delivered.rows
-            timers = timers.after_agreement(step, (now, launch_now), bits, rows)
+            timers = timers.after_agreement(step, (now, launch_now), bits, delivered)
         elif may_be_due or bits & schedule.timer_bits:
             timers = timers.after(step, (now, launch_now), bits)
         if stops:
@@ -681,13 +680,9 @@ class Run:
         if agreement is not None and is_agreement and reason is None:
             while delivered is not None and delivered.triggered in self.triggered:
                 self.triggered.remove(delivered.triggered)
-            agreement.ask(
-                step,
-                self.stop_asked,
-                now >= schedule.max_time,
-                self.triggered,
-                timers.to_ask_for(step, (now, launch_now)),
-            )
+            out_of_time = now >= schedule.max_time
+            rows = timers.to_ask_for(step, (now, launch_now))
+            agreement.ask(step, self.stop_asked, out_of_time, self.triggered, rows)
         for companion in self._companions:
             if step >= companion.next_step:
                 companion.at_step(self, step)

@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .agreement import Delivered
     from .schedule import TimeRow
 
 NEVER = 2**63 - 1
@@ -85,10 +86,11 @@ class Timers:
         return bits
 
     def after_agreement(
-        self, step: int, times: tuple[int, int], bits: int, due: Sequence[int]
+        self, step: int, times: tuple[int, int], bits: int, delivered: Delivered | None
     ) -> Timers:
-        """What comes after `step`, where `due` was delivered and the events of `bits` are due."""
+        """What comes after `step`, where this was delivered and the events of `bits` are due."""
         lasts = list(self.lasts)
+        due = () if delivered is None else delivered.rows
         for number, row in enumerate(self._rows):
             if row.period:
                 if bits >> row.place & 1:

@@ -369,6 +369,15 @@ def test_start_step_finds_its_place_by_the_shortest() -> None:
     assert same_on_all(2, run) == (2, 14, [2, 3, 4, 0, 1, 2, 3, 4])
 
 
+def test_a_state_before_the_place_of_start_step_is_agreed_upon_is_refused() -> None:
+    loop = Loop(range(5), max_epochs=3, start_step=7, sync=list, sync_every=4)
+    with pytest.raises(LoopError, match="after the first step: the place of start_step"):
+        loop.state_dict()
+    for _ in loop:
+        break
+    assert loop.state_dict()["epoch"] == 1
+
+
 # Before the first step
 
 
