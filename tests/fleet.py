@@ -51,7 +51,7 @@ class Fleet:
         """
         with self._arrived:
             everybody = self._arrived.wait_for(
-                lambda: self._is_broken or all(len(lists) > number for lists in self.sent), 10
+                lambda: self._is_broken or all(len(lists) > number for lists in self.sent), 60
             )
             if self._is_broken or not everybody:
                 self._is_broken = True
