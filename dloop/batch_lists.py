@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import islice
 
+NEVER = 2**63 - 1
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +24,19 @@ class BatchLists:
 
     Attributes:
         gathered: the batches of the next list that were fetched; an exception leaves them here.
+        fell_short: whether the epoch has ended before as many batches as it has.
     """
 
-    __slots__ = ("_end", "_has_finder", "batches", "gathered", "given", "size")
+    __slots__ = (
+        "_end",
+        "_fetched_before",
+        "_has_finder",
+        "batches",
+        "fell_short",
+        "gathered",
+        "given",
+        "size",
+    )
 
     def __init__(
         self, batches: Iterator[Any], size: int, end: int, given: int, has_finder: bool
@@ -35,6 +47,16 @@ class BatchLists:
         self.given = given
         self._has_finder = has_finder
         self.gathered: list[Any] = []
+        self.fell_short = False
+        self._fetched_before = -1  # how many batches were, when an interrupt came
+
+    def note_interrupt(self) -> None:
+        """Take note of an interrupt, which may have ended the iterator."""
+        self._fetched_before = self.given + len(self.gathered)
+
+    def went_on(self) -> bool:
+        """Whether a batch has come since the interrupt."""
+        return self.given + len(self.gathered) > self._fetched_before
 
     def __iter__(self) -> Iterator[list[Any]]:
         return self
@@ -45,6 +67,7 @@ class BatchLists:
         gathered.extend(islice(self.batches, wanted - len(gathered)))
         if len(gathered) < wanted:
             self.batches = iter(())  # it has ended, and is not asked again
+            self.fell_short = self._end < NEVER
         if not gathered or (self._has_finder and len(gathered) < wanted):
             raise StopIteration
         self.given += len(gathered)

@@ -221,7 +221,7 @@ class Profile:
         step.number = stepper.step
         step.epoch = stepper.epoch
         if events:
-            step.names = tuple(events)
+            step.names = tuple(sorted(events, key=str))
         self._last.append(step)
         self._current = step
 

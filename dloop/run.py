@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ._core import Clock, LoopState, Sizes, Token, Triggers
     from .agreement import Agreement, Delivered
+    from .batch_lists import BatchLists
     from .schedule import Schedule
     from .source import Epoch, Source
     from .state import Position
@@ -292,25 +293,37 @@ class Run:
             return False
         try:
             for batch in stepper.batches:
-                if epoch.lists is None or len(batch) == epoch.lists.size:
-                    epoch.was_interrupted = False
                 stepper.queue = [*stepper.queue, batch]
+                if epoch.lists is None:
+                    epoch.was_interrupted = False
+                else:
+                    self._judge_lists(epoch, epoch.lists)
                 return True
         except BaseException as exception:
             self._note_interrupt(exception)
             raise
         last = stepper.step + 1 + len(stepper.queue)
+        if epoch.lists is not None:
+            self._judge_lists(epoch, epoch.lists)
+        holds_last = epoch.end_finder is not None and epoch.end_finder.held is not MISSING
         has_held = self._queue_held(epoch)
         if epoch.was_interrupted and not (has_held and epoch.tells_its_last):
             if not has_held:
                 epoch.was_interrupted = False
                 raise errors.interrupted()
-        elif has_held:
+        elif holds_last:
             self._epoch_last = last
-        else:
+        elif not has_held:
             stepper.batches = NO_BATCHES
             epoch.was_left = False  # what follows is no error of the source
         return has_held
+
+    def _judge_lists(self, epoch: Epoch, lists: BatchLists) -> None:
+        """Learn from the lists of an epoch whether it goes on, or ends before its last step."""
+        if lists.went_on():
+            epoch.was_interrupted = False
+        if lists.fell_short:  # that will be an error
+            self._epoch_last = NEVER
 
     def _end_unforeseen(self) -> str | None:
         """Let the epoch be over, whose end nobody foresaw. The reason, if the run is over too."""
@@ -455,6 +468,8 @@ class Run:
             return
         if self.source.single_pass:
             epoch.was_interrupted = True
+            if epoch.lists is not None:
+                epoch.lists.note_interrupt()
         else:
             epoch.must_reopen = True
 
@@ -562,6 +577,8 @@ class Run:
                 raise
             if stepper.step + len(stepper.queue) < latest + more:
                 stepper.batches = NO_BATCHES
+            if self._epoch is not None and self._epoch.lists is not None:
+                self._judge_lists(self._epoch, self._epoch.lists)
         return True
 
     def _defers(self, token: Token, exception: BaseException) -> bool:
@@ -683,9 +700,10 @@ class Run:
             out_of_time = now >= schedule.max_time
             rows = timers.to_ask_for(step, (now, launch_now))
             agreement.ask(step, self.stop_asked, out_of_time, self.triggered, rows)
-        for companion in self._companions:
-            if step >= companion.next_step:
-                companion.at_step(self, step)
+        if self._companions:
+            for companion in self._companions:
+                if step >= companion.next_step:
+                    companion.at_step(self, step)
         self.check(token)
 
         # What comes next
@@ -737,8 +755,8 @@ class Run:
     def _next_decision(self, step: int, timers: Timers) -> tuple[int, int]:
         """After `step`, up to which step and reading the core goes on without a decision."""
         until = min(self._epoch_last, self.schedule.max_steps - 1, timers.next_start) - 1
-        for companion in self._companions:
-            until = min(until, companion.next_step - 1)
+        if self._companions:
+            until = min(until, *[companion.next_step - 1 for companion in self._companions])
         if self.agreement is not None:
             return min(until, self.agreement.at_or_after(step + 1) - 1), NEVER
         if not self.stepper.timed:

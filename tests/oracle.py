@@ -3,7 +3,8 @@
 It is written from the contract, rule by rule, and evaluates every trigger of every event at every
 step with the plain formula. It is slow on purpose: no next due step, no heap, no cache. It does not
 know dloop. Numbers like 3.5 are the contract's sections and rules; 1. to 8. is the order in a step.
-A plain step is a list of one batch that is handed over without its list.
+A plain step has a list of one batch, which is handed over without its list, and single steps are
+lists of one step.
 
 Four parts: the plan (plain data), the world around the loop (clock, data, conditions; it writes the
 journal), the loop itself, and the driver, which is the user's program and serves every loop alike.
@@ -11,7 +12,10 @@ journal), the loop itself, and the driver, which is the user's program and serve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -142,6 +146,26 @@ class Clock(Plain):
 
 
 @dataclass(frozen=True, repr=False)
+class Lap(Plain):
+    """In which body a lap is asked for: when it "begins", in its "pause" or when it "ends"."""
+
+    body: int  # -1: before the first step of each run
+    label: Hashable
+    when: str = "begins"
+
+
+@dataclass(frozen=True, repr=False)
+class Pause(Plain):
+    """A pause of the clock in a body, and how long it takes, in units."""
+
+    body: int
+    cost: int
+    nested: bool = False  # there is another one in it, which takes as long
+    looks: bool = False  # at elapsed
+    left_open: bool = False  # the next request ends it
+
+
+@dataclass(frozen=True, repr=False)
 class Plan(Plain):
     source: Source
     limit: str  # max_epochs, max_steps or max_seconds
@@ -150,6 +174,9 @@ class Plan(Plain):
     stop_when: Joined | None = None
     dataloader_len: int | None = None
     lookahead: bool | None = None
+    batches_per_step: int | None = None
+    start_step: int = 0
+    fast_forward: bool = True
     clock: Clock = Clock()
     # which bodies look at loop.state.elapsed, in turn
     looks: tuple[bool, ...] = (False,)
@@ -161,6 +188,8 @@ class Plan(Plain):
     asks: tuple[bool, ...] = (False,)
     # which names are triggered by hand, each in a body; -1: before the first step of each run
     triggers: tuple[tuple[int, Hashable], ...] = ()
+    laps: tuple[Lap, ...] = ()
+    pauses: tuple[Pause, ...] = ()
     # after the run: restart() and a second run
     restarts: bool = False
 
@@ -213,8 +242,14 @@ class Stream:
     """One iteration of the source: how many batches it still has."""
 
     left: int
+    first: int = 0  # the number of its first batch, in a run that does not begin at step 0
     begun: bool = False
     dead: bool = False  # its code does not run again
+
+    def take(self) -> int:
+        self.left -= 1
+        self.first += 1
+        return self.first - 1
 
 
 def in_turn(values: tuple[int, ...], index: int) -> int:
@@ -227,7 +262,12 @@ def timestamp(plan: Plan, units: int) -> float:
 
 
 class World:
-    """What is outside the loop. All that the loop or the user does to it goes into the journal."""
+    """What is outside the loop. All that the loop or the user does to it goes into the journal.
+
+    In a run that does not begin at step 0, the contract does not say what of the source is asked
+    for on the way to the first step. So that is not journalled, takes no time and raises nothing,
+    an epoch has its lengths by set_epoch alone, and batches are numbered within their epoch.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -238,12 +278,17 @@ class World:
         self.end_of_dataloader = False
         self.wall_from: int | None = None  # when the wall clock was first read
         self.only_stream = Stream(sum(plan.source.lengths))  # of a single-pass source
+        self.told: dict[str, int] = {}  # by set_epoch
+        self.on_the_way = plan.start_step > 0  # to the first step of a run
         self.rare: set[str] = set()  # what the oracle met, to see that random plans have it all
 
     def clock(self) -> float:
         self.reads += 1
         if self.reads - 1 == self.plan.clock.raises_at:
             raise ClockError("the clock is broken")
+        if self.on_the_way:
+            self.journal.append(("arrived in epoch", dict(self.told)))
+            self.on_the_way = False
         reading = self.now * self.plan.clock.unit
         self.journal.append(("clock", reading))
         return reading
@@ -256,53 +301,68 @@ class World:
         return reading
 
     def set_epoch(self, name: str, epoch: int) -> None:
-        self.journal.append(("set_epoch", name, epoch))
+        self.told[name] = epoch
+        self.asked_source("set_epoch", name, epoch)
 
     def call_loader(self) -> None:
-        self.journal.append(("call",))
+        self.asked_source("call")
+
+    def asked_source(self, *entry: object) -> None:
+        if not self.on_the_way:
+            self.journal.append(entry)
+
+    def in_turn_of_epochs(self, values: tuple[int, ...]) -> int:
+        """What the iteration that would be opened next has of these; the last repeats."""
+        number = self.opened
+        if self.plan.start_step > 0:
+            number = max(self.told.values(), default=0)
+        return values[min(number, len(values) - 1)]
 
     def length(self) -> int:
         """What len() says about the iteration that would be opened next."""
         promised = self.plan.source.promised
         assert isinstance(promised, tuple)
-        return promised[min(self.opened, len(promised) - 1)]
+        return self.in_turn_of_epochs(promised)
 
     def open(self) -> Stream:
         source = self.plan.source
         if source.kind != "generator":  # nobody sees that a generator is asked for its iterator
-            self.journal.append(("iter",))
-            self.now += self.plan.clock.iter_cost
-        opened, self.opened = self.opened, self.opened + 1
+            self.asked_source("iter")
+            self.now += 0 if self.on_the_way else self.plan.clock.iter_cost
+        length = self.in_turn_of_epochs(source.lengths)
+        self.opened += 1
         if source.kind == "single-pass":
             return self.only_stream
-        return Stream(source.lengths[min(opened, len(source.lengths) - 1)])
+        return Stream(length, 100 * max(self.told.values(), default=0))
 
     def fetch(self, stream: Stream) -> int:
         """`__next__` of the source's iterator. Batches are numbered as they leave the source."""
         if stream.dead:
             raise StopIteration
         source = self.plan.source
-        self.journal.append(("next",))
-        fetch, self.fetches = self.fetches, self.fetches + 1
-        self.now += in_turn(self.plan.clock.fetch_costs, fetch)
+        self.asked_source("next")
+        error = None
+        if not self.on_the_way:
+            fetch, self.fetches = self.fetches, self.fetches + 1
+            self.now += in_turn(self.plan.clock.fetch_costs, fetch)
+            error = dict(source.raises).get(fetch)
         if not stream.begun:
             stream.begun, self.end_of_dataloader = True, False
-        error = dict(source.raises).get(fetch)
         if error is not None or stream.left == 0:
             stream.dead = source.mapped or source.kind == "generator"
         if error == "OSError":
             raise OSError(f"fetch {fetch} failed")
         if error == "late KeyboardInterrupt" and stream.left > 0:
-            stream.left -= 1
+            stream.take()
         if error is not None:
             raise KeyboardInterrupt(f"in fetch {fetch}")
         if stream.left == 0:
             raise StopIteration
-        stream.left -= 1
+        number = stream.take()
         if source.says_end in ("truly", "early"):
             self.end_of_dataloader = stream.left <= (source.says_end == "early")
         self.batches += 1
-        return self.batches - 1
+        return self.batches - 1 if self.plan.start_step == 0 else number
 
     def condition(self, condition: Condition, state: StateLike) -> object:
         call = self.calls.get(condition.name, 0)
@@ -380,16 +440,17 @@ class Now:
     epoch_end: bool
     dry: bool
     read: list[int]  # training time in ns, if the clock was read in this step
+    paused: int = 0  # what was taken out of it in this launch, in ns
 
 
 @dataclass
 class Held:
-    """A batch that was fetched and is not yet handed over, and what is known of its step."""
+    """The batches of a step that is not yet handed over, and what is known of it."""
 
-    batch: int
+    batches: list[int]
     epoch_step: int
-    # once it is known: "" if the epoch goes on after it, else what tells that it ends: "cut" by
-    # dataloader_len, "len", "said" by the loader or "seen" by a look
+    # once it is known: "" if the epoch goes on after the last of them, else what tells that it
+    # ends: "cut" by dataloader_len, "len", "said" by the loader or "seen" by a look
     ends: str | None = None
     # once the conditions were called: whether one of stop_when held, and whose of the events
     called: tuple[bool, frozenset[Hashable]] | None = None
@@ -407,8 +468,11 @@ class OracleIterator:
         return self
 
     def __next__(self) -> tuple[Any, frozenset[Hashable]]:
-        batches, names = self.loop.request(self.entry, self.sizes)
-        return (batches[0] if self.sizes is None else batches), names
+        lists, names = self.loop.request(self.entry, self.sizes)
+        steps: list[Any] = list(lists)
+        if self.loop.plan.batches_per_step is None:
+            steps = [batch for (batch,) in lists]
+        return (steps[0] if self.sizes is None else steps), names
 
 
 def in_window(part: Part, global_step: int) -> bool:
@@ -442,6 +506,11 @@ def owners(plan: Plan) -> list[tuple[Hashable, Joined]]:
     return [*plan.events, (STOP_WHEN, plan.stop_when or ())]
 
 
+def time_of(part: Part, now: Now) -> int:
+    """4: pauses are out of training time, but not out of that of a launch."""
+    return now.read[0] + (now.paused if part.per_launch else 0)
+
+
 class Triggers:
     """Section 2: what is due at a step by the plain formulas, and what has to be remembered."""
 
@@ -450,8 +519,9 @@ class Triggers:
         # the launch: its number, its first step, and the training time in ns at its first request
         self.launch = self.launch_step = self.launch_time = 0
         self.wall_time = 0  # at the first request, in ns
-        # when each name was last due, in ns of training time
+        # when each name was last due, in ns of training time, and with the pauses of this launch
         self.last_due: dict[Hashable, int] = {}
+        self.last_due_in_launch: dict[Hashable, int] = {}
         # the points of at_time and at_timestamp that have fired
         self.fired: set[tuple[Hashable, ...]] = set()
         # by hand, for the next step
@@ -461,6 +531,7 @@ class Triggers:
         triggers = Triggers(self.plan)
         triggers.__dict__.update(self.__dict__)
         triggers.last_due, triggers.fired = dict(self.last_due), set(self.fired)
+        triggers.last_due_in_launch = dict(self.last_due_in_launch)
         triggers.asked = set(self.asked)
         return triggers
 
@@ -469,6 +540,7 @@ class Triggers:
         triggers = self.copy()
         triggers.launch += 1
         triggers.launch_step, triggers.launch_time = launch_step, launch_time
+        triggers.last_due_in_launch = {}
         triggers.asked = set()
         return triggers
 
@@ -501,9 +573,11 @@ class Triggers:
         if part.at_epoch:
             dues.append(now.epoch_end and now.epoch in part.at_epoch)
         if part.every_n_seconds is not None:
-            began = self.launch_time if part.per_launch else 0
-            since = now.read[0] - max(began, self.last_due.get(name, 0))
-            dues.append(since >= period_ns(part.every_n_seconds))
+            if part.per_launch:
+                last = self.last_due_in_launch.get(name, self.launch_time)
+            else:
+                last = self.last_due.get(name, 0)
+            dues.append(time_of(part, now) - last >= period_ns(part.every_n_seconds))
         dues.append(not self.points(name, number, part, now) <= self.fired)
         return any(dues)
 
@@ -514,11 +588,11 @@ class Triggers:
         points: set[tuple[Hashable, ...]] = set()
         for time in part.at_time:
             began = self.launch_time if part.per_launch else 0
-            if now.read[0] >= began + to_ns(time):
+            if time_of(part, now) >= began + to_ns(time):
                 points.add((name, number, time, self.launch if part.per_launch else None))
         for units in part.at_timestamp:
             in_launch = to_ns(timestamp(self.plan, units)) - self.wall_time
-            if now.read[0] >= self.launch_time + in_launch:
+            if now.read[0] + now.paused >= self.launch_time + in_launch:
                 points.add((name, number, "at_timestamp", units, self.launch))
         return points
 
@@ -540,6 +614,7 @@ class Triggers:
                     self.fired |= self.points(name, number, part, now)
         if now.read:
             self.last_due.update(dict.fromkeys(names, now.read[0]))
+            self.last_due_in_launch.update(dict.fromkeys(names, now.read[0] + now.paused))
 
 
 class OracleLoop:
@@ -548,6 +623,7 @@ class OracleLoop:
         self.world = world
         self.single_pass = plan.source.kind == "single-pass"
         self.is_callable = plan.source.kind in ("callable", "generator")
+        self.list_size = plan.batches_per_step or 1
         self.refuse()
         self.entry = 0
         self.restart()
@@ -580,6 +656,7 @@ class OracleLoop:
         # the counters
         self.epoch = 0
         self.taken = 0  # batches of this epoch that were asked for and not only looked at
+        self.steps = 0  # of this epoch that have a batch
         self.global_step = -1
         # the source
         self.stream: Stream | None = None
@@ -594,10 +671,108 @@ class OracleLoop:
         self.pending: Exception | None = None  # what comes after all that is held
         self.promises: dict[int, int | None] = {}
         # time, in ns
-        self.elapsed = 0
+        self.began = False
+        self.elapsed = 0  # with pauses
         self.last_reading = 0
+        self.paused = 0  # by pauses that have ended
+        self.pauses = 0  # that have not ended
+        self.pause_began = 0
+        # 4: the step of each label's latest lap, its training time and the answer
+        self.laps: dict[Hashable, tuple[int, int, tuple[int, float]]] = {}
+        # 4: the step at which each name was last due, and how many steps that window had
+        self.due_at: dict[Hashable, int] = {}
+        self.windows: dict[Hashable, int] = {}
         self.triggers = Triggers(self.plan)
         self.state = OracleState(0, -1, -1, False, False, lambda: 0.0)
+        # 3.13
+        self.place_known = True
+        self.left_out = 0  # batches of this epoch that are done and that its loader does not have
+        self.quiet = False
+        if self.plan.start_step > 0:
+            self.begin_at_step(self.plan.start_step)
+
+    # 3.13: runs that do not begin at step 0
+
+    def begin_at_step(self, k: int) -> None:
+        self.global_step = k - 1
+        self.triggers.launch_step = k
+        self.state = OracleState(0, k - 1, -1, False, False, lambda: 0.0)
+        length = self.fixed_length()
+        if length is not None:
+            lists = math.ceil(length / self.list_size)
+            self.go_to(k // lists, k % lists)
+        else:
+            self.place_known = not self.plan.fast_forward  # else it is epoch 0, place 0
+        if self.plan.limit == "max_steps" and k >= self.plan.limit_value:
+            self.end_quietly()
+
+    def fixed_length(self) -> int | None:
+        """The length that every epoch has, if that can be known."""
+        told = any(node.has_set_epoch for node in self.plan.source.nodes)
+        if self.plan.dataloader_len is None and (self.is_callable or told):
+            return None
+        return self.read_promise() or None
+
+    def go_to(self, epoch: int, steps: int) -> None:
+        """The run is at this place."""
+        self.epoch, self.steps = epoch, steps
+        self.taken = steps * self.list_size
+        self.place_known = True
+        if not self.plan.fast_forward:
+            self.left_out = self.taken
+        if self.is_beyond(epoch):
+            self.end_quietly()
+
+    def is_beyond(self, epoch: int) -> bool:
+        return self.plan.limit == "max_epochs" and epoch >= self.plan.limit_value
+
+    def end_quietly(self) -> None:
+        self.over, self.quiet, self.stop_reason = True, True, self.plan.limit
+
+    def find_place(self) -> None:
+        """Go through the epochs, until one has more steps than are left."""
+        left = self.plan.start_step
+        while left > 0 and not self.is_beyond(self.epoch):
+            self.open_epoch()
+            lists = self.lists_of(self.promise)
+            if lists is None and not self.single_pass:
+                lists = self.lists_of(self.count_batches())
+            self.stream = None
+            if lists is None or left < lists:
+                break
+            if self.single_pass:
+                raise Undecided("a stream of one epoch has set_epoch, and ends on the way")
+            left -= lists
+            self.epoch += 1
+        self.go_to(self.epoch, left)
+
+    def count_batches(self) -> int:
+        """How many batches the epoch has that was opened."""
+        assert self.stream is not None
+        for count in itertools.count():
+            if count > 0 and self.loader_says_end() and self.world.end_of_dataloader:
+                return count
+            try:
+                self.world.fetch(self.stream)
+            except StopIteration:
+                break
+        if count == 0:
+            raise DataExhaustedError(f"epoch {self.epoch} has no batch: the dataloader is empty")
+        if self.loader_says_end():
+            raise Undecided("on the way, a loader does not say its end")
+        return count
+
+    def set_forward(self) -> None:
+        """To the place in the epoch that was opened; of a single-pass source, over all before."""
+        assert self.stream is not None
+        count = self.taken - self.left_out
+        if self.single_pass and self.plan.fast_forward:
+            count += self.epoch * (self.promise or 0)
+        try:
+            for _ in range(count):
+                self.world.fetch(self.stream)
+        except StopIteration:
+            pass  # the next request finds the end
 
     # 3.8: entering, and asking for the next batch
 
@@ -607,8 +782,10 @@ class OracleLoop:
     def chunks(self, sizes: Sizes) -> Iterator[tuple[Any, frozenset[Hashable]]]:
         if self.failure is not None:
             raise self.failed() from self.failure
-        if self.over:
+        if self.over and not self.quiet:
             raise LoopError("this run is finished; restart() begins a new one")
+        if not self.place_known and not self.over:
+            self.find_place()
         self.entry += 1
         self.reentered = self.stream is not None
         return OracleIterator(self, sizes)
@@ -616,11 +793,13 @@ class OracleLoop:
     def failed(self) -> LoopError:
         return LoopError("this run ended with an exception; restart() begins a new one")
 
-    def request(self, entry: int, sizes: Sizes) -> tuple[list[int], frozenset[Hashable]]:
+    def request(self, entry: int, sizes: Sizes) -> tuple[list[list[int]], frozenset[Hashable]]:
         if entry != self.entry:
             raise LoopError("this iterator was replaced: the loop was entered again")
         if self.failure is not None:
             raise self.failed() from self.failure
+        while self.pauses > 0:  # the step has not begun: if this raises, the run goes on
+            self.end_pause()
         try:
             if self.last_request_due:
                 self.make_last_request()
@@ -651,6 +830,8 @@ class OracleLoop:
                 raise
             self.world.rare.add("last request: error after entering again")
             return  # all batches of the epoch were had
+        if self.left_out > 0:
+            return  # 3.13: of a loader that was left as it is there may be any number
         if self.loader_says_end():
             self.warn(
                 f"epoch {self.epoch} had more batches after the one at which its loader's "
@@ -712,14 +893,16 @@ class OracleLoop:
             walk(nodes[name].dataset)
 
         walk("loader" if nodes else None)
-        self.refuse_lookahead()
+        if self.place_known:  # else it is on the way, and there may be nothing to ask for
+            self.refuse_lookahead()
         self.promise = self.read_promise()
         if self.promises.setdefault(self.epoch, self.promise) != self.promise:
             raise Undecided("an epoch that is opened anew has another length")
         if self.promise == 0:
             if self.taken > 0:
                 raise Undecided("an epoch that is opened anew promises less than was fetched of it")
-            raise DataExhaustedError(f"epoch {self.epoch} has no batch: len(dataloader) is 0")
+            how = "len(dataloader) is 0" if self.place_known else "the dataloader is empty"
+            raise DataExhaustedError(f"epoch {self.epoch} has no batch: {how}")
         self.stream = world.open()
         self.interrupted = self.reentered = False
 
@@ -750,7 +933,7 @@ class OracleLoop:
 
     def ask_new_iterator(self) -> int:
         """The epoch is opened anew and set forward over what was fetched of it."""
-        count = self.taken + len(self.ahead)
+        count = self.taken - self.left_out + len(self.ahead)
         self.open_epoch()
         assert self.stream is not None
         for _ in range(count):
@@ -767,9 +950,11 @@ class OracleLoop:
         """The next batch of the run: of this epoch, or the first one of the next."""
         if self.stream is None:
             self.open_epoch()
+            self.set_forward()
             if any(part.at_timestamp for part in single_parts(self.plan)):
                 self.triggers.wall_time = to_ns(self.world.wall_clock())
             self.last_reading = to_ns(self.world.clock())  # 2.5: training time starts here
+            self.began = True
         elif self.epoch_over:
             self.next_epoch()
         while True:
@@ -795,7 +980,7 @@ class OracleLoop:
     def next_epoch(self) -> None:
         self.epoch_over = False
         self.epoch += 1
-        self.taken = 0
+        self.taken = self.steps = self.left_out = 0
         self.open_epoch()
 
     def found_end(self) -> None:
@@ -854,7 +1039,38 @@ class OracleLoop:
         reading = to_ns(self.world.clock())
         self.elapsed += max(0, reading - self.last_reading)
         self.last_reading = max(self.last_reading, reading)
-        return self.elapsed
+        return self.elapsed - self.paused
+
+    def training_time(self) -> int:
+        """Now; while a pause lasts it stands still, and the clock need not be read."""
+        if not self.began:
+            return 0
+        return self.pause_began if self.pauses > 0 else self.read_clock()
+
+    # 4: pauses and laps
+
+    @contextlib.contextmanager
+    def pause_clock(self) -> Iterator[None]:
+        if self.pauses == 0:
+            self.pause_began = self.training_time()
+        self.pauses += 1
+        yield
+        if self.pauses > 0:  # the next request may have ended it
+            self.end_pause()
+
+    def end_pause(self) -> None:
+        if self.pauses == 1:
+            self.paused += self.read_clock() - self.pause_began
+        self.pauses -= 1
+
+    def lap(self, label: Hashable) -> tuple[int, float]:
+        """Steps and seconds since the latest step at which this label was asked for."""
+        step, time, answer = self.laps.get(label, (self.triggers.launch_step - 1, 0, None))
+        if answer is None or step != self.global_step:
+            now = self.training_time()
+            answer = (self.global_step - step, (now - time) / 1e9)
+            self.laps[label] = (self.global_step, now, answer)
+        return answer
 
     def timed(self) -> bool:
         return self.plan.limit == "max_seconds" or any(
@@ -879,12 +1095,13 @@ class OracleLoop:
         self, global_step: int, epoch_step: int, promise: int | None, horizon: int
     ) -> int | None:
         """How many steps after this one the first comes of which counting alone tells an event."""
+        last = self.lists_of(promise)
         parts = single_parts(self.plan)
         due = self.triggers.step_due
         for k in range(1, horizon + 1):
             if (
                 any(due(part, global_step + k, epoch_step + k) for part in parts)
-                or epoch_step + k + 1 == promise
+                or epoch_step + k + 1 == last
                 or (self.plan.limit == "max_steps" and global_step + k + 1 >= self.plan.limit_value)
             ):
                 return k
@@ -896,17 +1113,65 @@ class OracleLoop:
         promise = self.promise
         if self.stream is None and (not self.is_callable or self.plan.dataloader_len is not None):
             promise = self.read_promise()
-        in_epoch = self.state.epoch == self.epoch and not self.epoch_over
-        epoch_step = self.state.epoch_step if in_epoch else -1
+        epoch_step = -1 if self.epoch_over else self.steps - len(self.held) - 1
         return self.next_scheduled(self.global_step, epoch_step, promise, HORIZON)
 
+    def lists_of(self, promise: int | None) -> int | None:
+        """3.12: an epoch's last list may be shorter."""
+        return None if promise is None else math.ceil(promise / self.list_size)
+
+    def begin(self, batch: int) -> None:
+        """A step has its first batch."""
+        self.held.append(Held([batch], self.steps))
+        self.steps += 1
+
+    def complete(self, step: Held) -> None:
+        """3.12: fetch the rest of the list, which is short at the epoch's end and at an error."""
+        while len(step.batches) < self.list_size and self.pending is None:
+            if step.ends is None:
+                step.ends = self.find_end()
+            if step.ends or self.pending is not None:
+                return
+            try:
+                step.batches.append(self.fetch_here())
+            except Exception as error:  # StopIteration, too: an end that nobody foresaw
+                self.pending = error
+                what = "an end" if isinstance(error, StopIteration) else "an error"
+                where = "in a list"
+                if step.epoch_step + 1 == self.lists_of(self.promise):
+                    where = "in the list that should be its epoch's last"
+                self.world.rare.add(f"{what} {where}")
+            else:
+                step.ends = None
+
+    def __len__(self) -> int:
+        """How many steps are to come; only of plans of which that is known."""
+        plan = self.plan
+        if self.over or self.failure is not None:
+            return 0
+        if plan.limit == "max_steps":
+            return int(plan.limit_value) - self.global_step - 1
+        assert plan.limit == "max_epochs"
+        lists = self.lists_of(plan.dataloader_len)
+        assert lists is not None
+        # of the epoch that is opened, and of those to come
+        handed_over = self.steps - len(self.held)
+        return (int(plan.limit_value) - self.epoch) * lists - handed_over
+
+    def steps_since(self, name: Hashable) -> int:
+        """At a step at which it is due, its window; else the steps after that."""
+        last = self.due_at.get(name, self.plan.start_step - 1)
+        return self.global_step - last or self.windows.get(name, 0)
+
     def gather(self, sizes: Sizes) -> None:
-        """Fetch until something may be due at the last batch that is held, or no more fit."""
+        """Fetch until something may be due at the last step that is held, or no more fit."""
         most = fits(sizes, None)
         first = self.held[0].epoch_step
         foreseen = self.next_scheduled(self.global_step, first - 1, self.promise, most)
         size = self.size(sizes, foreseen)
-        while len(self.held) < size and self.pending is None:
+        if len(self.held) <= size:
+            self.complete(self.held[-1])  # after an interrupt
+        while len(self.held) < size:
             last = self.held[-1]
             if last.ends is None:
                 last.ends = self.find_end()
@@ -919,29 +1184,32 @@ class OracleLoop:
                     self.held.pop()
                     self.pending = error
                     break
-            if last.called != (False, frozenset()):
+            if last.called != (False, frozenset()) or self.pending is not None:
                 return
             try:
-                self.held.append(Held(self.fetch_here(), self.taken - 1))
+                self.begin(self.fetch_here())
             except Exception as error:  # StopIteration, too: an end that nobody foresaw
                 self.pending = error
+            else:
+                self.complete(self.held[-1])
         if not self.held:
             assert self.pending is not None
             raise self.pending
 
     def now(self, count: int, read: list[int]) -> Now:
-        """The step of the batch that is held as the count-th."""
-        batch = self.held[count - 1]
-        ends = bool(batch.ends)
-        dry = batch.ends == "seen" and self.single_pass  # 3.7: not only an epoch has ended
-        return Now(self.global_step + count, self.epoch, batch.epoch_step, ends, dry, read)
+        """The step that is held as the count-th."""
+        step = self.held[count - 1]
+        ends = bool(step.ends)
+        dry = step.ends == "seen" and self.single_pass  # 3.7: not only an epoch has ended
+        global_step = self.global_step + count
+        return Now(global_step, self.epoch, step.epoch_step, ends, dry, read, self.paused)
 
     # Section 2: one step
 
-    def step(self, sizes: Sizes) -> tuple[list[int], frozenset[Hashable]]:
+    def step(self, sizes: Sizes) -> tuple[list[list[int]], frozenset[Hashable]]:
         # 1. and 2. the batches, which are kept if a later fetch is interrupted
         if not self.held:
-            self.held.append(Held(self.fetch(), self.taken - 1))
+            self.begin(self.fetch())
         self.gather(sizes)
         read: list[int] = []
         while True:
@@ -960,7 +1228,7 @@ class OracleLoop:
             self.pending = error
             del self.held[count - 1 :]
 
-    def hand_over(self, count: int, read: list[int]) -> tuple[list[int], frozenset[Hashable]]:
+    def hand_over(self, count: int, read: list[int]) -> tuple[list[list[int]], frozenset[Hashable]]:
         plan = self.plan
         # 3. whether the epoch ends here, which may take a look
         last = self.held[count - 1]
@@ -996,7 +1264,10 @@ class OracleLoop:
         own = ([EPOCH_END] if now.epoch_end else []) + ([TRAINING_END] if reasons else [])
         names.update(name for name, joined in plan.events if set(joined) & set(own))
         self.triggers.handed_over(now, names)
-        batches = [held.batch for held in self.held[:count]]
+        for name in names:
+            self.windows[name] = now.global_step - self.due_at.get(name, self.plan.start_step - 1)
+            self.due_at[name] = now.global_step
+        lists = [step.batches for step in self.held[:count]]
         del self.held[:count]
         self.global_step = now.global_step
         self.epoch_over = now.epoch_end
@@ -1005,7 +1276,7 @@ class OracleLoop:
         if reasons:
             self.over, self.stop_reason = True, reasons[0]
         names = names - {STOP_WHEN} | {f"LoopEvents.{name}" for name in own}
-        return batches, frozenset(names)
+        return lists, frozenset(names)
 
     def reasons(self, now: Now) -> list[str]:
         """What ends training at this step, but for stop_when."""
@@ -1058,7 +1329,7 @@ class OracleLoop:
         def look() -> float:
             """Read the clock for the first who looks at elapsed in this step."""
             if not now.read:
-                now.read.append(self.read_clock())
+                now.read.append(self.training_time())
             return now.read[0] / 1e9
 
         return OracleState(
@@ -1080,6 +1351,10 @@ class LoopLike(Protocol):
     def chunks(self, sizes: Any) -> Iterator[tuple[Any, Any]]: ...
     def steps_to_next_event(self) -> int | None: ...
     def trigger(self, name: Hashable) -> None: ...
+    def steps_since(self, name: Hashable) -> int: ...
+    def __len__(self) -> int: ...
+    def lap(self, label: Hashable) -> tuple[int, float]: ...
+    def pause_clock(self) -> contextlib.AbstractContextManager[None]: ...
     def restart(self) -> object: ...
 
 
@@ -1117,10 +1392,67 @@ def trigger(loop: LoopLike, world: World, body: int) -> None:
                 world.journal.append(("trigger", name, "KeyError"))
 
 
+def look_around(loop: LoopLike, world: World) -> None:
+    """What a body asks for of the steps before and to come."""
+    plan, journal = world.plan, world.journal
+    journal.append(("next event in", loop.steps_to_next_event()))
+    if plan.limit == "max_steps" or (plan.limit == "max_epochs" and plan.dataloader_len):
+        journal.append(("steps to come", len(loop)))
+    journal.append(("windows", [loop.steps_since(name) for name, _ in plan.events]))
+
+
+def state_of(loop: LoopLike, world: World) -> object:
+    """The counters; before a run's first step its place may not be known."""
+    start = world.plan.start_step
+    if start > 0 and loop.state.global_step == start - 1:
+        return start - 1
+    return counters(loop.state)
+
+
+def laps(loop: LoopLike, world: World, body: int, when: str) -> None:
+    """The laps that are asked for at this place of a body."""
+    for lap in world.plan.laps:
+        if (lap.body, lap.when) == (body, when):
+            world.journal.append(("lap", lap.label, tuple(loop.lap(lap.label))))
+
+
+def pause(loop: LoopLike, world: World, pause: Pause) -> None:
+    """One pause of the clock in a body, with what is done in it."""
+    context = loop.pause_clock()
+    context.__enter__()
+    world.now += pause.cost
+    if pause.nested:
+        with loop.pause_clock():
+            world.now += pause.cost
+    laps(loop, world, pause.body, "pause")
+    if pause.looks:
+        world.journal.append(("in a pause", loop.state.elapsed))
+    if not pause.left_open:
+        context.__exit__(None, None, None)
+
+
 def enter(loop: LoopLike, world: World) -> Iterator[tuple[Any, Any]]:
     sizes = world.plan.entries[world.entries % len(world.plan.entries)]
     world.entries += 1
     return iter(loop) if sizes is None else loop.chunks(sizes)
+
+
+def one_body(loop: LoopLike, world: World, body: int, batch: Any, names: object) -> None:
+    """What a user does with a step."""
+    plan, journal = world.plan, world.journal
+    elapsed = loop.state.elapsed if plan.looks[body % len(plan.looks)] else None
+    journal.append(("step", batch, names, counters(loop.state), elapsed))
+    if loop.stop_reason is not None:
+        journal.append(("stop_reason", loop.stop_reason))
+    if plan.asks[body % len(plan.asks)]:
+        look_around(loop, world)
+    trigger(loop, world, body)
+    laps(loop, world, body, "begins")
+    world.now += in_turn(plan.clock.body_costs, body)
+    for each in plan.pauses:
+        if each.body == body:
+            pause(loop, world, each)
+    laps(loop, world, body, "ends")
 
 
 def one_run(
@@ -1131,11 +1463,17 @@ def one_run(
     Returns the last iterator, unless it came to its normal end, at which it stays.
     """
     plan, journal = world.plan, world.journal
-    if plan.asks[0]:
-        journal.append(("next event in", loop.steps_to_next_event()))
+    if plan.asks[0] and (plan.start_step == 0 or plan.dataloader_len is not None):
+        look_around(loop, world)
     trigger(loop, world, -1)
+    laps(loop, world, -1, "begins")
     world.now += plan.clock.launch_gap
-    iterator = enter(loop, world)
+    try:
+        iterator = enter(loop, world)
+    except Exception as error:  # 3.13: on the way to the first step
+        journal.append(raised(error))
+        journal.append(("end", loop.stop_reason))
+        return None
     world.now += plan.clock.launch_gap
     for _ in range(MAX_BODIES):
         try:
@@ -1152,21 +1490,14 @@ def one_run(
             continue
         except Exception as error:
             journal.append(raised(error))
-            journal.append(("state", counters(loop.state)))
+            journal.append(("state", state_of(loop, world)))
             break
 
         body, world.bodies = world.bodies, world.bodies + 1
         try:
-            elapsed = loop.state.elapsed if plan.looks[body % len(plan.looks)] else None
+            one_body(loop, world, body, batch, read_names(events))
         except ClockError:
             raise Undecided("the clock breaks in the body") from None
-        journal.append(("step", batch, read_names(events), counters(loop.state), elapsed))
-        if loop.stop_reason is not None:
-            journal.append(("stop_reason", loop.stop_reason))
-        if plan.asks[body % len(plan.asks)]:
-            journal.append(("next event in", loop.steps_to_next_event()))
-        trigger(loop, world, body)
-        world.now += in_turn(plan.clock.body_costs, body)
         if body in plan.leaves:
             older = iterator
             try:
@@ -1187,9 +1518,10 @@ def one_run(
 def drive(loop: LoopLike, world: World, read_names: Callable[[Any], object]) -> None:
     iterator = one_run(loop, world, read_names)
     if world.plan.restarts:
+        world.on_the_way = world.plan.start_step > 0
         loop.restart()
         world.journal.append(
-            ("restarted", counters(loop.state), loop.state.elapsed, loop.stop_reason)
+            ("restarted", state_of(loop, world), loop.state.elapsed, loop.stop_reason)
         )
         if iterator is not None:
             try:

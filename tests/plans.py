@@ -6,6 +6,7 @@ several things often happen at the same step, which is where most mistakes are.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 import warnings
@@ -23,8 +24,10 @@ from oracle import (
     Condition,
     Joined,
     Journal,
+    Lap,
     Node,
     Part,
+    Pause,
     Plan,
     Sizes,
     Source,
@@ -294,11 +297,38 @@ def triggers(draw: Draw, names: tuple[Hashable, ...]) -> tuple[tuple[int, Hashab
     if not draw(one_in(3)):
         return ()
     name = st.sampled_from((*names * 3, *EVENT_NAMES, "stop_when"))
-    body = st.sampled_from((1, 0, 2, 3, 5, 8, -1))
+    body = BODIES | st.just(-1)
     chosen = draw(st.lists(st.tuples(body, name), min_size=1, max_size=3))
     if draw(one_in(4)):
         chosen.append(chosen[0])
     return tuple(chosen)
+
+
+BODIES = st.sampled_from((1, 0, 2, 3, 5, 8))
+
+
+@st.composite
+def laps(draw: Draw, pauses: tuple[Pause, ...]) -> tuple[Lap, ...]:
+    """Of few labels, so that some are asked for again, also twice in a body."""
+    if not draw(one_in(3)):
+        return ()
+    bodies = st.sampled_from((1, 0, 2, 3, 5, 8, -1, *[pause.body for pause in pauses] * 3))
+    lap = st.builds(
+        Lap,
+        bodies,
+        st.sampled_from(("Log", ("speed", 1))),
+        st.sampled_from(("begins", "pause", "ends")),
+    )
+    return tuple(draw(st.lists(lap, min_size=1, max_size=5)))
+
+
+@st.composite
+def pauses(draw: Draw) -> tuple[Pause, ...]:
+    if not draw(one_in(3)):
+        return ()
+    costs = st.sampled_from((2, 1, 4, 0, -1))
+    pause = st.builds(Pause, BODIES, costs, one_in(3), one_in(3), one_in(3))
+    return tuple(draw(st.lists(pause, min_size=1, max_size=4)))
 
 
 @st.composite
@@ -346,12 +376,17 @@ def plans(draw: Draw, label: str) -> Plan:
     if lookahead is True and refused and not draw(one_in(10)):
         lookahead = draw(st.sampled_from((None, False)))
     entered = draw(entries())
+    start_step = draw(st.sampled_from((1, 3, 4, 2, 5, 6, 8, 13))) if draw(one_in(3)) else 0
+    if start_step > 0 and source.says_end is not None:
+        # on the way, such a loader may be believed, or its length, or what it really has
+        source = dataclasses.replace(source, promised=None, says_end="truly")
     leaves: set[int] = set()
     if len(entered) > 1 or draw(one_in(3)):
         leaves = draw(st.sets(st.sampled_from((1, 0, 2, 3, 5, 8, 12)), max_size=3))
     for fetch, error in source.raises:  # the loop is left and entered again just before
         if error == "OSError" and draw(st.booleans()):
             leaves.add(max(0, fetch - draw(st.sampled_from((1, 2, 3)))))
+    paused = draw(pauses())
     return Plan(
         source=source,
         triggers=draw(triggers(tuple(name for name, _ in events))),
@@ -361,6 +396,9 @@ def plans(draw: Draw, label: str) -> Plan:
         stop_when=stop_when,
         dataloader_len=dataloader_len,
         lookahead=lookahead,
+        batches_per_step=draw(st.sampled_from((2, 3, 1, 4, 64))) if draw(one_in(3)) else None,
+        start_step=start_step,
+        fast_forward=not (start_step > 0 and draw(one_in(3))),
         clock=clock,
         looks=tuple(draw(st.lists(one_in(3), min_size=1, max_size=3))),
         leaves=frozenset(leaves),
@@ -368,7 +406,10 @@ def plans(draw: Draw, label: str) -> Plan:
         asks=tuple(draw(st.lists(st.booleans(), min_size=1, max_size=3)))
         if draw(one_in(3))
         else (False,),
-        restarts=draw(one_in(5)),
+        laps=draw(laps(paused)),
+        pauses=paused,
+        # a single-pass source that was set forward cannot be so again
+        restarts=draw(one_in(5)) and not (start_step > 0 and source.kind == "single-pass"),
     )
 
 
@@ -455,6 +496,39 @@ TRIGGERS = (
     "of an unknown name",
     "and chunks",
 )
+LISTS = (
+    "batches_per_step",
+    "of one batch",
+    "longer than an epoch",
+    "and chunks",
+    "and an interrupt",
+    "and a source that raises",
+    "and dataloader_len",
+    "and steps_to_next_event",
+)
+STARTS = (
+    "start_step",
+    "with batches_per_step",
+    "and dataloader_len",
+    "of a stream",
+    "and set_epoch",
+    "and restart",
+    "beyond max_steps",
+    "fast_forward=False",
+    "fast_forward=False, of a length",
+)
+CLOCKS = (
+    "laps",
+    "a lap twice in a body",
+    "a lap before the first step",
+    "a lap in a pause",
+    "pauses",
+    "a nested pause",
+    "a pause that is left open",
+    "a pause, and timers",
+    "a pause, and per_launch timers",
+    "a pause, and max_seconds",
+)
 FEATURES: dict[str, tuple[str, ...]] = {
     "source": SOURCES,
     "trait": SOURCE_TRAITS,
@@ -464,6 +538,9 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "entry": ENTRIES,
     "other": OTHERS,
     "trigger": TRIGGERS,
+    "list": LISTS,
+    "start": STARTS,
+    "clock": CLOCKS,
 }
 
 
@@ -565,6 +642,50 @@ def features(plan: Plan) -> set[tuple[str, str]]:
         ("entry", "chunks(1)"): 1 in plan.entries,
     }
     chunks = [sizes for sizes in plan.entries if sizes not in (None, 1)]
+    raised = {error for _, error in source.raises}
+    sized = plan.dataloader_len is not None or bool(promised)
+    if plan.batches_per_step is not None:
+        has |= {
+            ("list", "batches_per_step"): True,
+            ("list", "of one batch"): plan.batches_per_step == 1,
+            ("list", "longer than an epoch"): plan.batches_per_step > max(source.lengths),
+            ("list", "and chunks"): bool(chunks),
+            ("list", "and an interrupt"): bool(raised - {"OSError"}),
+            ("list", "and a source that raises"): "OSError" in raised,
+            ("list", "and dataloader_len"): plan.dataloader_len is not None,
+            ("list", "and steps_to_next_event"): any(plan.asks),
+        }
+    if plan.start_step > 0:
+        has |= {
+            ("start", "start_step"): True,
+            ("start", "with batches_per_step"): plan.batches_per_step is not None,
+            ("start", "and dataloader_len"): plan.dataloader_len is not None,
+            ("start", "of a stream"): source.kind == "single-pass",
+            ("start", "and set_epoch"): any(node.has_set_epoch for node in source.nodes),
+            ("start", "and restart"): plan.restarts,
+            ("start", "beyond max_steps"): plan.limit == "max_steps"
+            and plan.start_step >= plan.limit_value,
+            ("start", "fast_forward=False"): not plan.fast_forward,
+            ("start", "fast_forward=False, of a length"): not plan.fast_forward and sized,
+        }
+    asked = [(lap.body, lap.label) for lap in plan.laps]
+    paused = {pause.body for pause in plan.pauses}
+    timers = list(filter(is_timed, single))
+    has |= {
+        ("clock", "laps"): bool(asked),
+        ("clock", "a lap twice in a body"): len(set(asked)) < len(asked),
+        ("clock", "a lap before the first step"): any(lap.body == -1 for lap in plan.laps),
+        ("clock", "a lap in a pause"): any(
+            lap.when == "pause" and lap.body in paused for lap in plan.laps
+        ),
+        ("clock", "pauses"): bool(paused),
+        ("clock", "a nested pause"): any(pause.nested for pause in plan.pauses),
+        ("clock", "a pause that is left open"): any(pause.left_open for pause in plan.pauses),
+        ("clock", "a pause, and timers"): bool(paused and timers),
+        ("clock", "a pause, and per_launch timers"): bool(paused)
+        and any(part.per_launch for part in timers),
+        ("clock", "a pause, and max_seconds"): bool(paused) and plan.limit == "max_seconds",
+    }
     if chunks:
         errors = [error for _, error in source.raises]
         called = [part.condition for part in single if part.condition is not None]
@@ -625,9 +746,7 @@ def unchanged(batch: Any) -> Any:
     return batch
 
 
-def generate(world: World, stream: Stream | None = None) -> Iterator[int]:
-    if stream is None:
-        stream = world.open()
+def generate(world: World, stream: Stream) -> Iterator[int]:
     while True:
         try:
             batch = world.fetch(stream)
@@ -636,7 +755,7 @@ def generate(world: World, stream: Stream | None = None) -> Iterator[int]:
         yield batch
 
 
-def mapped(world: World, stream: Stream | None = None) -> Iterator[int]:
+def mapped(world: World, stream: Stream) -> Iterator[int]:
     """A map over a generator: after an interrupt has ended the generator, it still can be used."""
     return map(unchanged, generate(world, stream))
 
@@ -692,7 +811,8 @@ def build_dataloader(world: World) -> Any:
 
         def call_generator() -> Iterator[int]:
             world.call_loader()
-            return mapped(world) if source.mapped else generate(world)
+            stream = world.open()  # also if nothing is asked of it
+            return mapped(world, stream) if source.mapped else generate(world, stream)
 
         return call_generator
 
@@ -805,6 +925,9 @@ def dloop_trace(plan: Plan) -> Journal:
                 stop_when=build.joined(plan.stop_when) if plan.stop_when else None,
                 dataloader_len=plan.dataloader_len,
                 lookahead=plan.lookahead,
+                batches_per_step=plan.batches_per_step,
+                start_step=plan.start_step,
+                fast_forward=plan.fast_forward,
                 clock=world.clock,
                 **arguments,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -195,12 +196,12 @@ def test_max_seconds_ends_the_run_on_all_and_its_state_is_over_on_all() -> None:
 
         clock = ManualClock()
         first = loop(0)
-        found = trace(first, lambda _: clock.advance(1 + rank))
+        found = trace(first, lambda _: clock.advance(0.1 + rank))
         again = loop(1)
         again.load_state_dict(first.state_dict())
         return found, first.stop_reason, trace(again), again.stop_reason
 
-    end = [(14, ["LoopEvents.TRAINING_END"])]  # on rank 1 the time is up at step 5
+    end = [(19, ["LoopEvents.TRAINING_END"])]  # on rank 1 the time is up at step 10
     assert same_on_all(2, run) == (end, "max_seconds", [], "max_seconds")
 
 
@@ -242,6 +243,21 @@ def test_stop_on_one_ends_all(sizes: Any) -> None:
         return seen, loop.stop_reason
 
     assert same_on_all(2, run) == (list(range(15)), "stop")
+
+
+def test_a_signal_ends_the_run_at_the_agreement_after_the_next() -> None:
+    loop = Loop(range(99), max_epochs=1, signals=[signal.SIGTERM], sync=list, sync_every=4)
+    found = trace(loop, lambda step: signal.raise_signal(signal.SIGTERM) if step == 2 else None)
+    assert found == [(7, ["LoopEvents.INTERRUPT", "LoopEvents.TRAINING_END"])]
+    assert loop.stop_reason == "SIGTERM"
+
+
+def test_a_condition_that_holds_ends_no_list() -> None:
+    holds = Event(lambda state: state.global_step == 1)
+    loop = Loop(range(12), {"C": holds}, max_epochs=1, sync=list, sync_every=6)
+    found = [(len(batches), names(due)) for batches, due in loop.chunks(4)]
+    assert found[:3] == [(4, []), (2, []), (4, [])]
+    assert "C" in found[3][1]
 
 
 def test_stop_before_the_first_step() -> None:

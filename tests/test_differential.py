@@ -113,6 +113,16 @@ def test_random_plans_run_as_in_the_oracle(label: str) -> None:
             )
             for sizes in (None, 3)
         ],
+        # a short list before a DataLengthError had EPOCH_END, and the error did not come
+        Plan(Source(lengths=(3,), promised=(5,)), "max_epochs", 1, batches_per_step=5),
+        Plan(Source(lengths=(3,), says_end="never"), "max_epochs", 1, batches_per_step=2),
+        # the end of a stream was not believed, though batches came after the interrupt
+        Plan(
+            Source("single-pass", lengths=(6,), raises=((1, "KeyboardInterrupt"),)),
+            "max_epochs",
+            1,
+            batches_per_step=64,
+        ),
     ],
 )
 def test_plans_that_failed_before_run_as_in_the_oracle(plan: Plan) -> None:
@@ -141,6 +151,10 @@ RARE = {
     ),
     "not believed: an error after an interrupt": Plan(
         fails(ONE_PASS, (2, "KeyboardInterrupt"), (3, "OSError")), "max_steps", 9
+    ),
+    "an error in a list": Plan(fails(SIZED, (1, "OSError")), "max_epochs", 2, batches_per_step=2),
+    "an end in a list": Plan(
+        Source(lengths=(3,)), "max_steps", 4, lookahead=False, batches_per_step=2
     ),
     "a condition raises at a list's last step": Plan(
         SIZED,

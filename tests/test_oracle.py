@@ -16,9 +16,11 @@ from oracle import (
     Clock,
     Condition,
     Journal,
+    Lap,
     Node,
     Now,
     Part,
+    Pause,
     Plan,
     Source,
     Triggers,
@@ -992,6 +994,178 @@ def test_steps_to_the_next_event() -> None:
     assert counts(max_seconds=6, events=window) == [4, 3, 2, 1, None, None, None, None]
 
 
+# Lists of batches_per_step
+
+
+def lists_of(journal: Journal) -> list[object]:
+    return [entry[0] for entry in of("step", journal)]
+
+
+SIZED_5 = Source(lengths=(5,), promised=(5,))
+
+
+@pytest.mark.parametrize("source", [SIZED_5, Source(lengths=(5,))])
+def test_an_epochs_last_list_is_short_and_steps_count_lists(source: Source) -> None:
+    journal = trace(source, max_epochs=2, batches_per_step=2, events=log(Part(every_n_steps=2)))
+    assert lists_of(journal) == [[0, 1], [2, 3], [4], [5, 6], [7, 8], [9]]
+    assert fired(EPOCH, journal) == [2, 5]
+    assert fired("Log", journal) == [1, 3, 5]
+
+
+def test_dataloader_len_counts_batches_and_max_steps_lists() -> None:
+    cut = trace(SIZED_5, max_steps=3, batches_per_step=2, dataloader_len=3)
+    assert lists_of(cut) == [[0, 1], [2], [3, 4]]
+    assert (fired(EPOCH, cut), fired(LAST, cut)) == ([1], [2])
+
+
+def test_an_error_comes_after_the_short_list_which_has_no_epoch_end() -> None:
+    for source in (
+        Source(lengths=(3,), promised=(4,)),
+        Source(lengths=(4,), promised=(4,), raises=((3, "OSError"),)),
+        Source(lengths=(4,), raises=((3, "OSError"),)),
+    ):
+        journal = trace(source, max_epochs=1, batches_per_step=2)
+        assert lists_of(journal) == [[0, 1], [2]]
+        assert fired(EPOCH, journal) == fired(LAST, journal) == []
+        assert of("end", journal) == [("exception",)]
+
+
+@pytest.mark.parametrize(("lookahead", "last"), [(None, []), (True, [2])])
+def test_a_streams_last_list_carries_training_end_where_its_end_is_known(
+    lookahead: bool | None, last: list[int]
+) -> None:
+    source = Source("single-pass", lengths=(5,))
+    journal = trace(source, max_steps=9, batches_per_step=2, lookahead=lookahead)
+    assert lists_of(journal) == [[0, 1], [2, 3], [4]]
+    assert fired(LAST, journal) == last
+    assert of("end", journal) == [("exhausted",)]
+
+
+def test_chunks_are_lists_of_lists_and_an_interrupted_list_is_completed() -> None:
+    source = Source(lengths=(5,), promised=(5,), raises=((3, "KeyboardInterrupt"),))
+    journal = trace(source, max_epochs=1, batches_per_step=2, entries=(2,))
+    # the epoch is opened again and gives its batches under new numbers, three of them unseen
+    assert lists_of(journal) == [[[0, 1], [2, 6]], [[7]]]
+
+
+# Runs that begin at a step; batches are numbered within their epoch, 100 for each set_epoch
+
+
+def begins(source: Source, start_step: int, **arguments: Any) -> list[object]:
+    journal = trace(source, start_step=start_step, **arguments)
+    steps: list[Any] = of("step", journal)
+    return [(batch, *state[:3]) for batch, _, state, _ in steps]
+
+
+def test_a_run_begins_at_the_place_that_follows_from_a_length() -> None:
+    three = Source(lengths=(3,), promised=(3,))
+    assert begins(three, 4, max_epochs=2) == [(1, 1, 4, 1), (2, 1, 5, 2)]
+    assert begins(three, 3, max_epochs=2)[0] == (0, 1, 3, 0)
+    assert begins(SIZED_5, 4, max_epochs=2, batches_per_step=2)[0] == ([2, 3], 1, 4, 1)
+    assert begins(LONG, 4, max_epochs=2, dataloader_len=3)[0] == (1, 1, 4, 1)
+    stream = Source("single-pass", lengths=(9,))
+    assert begins(stream, 4, max_steps=5, dataloader_len=3) == [(4, 1, 4, 1)]
+    assert begins(stream, 4, max_steps=5) == [(4, 0, 4, 4)]
+
+
+@pytest.mark.parametrize("promised", [None, (2, 4)])
+@pytest.mark.parametrize("kind", ["iterable", "callable"])
+def test_a_run_begins_at_the_place_that_going_through_the_epochs_tells(
+    kind: str, promised: tuple[int, ...] | None
+) -> None:
+    source = Source(kind, (2, 4), promised, nodes=(Node("loader"),))
+    assert begins(source, 5, max_epochs=2) == [(103, 1, 5, 3)]
+    assert begins(source, 2, max_epochs=2)[0] == (100, 1, 2, 0)
+    assert begins(source, 1, max_epochs=2)[0] == (1, 0, 1, 1)
+
+
+@pytest.mark.parametrize("promised", [None, (3,)])
+@pytest.mark.parametrize("start", [6, 99])
+def test_beyond_its_limit_a_run_is_over_and_quiet(
+    start: int, promised: tuple[int, ...] | None
+) -> None:
+    source = Source(lengths=(3,), promised=promised)
+    for limit in ({"max_epochs": 2}, {"max_steps": 6}):
+        journal = trace(source, start_step=start, **limit)
+        assert [entry[0] for entry in journal] == [
+            "end",
+            "next after the end",
+            "iter after the end",
+        ]
+        assert of("end", journal) == [tuple(limit)]
+        assert of("iter after the end", journal) == [("went on",)]
+
+
+def test_windows_and_launches_count_from_the_first_step() -> None:
+    events = (*log(Part(every_n_steps=4)), ("First", (Part(at_step=(1,), per_launch=True),)))
+    journal = trace(start_step=6, max_steps=13, events=events, asks=(True,), laps=(Lap(3, "L"),))
+    assert fired("Log", journal) == [7, 11]
+    assert fired("First", journal) == [7]
+    windows = [entry[0] for entry in of("windows", journal)]
+    assert windows == [[1, 1], [2, 2], [1, 1], [2, 2], [3, 3], [4, 4], [1, 5]]
+    assert of("lap", journal) == [("L", (4, 3.0))]
+
+
+def test_restart_begins_at_the_step_again() -> None:
+    steps = begins(Source(lengths=(3,), promised=(3,)), 4, max_steps=5, restarts=True)
+    assert steps == [(1, 1, 4, 1)] * 2
+
+
+def test_a_loader_that_is_left_as_it_is_has_a_first_epoch_that_is_shorter() -> None:
+    three = Source(lengths=(3,), promised=(3,))
+    journal = trace(three, start_step=4, max_epochs=3, fast_forward=False)
+    assert lists_of(journal) == [0, 1, 0, 1, 2]
+    assert fired(EPOCH, journal) == [5, 8]
+    assert messages("warning", journal) == []
+    # without a length that all epochs have, it begins with epoch 0
+    assert begins(Source(lengths=(3,)), 4, max_epochs=1, fast_forward=False)[0] == (0, 0, 4, 0)
+
+
+# Laps and pauses
+
+
+def test_a_lap_counts_from_the_step_at_which_its_label_was_asked_for_last() -> None:
+    laps = (Lap(-1, "a"), Lap(2, "a"), Lap(2, "a", "ends"), Lap(3, "a"), Lap(3, "b", "ends"))
+    journal = trace(max_steps=5, laps=laps, clock=Clock(fetch_costs=(2,)))
+    assert of("lap", journal) == [
+        ("a", (0, 0.0)),
+        ("a", (3, 10.0)),  # four fetches, one of them a look ahead, and two bodies
+        ("a", (3, 10.0)),
+        ("a", (1, 3.0)),
+        ("b", (4, 14.0)),
+    ]
+
+
+@pytest.mark.parametrize(("nested", "left_open"), [(False, False), (True, False), (False, True)])
+def test_a_pause_is_no_training_time_but_counts_for_the_launch(
+    nested: bool, left_open: bool
+) -> None:
+    events = (
+        *log(Part(every_n_seconds=4)),
+        ("Launch", (Part(every_n_seconds=4, per_launch=True),)),
+        ("Time", (Part(at_time=(7,), per_launch=True),)),
+        ("Moment", (Part(at_timestamp=(7,)),)),
+    )
+    pauses = (Pause(1, 2 if nested else 4, nested=nested, left_open=left_open),)
+    journal = trace(max_seconds=9, events=events, pauses=pauses, laps=(Lap(3, "a"),))
+    # a body takes a second, so that at step n the training time is n, and from step 2 on the
+    # launch's n + 4
+    assert fired("Log", journal) == [4, 8]
+    assert fired("Launch", journal) == [2, 6]
+    assert fired("Time", journal) == fired("Moment", journal) == [3]
+    assert fired(LAST, journal) == [9]
+    assert of("lap", journal) == [("a", (4, 3.0))]
+
+
+def test_in_a_pause_time_stands_still_and_the_clock_is_not_read() -> None:
+    laps = (Lap(1, "a", "pause"), Lap(1, "b", "ends"))
+    journal = trace(max_steps=2, pauses=(Pause(1, 5, looks=True),), laps=laps)
+    # with the readings where training time starts, and where the pause begins and ends; and "b"
+    assert of("clock", journal) == [(0,), (2,), (7,), (7,)]
+    assert of("in a pause", journal) == [(2.0,)]
+    assert of("lap", journal) == [("a", (2, 2.0)), ("b", (2, 2.0))]
+
+
 def unwrapped(journal: Journal) -> Journal:
     return [
         (entry[0], entry[1][0], *entry[2:])  # type: ignore[index]
@@ -1044,6 +1218,8 @@ def without_time(plan: Plan) -> Plan:
         asks=(False,),
         leaves=frozenset(),
         triggers=(),
+        laps=(),
+        pauses=(),
         restarts=False,
     )
 
@@ -1053,11 +1229,13 @@ def per_step(journal: Journal) -> dict[int, object]:
     return {state[1]: names for _, names, state, _ in of("step", journal) if names}  # type: ignore[misc]
 
 
-def flat(journal: Journal) -> list[object]:
-    batches: list[object] = []
-    for batch, *_ in of("step", journal):
-        batches += batch if isinstance(batch, list) else [batch]
-    return batches
+def flat(journal: Journal, plan: Plan) -> list[object]:
+    """What was handed over, step by step, in single steps and in lists of them."""
+    handed_over: list[object] = []
+    for each, *_ in of("step", journal):
+        step = each if plan.batches_per_step is None else each[0]  # type: ignore[index]
+        handed_over += each if isinstance(step, list) else [each]  # type: ignore[list-item]
+    return handed_over
 
 
 @given(PLANS)
@@ -1067,7 +1245,7 @@ def test_lists_of_any_size_fire_the_same_events_at_the_same_steps(plan: Plan) ->
     single = decided(dataclasses.replace(plan, entries=(None,)))
     if of("end", single) == [(None,)]:
         reject()  # the run was abandoned after the greatest number of bodies
-    assert flat(listed) == flat(single)
+    assert flat(listed, plan) == flat(single, plan)
     assert per_step(listed) == per_step(single)
     # and the source, the conditions and the warnings are the same
     for kind in ("call", "set_epoch", "iter", "next", "condition", "warning", "raised", "end"):

@@ -93,8 +93,23 @@ def resumable(plan: Plan) -> Plan:
         body_costs=tuple(map(abs, plan.clock.body_costs)),
     )
     source = dataclasses.replace(plan.source, raises=())
-    plan = dataclasses.replace(plan, source=source, clock=clock)
+    pauses = tuple(dataclasses.replace(pause, cost=abs(pause.cost)) for pause in plan.pauses)
+    plan = dataclasses.replace(plan, source=source, clock=clock, pauses=pauses, fast_forward=True)
     return with_parts(plan, plain_part)
+
+
+def without_time(plan: Plan) -> Plan:
+    """Without what depends on time, or ends a run before its limit."""
+
+    def untimed(part: Part | str) -> Part | str:
+        if isinstance(part, str):
+            return part
+        return dataclasses.replace(part, every_n_seconds=None, at_time=(), at_timestamp=(), off=())
+
+    if plan.limit == "max_seconds":
+        plan = dataclasses.replace(plan, limit="max_steps", limit_value=16)
+    plan = dataclasses.replace(plan, start_step=0, stop_when=None, pauses=(), laps=())
+    return with_parts(plan, untimed)
 
 
 def is_timed(plan: Plan) -> bool:
@@ -102,27 +117,50 @@ def is_timed(plan: Plan) -> bool:
 
 
 class Life(World):
-    """The world of one life: batches are (epoch, place in it), and a fetch costs time only once."""
+    """The world of one life: batches are (epoch, place in it), and a fetch costs time only once.
 
-    def __init__(self, plan: Plan, paid: set[tuple[int, int]], start: int, epoch: int) -> None:
+    Where a run need not begin at step 0, only set_epoch tells an epoch's number. The first epoch's
+    loader is one that somebody else has set forward to `place`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        paid: set[tuple[int, int]],
+        start: int = 5,
+        epoch: int = 0,
+        place: int = 0,
+        by_set_epoch: bool = False,
+    ) -> None:
         super().__init__(plan)
         self.now = start
         self.paid = paid
         self.first_epoch = epoch
-        self.told: int | None = None  # by set_epoch
+        self.place = place
+        self.by_set_epoch = by_set_epoch or plan.start_step > 0
+        self.epoch_told: int | None = None
         self.places: dict[int, list[int]] = {id(self.only_stream): [0, 0]}
+        if plan.source.kind == "single-pass":
+            self.forward(self.only_stream)
+
+    def forward(self, stream: Stream) -> None:
+        stream.left -= self.place
+        self.places[id(stream)][1] = self.place
+        self.place = 0
 
     def set_epoch(self, name: str, epoch: int) -> None:
-        self.told = epoch
+        self.epoch_told = epoch
 
     def epoch_to_open(self) -> int:
         if self.plan.source.kind == "single-pass":
             return 0
+        if self.by_set_epoch:
+            return self.epoch_told or 0
         return self.first_epoch + self.opened
 
     def in_epoch(self, values: tuple[int, ...]) -> int:
         """What an epoch has of its own, it has by set_epoch alone."""
-        return values[min(self.told or 0, len(values) - 1)]
+        return values[min(self.epoch_told or 0, len(values) - 1)]
 
     def length(self) -> int:
         assert isinstance(self.plan.source.promised, tuple)
@@ -132,11 +170,12 @@ class Life(World):
         if self.plan.source.kind == "single-pass":
             return self.only_stream
         epoch = self.epoch_to_open()
-        assert self.told in (None, epoch)
+        assert self.epoch_told in (None, epoch)
         self.opened += 1
         stream = Stream(self.in_epoch(self.plan.source.lengths))
         self.streams = [*getattr(self, "streams", []), stream]  # keep ids apart
         self.places[id(stream)] = [epoch, 0]
+        self.forward(stream)
         return stream
 
     def fetch(self, stream: Stream) -> Any:
@@ -188,8 +227,11 @@ def cuts(draw: plans.Draw) -> Cut:
 class Run:
     """One run of a plan, in one life or in many."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, left_alone: bool = False, by_set_epoch: bool = False) -> None:
         self.plan = plan
+        self.left_alone = left_alone  # the loader, which is set forward by somebody else
+        self.by_set_epoch = by_set_epoch
+        self.place = 0  # in the epoch that the next life begins in
         self.timed = is_timed(plan)
         self.paid: set[tuple[int, int]] = set()
         self.steps: list[tuple[Any, ...]] = []
@@ -197,8 +239,11 @@ class Run:
         self.last_fired: dict[Hashable, int] = {}
         self.next_epoch = 0  # which the next life begins in
         self.judge: Judge | None = None
+        # of a life: each label's latest lap, and its begin, as step and time
+        self.laps: dict[Hashable, tuple[int, int]] = {}
+        self.launched_at = -1, 0
 
-    def build(self, world: Life) -> Loop[Any]:
+    def build(self, world: Life, is_first: bool) -> Loop[Any]:
         plan, build = self.plan, plans.Builder(world)
         arguments: dict[str, Any] = {plan.limit: plan.limit_value}
         return Loop(
@@ -207,6 +252,9 @@ class Run:
             stop_when=build.joined(plan.stop_when) if plan.stop_when else None,
             dataloader_len=plan.dataloader_len,
             lookahead=plan.lookahead,
+            batches_per_step=plan.batches_per_step,
+            start_step=plan.start_step,
+            fast_forward=is_first or not self.left_alone,
             clock=world.clock,
             **arguments,
         )
@@ -214,29 +262,39 @@ class Run:
     def live(self, sizes: Sizes, saved: str | None, start: int, cut: Cut | None) -> str | None:
         """Live until the cut, and return the state; or to the end of the run."""
         state = json.loads(saved) if saved is not None else None
-        world = Life(self.plan, self.paid, start, self.next_epoch)
+        place = self.place if self.left_alone else 0
+        world = Life(self.plan, self.paid, start, self.next_epoch, place, self.by_set_epoch)
         with plans.use_wall_clock(world):
             return self.live_in(world, sizes, state, cut)
 
     def live_in(self, world: Life, sizes: Sizes, state: Any, cut: Cut | None) -> str | None:
-        loop = self.build(world)
+        loop = self.build(world, state is None)
         if state is not None:
             loop.load_state_dict(state)
         if self.judge is not None:
             self.judge.launched(loop)
         trigger(loop, world, -1)
-        pairs = iter(loop) if sizes is None else loop.chunks(sizes)
+        self.laps = {}
+        self.launched_at = loop.global_step, to_ns(loop.state.elapsed)
         body = 0
         try:
+            pairs = iter(loop) if sizes is None else loop.chunks(sizes)
             for batch, events in pairs:
                 body += 1
                 done = cut.done if cut is not None and cut.body == body else None
+                steps = batch if sizes is not None else [batch]
                 if done is False:
                     self.next_epoch = loop.epoch
+                    self.place = self.batches_of(steps)[0][1]
                     return json.dumps(loop.state_dict(step_done=False))
-                self.note(loop, batch if sizes is not None else [batch], events)
+                self.note(loop, steps, events)
+                self.place = self.batches_of(steps)[-1][1] + 1
+                if loop.state.epoch_end and self.plan.source.kind != "single-pass":
+                    self.place = 0
                 trigger(loop, world, body - 1)
+                self.ask_laps(loop, body - 1)
                 world.now += in_turn(self.plan.clock.body_costs, loop.global_step)
+                self.pause(loop, world)
                 self.next_epoch = loop.epoch + loop.state.epoch_end
                 goes_on = (None, self.plan.limit, "stop_when" if self.judge else None)
                 if done and loop.stop_reason in goes_on:
@@ -252,13 +310,41 @@ class Run:
             self.end = (loop.stop_reason,)
         return None
 
+    def batches_of(self, steps: list[Any]) -> list[Any]:
+        if self.plan.batches_per_step is None:
+            return steps
+        return [batch for batches in steps for batch in batches]
+
+    def ask_laps(self, loop: Loop[Any], body: int) -> None:
+        """At a body's begin, when the clock shows what it did when the step was handed over."""
+        for lap in self.plan.laps:
+            if lap.body == body:
+                now = loop.global_step, to_ns(loop.state.elapsed)
+                step, time = self.laps.get(lap.label, self.launched_at)
+                if step < now[0]:
+                    steps, seconds = loop.lap(lap.label)
+                    assert (steps, to_ns(seconds)) == (now[0] - step, now[1] - time)
+                    self.laps[lap.label] = now
+
+    def pause(self, loop: Loop[Any], world: Life) -> None:
+        for pause in self.plan.pauses:
+            if pause.body == loop.global_step:
+                context = loop.pause_clock()
+                context.__enter__()
+                world.now += pause.cost
+                if not pause.left_open:
+                    context.__exit__(None, None, None)
+                if self.judge is not None:
+                    self.judge.paused += to_ns(pause.cost * self.plan.clock.unit)
+
     def note(self, loop: Loop[Any], batches: list[Any], events: Any) -> None:
         names = frozenset(events)
         step = loop.global_step
         known = [name for name, _ in self.plan.events] + list(OWN)
         for name in known:
-            window = step - self.last_fired.get(name, -1)
-            assert loop.steps_since(name) == window, name
+            window = step - self.last_fired.get(name, self.plan.start_step - 1)
+            if self.plan.start_step == 0 or name in self.last_fired or name not in OWN:
+                assert loop.steps_since(name) == window, name
             if name in names:
                 self.last_fired[name] = step
         elapsed = loop.state.elapsed if self.timed else None
@@ -289,7 +375,7 @@ class Judge:
         self.triggers.wall_time = to_ns(WALL)
         asked = {name for body, name in self.plan.triggers if body == -1}
         self.triggers.asked = asked & set(dict(self.plan.events))
-        self.body = 0
+        self.body = self.paused = 0
 
     def handed_over(self, loop: Loop[Any], size: int, found: frozenset[Hashable]) -> None:
         state = loop.state
@@ -301,7 +387,15 @@ class Judge:
             )
         assert size == 1 or not self.triggers.asked
         reading = [to_ns(state.elapsed)] if self.timed else []
-        now = Now(state.global_step, state.epoch, state.epoch_step, state.epoch_end, False, reading)
+        now = Now(
+            state.global_step,
+            state.epoch,
+            state.epoch_step,
+            state.epoch_end,
+            False,
+            reading,
+            self.paused,
+        )
         due = self.triggers.all_due(now) | self.holding(now.global_step)
         own = {EPOCH_END} if state.epoch_end else set()
         if own & set(self.plan.stop_when or ()):
@@ -327,7 +421,7 @@ class Judge:
         }
 
 
-def judge(plan: Plan, sequence: list[Cut], sizes: Sizes) -> None:
+def judge(plan: Plan, sequence: list[Cut], sizes: Sizes, left_alone: bool) -> None:
     whole = Run(plan)
     try:
         with use_core(CORES[0]):
@@ -335,7 +429,7 @@ def judge(plan: Plan, sequence: list[Cut], sizes: Sizes) -> None:
     except ValueError:
         event("refused")
         return
-    parts, saved, start = Run(plan), None, 5
+    parts, saved, start = Run(plan, left_alone), None, 5
     for life, cut in enumerate([*sequence, None]):
         with use_core(CORES[life % len(CORES)]):
             saved = parts.live(sizes, saved, start, cut)
@@ -359,7 +453,7 @@ def test_a_run_in_lives_is_the_run_that_was_never_stopped(label: str, data: Any)
     sequence = data.draw(st.lists(cuts(), min_size=1, max_size=4))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        judge(plan, sequence, plan.entries[0])
+        judge(plan, sequence, plan.entries[0], data.draw(plans.one_in(3)))
     texts = {str(warning.message) for warning in caught}
     assert not [text for text in texts if "was saved of" in text]  # nothing has changed
 
@@ -388,6 +482,35 @@ def test_each_life_fires_what_is_due_by_its_launch_and_by_what_was_saved(
                 break
             event("resumed")
             start, sizes = cut.start, cut.sizes
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("label", plans.SOURCES)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_run_that_begins_at_a_step_is_the_rest_of_the_whole_run(label: str, data: Any) -> None:
+    plan = without_time(lasting(resumable(data.draw(plans.plans(label)))))
+    if plan.source.says_end is not None:
+        # on the way, such a loader may be believed, or its length, or what it really has
+        source = dataclasses.replace(plan.source, promised=None, says_end="truly")
+        plan = dataclasses.replace(plan, source=source)
+    start = data.draw(st.integers(1, 14))
+    whole, rest = Run(plan, by_set_epoch=True), Run(dataclasses.replace(plan, start_step=start))
+    with warnings.catch_warnings(), use_core(data.draw(st.sampled_from(CORES))):
+        warnings.simplefilter("ignore", LoopWarning)
+        try:
+            whole.live(None, None, 5, None)
+        except ValueError:
+            event("refused")
+            return
+        if whole.end != (plan.limit,) and start >= len(whole.steps):
+            event("the whole run ends before, unforeseen")
+            return
+        rest.live(None, None, 5, None)
+    event("compared")
+    assert rest.steps == whole.steps[start:]
+    if plan.source.kind != "single-pass":  # a stream that ends on the way is exhausted
+        assert rest.end == whole.end
 
 
 # ----------------------------------------------------------------------------- the ends of a run
