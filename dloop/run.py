@@ -246,7 +246,8 @@ class Run:
                 if opens and self._core_goes_on(token):
                     return -1
                 if self._fetch(token) or self.stepper.queue:
-                    self.check(token)
+                    if token is not self.stepper.token:
+                        self.check(token)
                     return 1
                 self.stop_reason = self._end_unforeseen()
                 if self.stop_reason is not None:
@@ -349,7 +350,8 @@ class Run:
         if epoch is not None and epoch.over:
             was_left = epoch.was_left
             self._leave_epoch(epoch)
-            self.check(token)
+            if token is not stepper.token:
+                self.check(token)
             epoch = None
         size = self.source.batches_per_step or 1
         taken = (stepper.step + 1 - stepper.epoch_start) * size
@@ -370,7 +372,8 @@ class Run:
         if length is not None:
             self._epoch_last = stepper.epoch_start - (-length // size) - 1
         self._epoch = opened
-        self.check(token)
+        if token is not stepper.token:
+            self.check(token)
 
     def _queue_held(self, epoch: Epoch) -> bool:
         """Put the batch that was fetched ahead, if there is one, into the queue."""
@@ -704,7 +707,8 @@ class Run:
             for companion in self._companions:
                 if step >= companion.next_step:
                     companion.at_step(self, step)
-        self.check(token)
+        if token is not stepper.token:
+            self.check(token)
 
         # What comes next
         if bits:

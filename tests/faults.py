@@ -573,8 +573,8 @@ FAULTS = [
     ),
     Fault(
         "a closed loop hands over a batch",
-        "        self.check(token)\n\n        # What comes next\n",
-        "\n        # What comes next\n",
+        "            self.check(token)\n\n        # What comes next\n",
+        "            pass\n\n        # What comes next\n",
         SHARED,
         RUN,
     ),
