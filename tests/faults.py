@@ -684,8 +684,8 @@ FAULTS = [
     ),
     Fault(
         "an iterator is doubted for ever",
-        "                if epoch.lists is None:\n                    epoch.was_interrupted = False\n",
-        "                if epoch.lists is None:\n                    pass\n",
+        "epoch.lists is None:\n                    epoch.was_interrupted = False\n",
+        "epoch.lists is None:\n                    pass\n",
         SHARED,
         RUN,
     ),
