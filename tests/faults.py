@@ -49,7 +49,7 @@ NEAREST = {  # for faults outside the cores: the tests that run before these rou
     "dloop/loader_state.py": tests_of(["wrapped_loaders", "resume"]),
     "dloop/state.py": tests_of(["state_file"]),
 }
-TIMEOUT = 150
+TIMEOUT = 300
 """Seconds after which a round is taken to hang; the longest takes about 50."""
 
 SHARED = ("python",)  # for a file that both cores use, testing with one of them is enough
