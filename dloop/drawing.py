@@ -50,18 +50,22 @@ else:
 COLUMNS = 80
 """How wide a text is at most, in characters."""
 NARROWEST = 8
-"""How narrow a column of a table may become."""
+"""How narrow a column of words becomes before one of numbers does."""
 
 WIDTH = 800
 """How wide a drawing is, in pixels."""
 LANE = 22
 """How high a lane is."""
 LETTER = 7
-"""How wide a letter is, at most on an average."""
+"""How wide a letter is on an average."""
+DIGIT = 8
+"""How wide a digit is."""
+MARGIN = 24
+"""What is left free beside a lane, for its title and its caption not to touch it."""
 LONGEST_TITLE = 32
 """How many letters of a lane's title are shown."""
 GRAIN = 2
-"""Marks that are as near as this, in pixels, are drawn as one."""
+"""Pixels: of marks that are nearer than that, one is drawn; nearer than twice that, a band is."""
 MARKS = "#3b82f6"
 """A blue that can be told from white and from black."""
 
@@ -82,8 +86,10 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[
     """
     rows = [titles, *rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    while sum(widths) + 2 * (len(widths) - 1) > COLUMNS and max(widths) > NARROWEST:
-        widths[widths.index(max(widths))] -= 1
+    while sum(widths) + 2 * (len(widths) - 1) > COLUMNS:
+        # Numbers come last, since they are hard to read in pieces
+        order = [(column not in right and w > NARROWEST, w) for column, w in enumerate(widths)]
+        widths[order.index(max(order))] -= 1
     lines = []
     for number, row in enumerate(rows):
         cells = [wrap(cell, width) for cell, width in zip(row, widths)]
@@ -136,12 +142,12 @@ def timeline(title: str, axis: Axis, lanes: Sequence[Lane], standalone: bool) ->
     """
     title_letters = max([len(shortened(lane.title, LONGEST_TITLE)) for lane in lanes], default=0)
     caption_letters = max([len(lane.caption) for lane in lanes], default=0)
-    left = 16 + title_letters * LETTER
-    right = WIDTH - 16 - caption_letters * LETTER
+    left = MARGIN + title_letters * LETTER
+    right = WIDTH - MARGIN - caption_letters * DIGIT
     lines = wrap(title, WIDTH // LETTER - 4)
     top = 12 + 18 * len(lines)
     bottom = top + LANE * len(lanes)
-    height = bottom + 44
+    height = bottom + (44 if axis.is_open else 28)
     parts = [_text(8, 20 + 18 * number, line, weight=600) for number, line in enumerate(lines)]
     plot = _Plot(axis, left, right)
     divider = "".join([f"M{plot.x(number)} {top}V{bottom}" for number in axis.dividers])
@@ -173,14 +179,14 @@ class _Plot:
         share = (number - self.axis.start) / self.size
         return f"{self.left + (self.right - self.left) * share:.1f}".removesuffix(".0")
 
-    def marks(self, next_mark: Callable[[int], int | None]) -> list[tuple[int, int]]:
-        """The first mark in each column of pixels that has any, and the column's number."""
+    def marks(self, next_mark: Callable[[int], int | None]) -> list[int]:
+        """The first mark in each column of pixels that has any."""
         columns = (self.right - self.left) // GRAIN
-        found: list[tuple[int, int]] = []
+        found: list[int] = []
         mark = next_mark(self.axis.start)
         while mark is not None and mark < self.axis.end:
+            found.append(mark)
             column = (mark - self.axis.start) * columns // self.size
-            found.append((column, mark))
             mark = next_mark(self.axis.start - (-(column + 1) * self.size // columns))
         return found
 
@@ -188,41 +194,40 @@ class _Plot:
 def _lane(plot: _Plot, lane: Lane, top: int) -> str:
     middle = top + LANE // 2
     marks = plot.marks(lane.next_mark)
+    note = "" if marks else lane.note
+    rail = plot.left + len(note) * (LETTER - 1)
     dashes = ' stroke-dasharray="2 4"' if lane.note else ""
-    parts = [
-        f"<g><title>{escape(lane.detail)}</title>",
-        f'<rect x="0" y="{top}" width="{WIDTH}" height="{LANE}" fill-opacity="0"/>',
-        _text(plot.left - 8, middle + 4, shortened(lane.title, LONGEST_TITLE), anchor="end"),
-        f'<path d="M{plot.left} {middle}H{plot.right}" stroke="currentColor" '
-        f'stroke-opacity=".35"{dashes}/>',
-        _marks(plot, marks, middle),
-        _text(WIDTH - 8, middle + 4, lane.caption, anchor="end"),
-    ]
-    if lane.note and not marks:
-        parts.append(
-            _text((plot.left + plot.right) // 2, middle - 3, lane.note, anchor="middle", size=10)
-        )
-    return "".join([*parts, "</g>"])
+    return (
+        f"<g><title>{escape(lane.detail)}</title>"
+        f'<rect x="0" y="{top}" width="{WIDTH}" height="{LANE}" fill-opacity="0"/>'
+        f"{_text(plot.left - 8, middle + 4, shortened(lane.title, LONGEST_TITLE), anchor='end')}"
+        f'<path d="M{rail} {middle}H{plot.right}" stroke="currentColor" '
+        f'stroke-opacity=".35"{dashes}/>'
+        f"{_text(plot.left, middle + 4, note, size=11) if note else ''}"
+        f"{_marks(plot, marks, middle)}"
+        f"{_text(WIDTH - 8, middle + 4, lane.caption, anchor='end')}</g>"
+    )
 
 
-def _marks(plot: _Plot, marks: list[tuple[int, int]], middle: int) -> str:
-    """A tick for each mark; a band where more than two columns side by side have one."""
-    groups: list[list[tuple[int, int]]] = []
-    for column, mark in marks:
-        if groups and groups[-1][-1][0] == column - 1:
-            groups[-1].append((column, mark))
+def _marks(plot: _Plot, marks: list[int], middle: int) -> str:
+    """A tick for each mark; a band for three and more that are close."""
+    close = 2 * GRAIN * plot.size / (plot.right - plot.left)
+    groups: list[list[int]] = []
+    for mark in marks:
+        if groups and mark - groups[-1][-1] < close:
+            groups[-1].append(mark)
         else:
-            groups.append([(column, mark)])
+            groups.append([mark])
     ticks = bands = ""
     for group in groups:
         if len(group) > 2:
-            begin = plot.left + group[0][0] * GRAIN
-            bands += f"M{begin} {middle - 7}h{len(group) * GRAIN}v14h-{len(group) * GRAIN}z"
+            begin = plot.x(group[0])
+            end = plot.x(min(group[-1] + max(1, close / 2), plot.axis.end))
+            bands += f"M{begin} {middle - 7}H{end}v14H{begin}z"
         else:
-            for _, mark in group:
-                ticks += f"M{plot.x(mark + 0.5)} {middle - 7}v14"
+            ticks += "".join([f"M{plot.x(mark + 0.5)} {middle - 7}v14" for mark in group])
     drawn = f'<path d="{ticks}" stroke="{MARKS}" stroke-width="1.5"/>' if ticks else ""
-    return drawn + (f'<path d="{bands}" fill="{MARKS}" fill-opacity=".75"/>' if bands else "")
+    return drawn + (f'<path d="{bands}" fill="{MARKS}"/>' if bands else "")
 
 
 def _axis(plot: _Plot, top: int) -> str:
@@ -230,7 +235,8 @@ def _axis(plot: _Plot, top: int) -> str:
     parts = [
         f'<path d="M{plot.left} {top}H{plot.right}" stroke="currentColor" stroke-opacity=".6"/>'
     ]
-    distance = _round(plot.size)
+    most = min(5, (plot.right - plot.left) // (len(f"{axis.end:,}") * DIGIT + MARGIN))
+    distance = _round(plot.size, most)
     numbers = range(-(-axis.start // distance) * distance, axis.end, distance)
     for number in numbers:
         x = plot.x(number + 0.5)
@@ -242,11 +248,13 @@ def _axis(plot: _Plot, top: int) -> str:
     return "".join(parts)
 
 
-def _round(size: int) -> int:
-    """A round distance, of 1, 2 or 5 times a power of ten, that fits five times at most."""
-    power: int = 10 ** max(0, len(str(size)) - 2)
-    fitting = [times * power for times in (1, 2, 5, 10) if size <= 5 * times * power]
-    return min(fitting, default=20 * power)
+def _round(size: int, most: int) -> int:
+    """A round distance, of 1, 2 or 5 times a power of ten, of which at most so many fit."""
+    distance, times = 1, 0
+    while size > most * distance:
+        distance = (1, 2, 5)[(times + 1) % 3] * 10 ** ((times + 1) // 3)
+        times += 1
+    return distance
 
 
 def _text(

@@ -127,7 +127,7 @@ class Plan:
         event          when                       fires  at steps
         -------------  -------------------------  -----  -----------------------
         Log            every 100 steps                7  99, 199, 299 ... 699
-        DropLR         at step 10000                  0
+        DropLR         at step 10,000                 0
         EPOCH_END      at the end of every epoch      3  249, 499, 749
         TRAINING_END   at the end of training         1  749
         <BLANKLINE>
@@ -182,12 +182,15 @@ class Plan:
         """The plan as a table of at most 80 columns, with the warnings below it."""
         cells = []
         for row in self.rows:
-            cells.append([_title(row.name), row.when, _times(row), _steps(row)])
-            if row.times is None and len(row.parts) > MOST_PARTS:
+            is_left_open = row.times is None and len(row.parts) > MOST_PARTS
+            when = f"any of {len(row.parts)}:" if is_left_open else row.when
+            cells.append([_title(row.name), when, _times(row), _steps(row)])
+            if is_left_open:
                 cells += [["", f"- {part.when}", _times(part), _steps(part)] for part in row.parts]
         table = drawing.table(["event", "when", "fires", "at steps"], cells, right=[2])
         warnings = drawing.paragraphs("! ", self.warnings)
-        return "\n".join([self.summary, "", table, *([""] if warnings else []), *warnings])
+        summary = drawing.paragraphs("", [self.summary])
+        return "\n".join([*summary, "", table, *([""] if warnings else []), *warnings])
 
     def _repr_html_(self) -> str:
         """The drawing and the warnings, as a notebook shows them."""
@@ -351,26 +354,19 @@ class Forecast:
         """How often the criteria fire together, at least and at most (None: nothing bounds it)."""
         course = self._course
         known = course.union(criteria)
-        counted = known.size(MOST_TERMS if parts <= MOST_PARTS else FEW_TERMS)
-        if counted is None:
+        most_terms = MOST_TERMS if parts <= MOST_PARTS else FEW_TERMS
+        counted = known.size(most_terms)
+        ends = None if self._epochs is None else self._epochs.union(criteria).size(most_terms)
+        if counted is None or (self._epochs is not None and ends is None):
             alone = [self._bounds([criterion], 1) for criterion in criteria]
             return max([least for least, _ in alone]), _total([most for _, most in alone])
-        at_least, at_most = counted, self._bound_of(known, counted)
-        if not course.is_exact:
-            at_least = self._sure(criteria)
-        if self._epochs is not None:
-            ends = self._epochs.union(criteria).size(MOST_TERMS)
-            if ends is not None:
-                at_least = max(at_least, ends)
-                if all(self._is_told_by_epochs(criterion) for criterion in criteria):
-                    return at_least, at_least
-        unknown = [criterion for criterion in criteria if course.steps_of(criterion) is None]
-        return at_least, _total([at_most, *map(self._most_of, unknown)])
-
-    def _bound_of(self, known: Union, counted: int) -> int | None:
-        """How many of these steps the run has at most."""
+        if ends is not None and all(self._is_told_by_epochs(criterion) for criterion in criteria):
+            return ends, ends
+        at_least = counted if course.is_exact else max(self._sure(criteria), ends or 0)
         is_endless = any(pattern.steps.stop == OPEN for pattern in known.patterns)
-        return None if is_endless else counted
+        unknown = [criterion for criterion in criteria if course.steps_of(criterion) is None]
+        at_most = None if is_endless else counted
+        return at_least, _total([at_most, *map(self._most_of, unknown)])
 
     def _sure(self, criteria: list[Criterion]) -> int:
         """How often they fire in any case: at the first step, and once at the end."""
@@ -431,11 +427,11 @@ class Forecast:
         if course.first == course.end:
             return "no step is left"
         if course.is_exact:
-            text = f"{words.counted(course.end - course.first, 'step')}, {course.first}"
-            text += f" to {course.end - 1}" if course.end - 1 > course.first else ""
+            text = f"{words.counted(course.end - course.first, 'step')}, {course.first:,}"
+            text += f" to {course.end - 1:,}" if course.end - 1 > course.first else ""
         elif course.end < OPEN:
             text = f"at most {words.counted(course.end - course.first, 'step')}"
-            text += f", from {course.first} on" if course.first else ""
+            text += f", from {course.first:,} on" if course.first else ""
         else:
             text = f"{self._limit()}, steps not known"
         if epochs is not None and course.length != NEVER:
@@ -501,7 +497,7 @@ class Forecast:
             if epochs is None or epochs.steps_of(criterion) is None or epochs.union([criterion]):
                 return None
             on = epochs._replace(end=OPEN)
-            return f"the run ends with epoch {epochs.end - 1}" if on.union([criterion]) else None
+            return f"the run ends with epoch {epochs.end - 1:,}" if on.union([criterion]) else None
         if course.union([criterion]):
             return None
         if isinstance(part, Event) and part.per_epoch and name in BY_STEP:
@@ -519,7 +515,7 @@ class Forecast:
                 return f"the run has {words.counted(steps, 'step')}"
             if name in BY_EPOCH:
                 epoch = course.epoch + (course.end - 1 - course.epoch_start) // (course.length or 1)
-                return f"{_ends(course)}, in epoch {epoch}"
+                return f"{_ends(course)}, in epoch {epoch:,}"
             return _ends(course)
         is_past = course.first > start
         return None if is_past else "its window has no such step"
@@ -696,7 +692,7 @@ def _total(numbers: list[int | None]) -> int | None:
 
 def _ends(course: Course) -> str:
     latest = "" if course.is_exact else " at the latest"
-    return f"the run ends at step {course.end - 1}{latest}"
+    return f"the run ends at step {course.end - 1:,}{latest}"
 
 
 def _steps_that_never_come(name: str, course: Course, criterion: Criterion) -> Iterator[str]:
@@ -712,7 +708,7 @@ def _steps_that_never_come(name: str, course: Course, criterion: Criterion) -> I
         end -= course.first
     late = [step for step in steps if step >= end]
     if late:
-        which = f"{words.listed(list(map(str, late)))} of its {len(steps)} steps"
+        which = f"{words.listed([f'{step:,}' for step in late])} of its {len(steps)} steps"
         yield f"{name}: at_step never fires at {which}, {reason}"
 
 
@@ -770,15 +766,15 @@ def _title(name: Hashable) -> str:
 def _times(row: PlanRow) -> str:
     """How often an event fires, in a few characters."""
     if row.times is not None:
-        return f"{row.times}"
+        return f"{row.times:,}"
     if row.at_most is None:
-        return f">= {row.at_least}" if row.at_least else "?"
-    return f"{row.at_least} to {row.at_most}" if row.at_least else f"<= {row.at_most}"
+        return f">= {row.at_least:,}" if row.at_least else "?"
+    return f"{row.at_least:,} to {row.at_most:,}" if row.at_least else f"<= {row.at_most:,}"
 
 
 def _steps(row: PlanRow) -> str:
     """The first few steps of an event, and the last."""
-    text = ", ".join(map(str, row.first))
+    text = ", ".join([f"{step:,}" for step in row.first])
     if not row.first or row.last in row.first or row.at_most == len(row.first):
         return text
-    return f"{text} ..." if row.last is None else f"{text} ... {row.last}"
+    return f"{text} ..." if row.last is None else f"{text} ... {row.last:,}"

@@ -168,10 +168,6 @@ class Union:
         found.append(_last_before(self.points, step))
         return max([each for each in found if each is not None], default=None)
 
-    def has(self, step: int) -> bool:
-        """Whether `step` is one of its steps."""
-        return step in self.points or any(pattern.has(step) for pattern in self.patterns)
-
     def from_on(self, step: int) -> Iterator[int]:
         """Its steps at or after `step`, in their order."""
         found = self.first_from(step)

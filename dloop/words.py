@@ -53,9 +53,9 @@ def of_part(part: Event | LoopEvents, is_joined: bool = False) -> str:
     ]
     if not texts:
         return "off"
-    window = [f"from step {part.from_step}"] if part.from_step else []
+    window = [f"from step {part.from_step:,}"] if part.from_step else []
     if part.until_step is not None:
-        window.append(f"before step {part.until_step}")
+        window.append(f"before step {part.until_step:,}")
     text = " or ".join(texts)
     if not window:
         return text
@@ -105,7 +105,7 @@ def _criterion(event: Event, name: str, value: Any) -> str:
     elif event.per_launch:
         text += " of this launch"
     if name == "every_n_steps" and event.first_at_step is not None:
-        text += f", first at step {event.first_at_step}"
+        text += f", first at step {event.first_at_step:,}"
     return text
 
 
@@ -115,17 +115,17 @@ def several(points: Any) -> tuple[Any, ...]:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things: "1 step", "2 steps"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """A number of things: "1 step", "2,000 steps"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _every(period: int, noun: str) -> str:
-    return noun if period == 1 else f"{period} {noun}s"
+    return noun if period == 1 else counted(period, noun)
 
 
 def _points(noun: str, points: Any) -> str:
-    numbers = several(points)
-    return f"{noun if len(numbers) == 1 else noun + 's'} {listed(list(map(str, numbers)))}"
+    numbers = [f"{number:,}" for number in several(points)]
+    return f"{noun if len(numbers) == 1 else noun + 's'} {listed(numbers)}"
 
 
 def listed(texts: list[str]) -> str:
