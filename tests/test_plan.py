@@ -133,7 +133,7 @@ def loops(draw: Any) -> tuple[Loop[Any], bool]:
     """A loop, and whether the length of its epochs is known."""
     length = draw(st.integers(1, 11))
     kind = draw(st.sampled_from(("sized", "unsized", "callable", "stream", "sized", "sampler")))
-    loader = {
+    loader: Any = {
         "sized": range(length),
         "unsized": Unsized(length),
         "callable": lambda: iter(range(length)),
