@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._core import LoopState, Sizes
     from .agreement import Agreement, Exchange
     from .events import BaseEvent
+    from .plan import Plan
     from .profile import Profile
     from .progress import Progress
     from .signals import StopSignals
@@ -259,9 +260,11 @@ class Loop(Generic[Batch]):
         self._steps_before = 0 if position is None else position.steps
         tick = None if self._clock is None else checks.in_nanoseconds(self._clock)
         clock = _backend.core.Clock(tick, 0 if position is None else position.elapsed)
+        self._first_place = 0, 0
         if position is not None:
             epochs = position.epoch + position.epoch_end
             epoch_steps = 0 if position.epoch_end else position.epoch_steps
+            self._first_place = epochs, epoch_steps
             self._source.resume(
                 position.loader, position.steps, epochs, epoch_steps, self._fast_forward
             )
@@ -430,6 +433,43 @@ class Loop(Generic[Batch]):
         if self._over:
             return None
         return self._run.steps_to_next_event(self._source.ends_at())
+
+    def plan(self) -> Plan:
+        """What the run will do: for each event how often it will fire and when, and what is wrong.
+
+        Steps and epochs are worked out, however many there are; timers and conditions are told in
+        words, with bounds where there are any. It is about the whole run, from its first step (0,
+        `start_step`, or where the state goes on that was loaded) to its end, whenever it is asked:
+        before, during or after. What comes unforeseen is no part of it: `stop()`, `trigger()`,
+        signals, errors, and lengths that prove wrong.
+
+        Neither the data nor the run are touched, but for `len(dataloader)`. Where the dataloader
+        has `set_epoch`, all epochs are taken to be as long as that says now.
+
+        Returns:
+            A `dloop.plan.Plan`: `print` shows a table, a notebook a drawing. It has `rows`,
+            `warnings` and `save_svg(path)`.
+
+        Example:
+            >>> from dloop import Event, Loop
+            >>> events = {"Log": Event(every_n_steps=100), "DropLR": Event(at_step=1000)}
+            >>> plan = Loop(range(300), events, max_epochs=3).plan()
+            >>> plan.rows[0].times, plan.rows[0].first, plan.rows[0].last
+            (9, (99, 199, 299), 899)
+            >>> for warning in plan.warnings:
+            ...     print(warning)
+            'DropLR': at_step=1000 never fires, the run ends at step 899
+        """
+        from .plan import forecast  # seldom asked for
+
+        return forecast(
+            self._schedule,
+            self._source,
+            self._steps_before,
+            None if self._place_is_open else self._first_place,
+            bool(self._over),
+            self._exchange is not None,
+        )
 
     def __len__(self) -> int:
         """The number of batches still to come.

@@ -544,6 +544,21 @@ class Source:
         length = self.fixed_len() if self.given_len is None else self.given_len
         return self.steps_in(length) if length else None
 
+    def expected_steps(self) -> tuple[int | None, bool]:
+        """The steps that an epoch will have, and whether that is certain of every epoch.
+
+        None where it is not known, and NEVER where the only epoch goes on as long as the run does.
+        """
+        steps = self.steps_per_epoch()
+        if steps is not None:
+            return steps, True
+        length = self.epoch_len()
+        if length is not None:
+            return self.steps_in(length), False
+        tells_its_last = self._loader is not None and loaders.tells_its_last(self._loader)
+        goes_on = self._is_stream and not self._lookahead and not tells_its_last
+        return NEVER if goes_on else None, True
+
     def steps_in_epoch(self, number: int, most: int) -> int | None:
         """The steps of an epoch, if there are no more than `most`, else None. It is gone through.
 
