@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import runpy
 import sys
@@ -14,6 +15,7 @@ import pytest
 import dloop
 from dloop.demo import iris
 from dloop.demo.__main__ import main
+from frameworks import needed
 
 
 def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -47,6 +49,34 @@ def test_the_losses_depend_on_the_seed_alone(capsys: pytest.CaptureFixture[str])
         return re.findall(r"loss .*", demo(capsys, "--epochs", "8", "--seed", seed))
 
     assert losses("1") == losses("1") != losses("2")
+
+
+def test_the_plan_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = demo(capsys, "--epochs", "3", "--plan-only")
+    assert "90 steps" in printed
+    assert "DropLR: never" in printed or "DropLR" in printed
+    assert "loss" not in printed
+
+
+def test_it_ends_with_a_profile_and_writes_a_trace(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    printed = demo(capsys, "--epochs", "3", "--trace", str(tmp_path / "trace.json"))
+    assert "waiting for data" in printed
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert {"data", "body", "OptimizerStep"} <= {event["name"] for event in trace["traceEvents"]}
+
+
+def test_a_bar_is_shown_in_a_terminal_where_tqdm_is_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main(["--epochs", "3"])
+    captured = capsys.readouterr()
+    assert "epoch 2: 100%" in captured.err
+    assert "accuracy=" in captured.err
+    assert "checkpoint" in captured.out
 
 
 def test_help_lists_the_options(
