@@ -29,7 +29,6 @@ class BatchLists:
 
     __slots__ = (
         "_end",
-        "_fetched_before",
         "_has_finder",
         "batches",
         "fell_short",
@@ -48,15 +47,6 @@ class BatchLists:
         self._has_finder = has_finder
         self.gathered: list[Any] = []
         self.fell_short = False
-        self._fetched_before = -1  # how many batches were, when an interrupt came
-
-    def note_interrupt(self) -> None:
-        """Take note of an interrupt, which may have ended the iterator."""
-        self._fetched_before = self.given + len(self.gathered)
-
-    def went_on(self) -> bool:
-        """Whether a batch has come since the interrupt."""
-        return self.given + len(self.gathered) > self._fetched_before
 
     def __iter__(self) -> Iterator[list[Any]]:
         return self

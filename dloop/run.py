@@ -321,7 +321,7 @@ class Run:
 
     def _judge_lists(self, epoch: Epoch, lists: BatchLists) -> None:
         """Learn from the lists of an epoch whether it goes on, or ends before its last step."""
-        if lists.went_on():
+        if epoch.went_on(lists):
             epoch.was_interrupted = False
         if lists.fell_short:  # that will be an error
             self._epoch_last = NEVER
@@ -439,10 +439,13 @@ class Run:
             if epoch.was_left and not self.source.single_pass:
                 epoch.must_reopen = True
                 return True
+            if epoch.lists is not None:
+                self._judge_lists(epoch, epoch.lists)
             if epoch.was_interrupted:
                 error = errors.interrupted()
                 error.__cause__ = exception
             self._queue_held(epoch)
+            self._epoch_last = NEVER  # what comes before an error is no epoch's end
         self._deferred = error, True
         return True
 
@@ -470,9 +473,7 @@ class Run:
         if not errors.is_from_outside(exception):
             return
         if self.source.single_pass:
-            epoch.was_interrupted = True
-            if epoch.lists is not None:
-                epoch.lists.note_interrupt()
+            epoch.note_interrupt()
         else:
             epoch.must_reopen = True
 

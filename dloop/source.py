@@ -51,6 +51,7 @@ class Epoch:
     """
 
     __slots__ = (
+        "_fetched_before",
         "batches",
         "end_finder",
         "ends_itself",
@@ -93,12 +94,23 @@ class Epoch:
         """Let a step take a list of so many batches, after so many were given."""
         end = NEVER if self.length is None else self.length
         has_finder = self.end_finder is not None
+        self._fetched_before = -1
         self.batches = self.lists = BatchLists(self.batches, size, end, given, has_finder)
 
     def fetched_ahead(self) -> int:
         """How many batches were fetched and not given."""
         gathered = 0 if self.lists is None else len(self.lists.gathered)
         return gathered + (self.end_finder is not None and self.end_finder.held is not MISSING)
+
+    def note_interrupt(self) -> None:
+        """Take note of an interrupt of a single-pass loader, which may have ended its iterator."""
+        self.was_interrupted = True
+        if self.lists is not None:
+            self._fetched_before = self.lists.given + self.fetched_ahead()
+
+    def went_on(self, lists: BatchLists) -> bool:
+        """Whether a batch has come since the latest interrupt."""
+        return lists.given + self.fetched_ahead() > self._fetched_before
 
     def take_held(self) -> Any:
         """The batch that was fetched and not given, or the list of them; MISSING if none was."""

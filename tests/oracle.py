@@ -657,6 +657,7 @@ class OracleLoop:
         self.epoch = 0
         self.taken = 0  # batches of this epoch that were asked for and not only looked at
         self.steps = 0  # of this epoch that have a batch
+        self.steps_done = 0  # of them, that were handed over
         self.global_step = -1
         # the source
         self.stream: Stream | None = None
@@ -715,7 +716,7 @@ class OracleLoop:
 
     def go_to(self, epoch: int, steps: int) -> None:
         """The run is at this place."""
-        self.epoch, self.steps = epoch, steps
+        self.epoch, self.steps, self.steps_done = epoch, steps, steps
         self.taken = steps * self.list_size
         self.place_known = True
         if not self.plan.fast_forward:
@@ -980,7 +981,7 @@ class OracleLoop:
     def next_epoch(self) -> None:
         self.epoch_over = False
         self.epoch += 1
-        self.taken = self.steps = self.left_out = 0
+        self.taken = self.steps = self.steps_done = self.left_out = 0
         self.open_epoch()
 
     def found_end(self) -> None:
@@ -1113,7 +1114,7 @@ class OracleLoop:
         promise = self.promise
         if self.stream is None and (not self.is_callable or self.plan.dataloader_len is not None):
             promise = self.read_promise()
-        epoch_step = -1 if self.epoch_over else self.steps - len(self.held) - 1
+        epoch_step = -1 if self.epoch_over else self.steps_done - 1
         return self.next_scheduled(self.global_step, epoch_step, promise, HORIZON)
 
     def lists_of(self, promise: int | None) -> int | None:
@@ -1155,23 +1156,25 @@ class OracleLoop:
         lists = self.lists_of(plan.dataloader_len)
         assert lists is not None
         # of the epoch that is opened, and of those to come
-        handed_over = self.steps - len(self.held)
-        return (int(plan.limit_value) - self.epoch) * lists - handed_over
+        return (int(plan.limit_value) - self.epoch) * lists - self.steps_done
 
     def steps_since(self, name: Hashable) -> int:
         """At a step at which it is due, its window; else the steps after that."""
         last = self.due_at.get(name, self.plan.start_step - 1)
         return self.global_step - last or self.windows.get(name, 0)
 
+    def foreseen(self, sizes: Sizes) -> int:
+        """How long the list can be; where an error is known to come, no epoch ends in it."""
+        promise = self.promise if self.pending is None else None
+        before = self.held[0].epoch_step - 1
+        steps = self.next_scheduled(self.global_step, before, promise, fits(sizes, None))
+        return self.size(sizes, steps)
+
     def gather(self, sizes: Sizes) -> None:
         """Fetch until something may be due at the last step that is held, or no more fit."""
-        most = fits(sizes, None)
-        first = self.held[0].epoch_step
-        foreseen = self.next_scheduled(self.global_step, first - 1, self.promise, most)
-        size = self.size(sizes, foreseen)
-        if len(self.held) <= size:
-            self.complete(self.held[-1])  # after an interrupt
-        while len(self.held) < size:
+        if len(self.held) <= self.foreseen(sizes):
+            self.complete(self.held[-1])  # after an interrupt, or the first
+        while len(self.held) < self.foreseen(sizes):
             last = self.held[-1]
             if last.ends is None:
                 last.ends = self.find_end()
@@ -1269,7 +1272,7 @@ class OracleLoop:
             self.due_at[name] = now.global_step
         lists = [step.batches for step in self.held[:count]]
         del self.held[:count]
-        self.global_step = now.global_step
+        self.global_step, self.steps_done = now.global_step, now.epoch_step + 1
         self.epoch_over = now.epoch_end
         self.last_request_due = last.ends in ("len", "said") and not self.single_pass
         self.state = self.make_state(now, bool(reasons))

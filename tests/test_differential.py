@@ -16,6 +16,7 @@ from cores import CORES, use_core
 from oracle import (
     Condition,
     Journal,
+    Node,
     Part,
     Plan,
     Source,
@@ -123,9 +124,60 @@ def test_random_plans_run_as_in_the_oracle(label: str) -> None:
             1,
             batches_per_step=64,
         ),
+        # an error within an epoch's last list was lost, and the list had EPOCH_END
+        Plan(
+            Source(lengths=(3,), promised=(3,), raises=((1, "OSError"),)),
+            "max_epochs",
+            1,
+            batches_per_step=3,
+        ),
+        # an end after an interrupt is LoopError, also one that a look finds
+        Plan(
+            Source("single-pass", lengths=(9,), raises=((5, "KeyboardInterrupt"),), mapped=True),
+            "max_steps",
+            9,
+            lookahead=True,
+            batches_per_step=4,
+        ),
+        # an error is what it is, if a batch came between an interrupt and it
+        Plan(
+            Source("single-pass", lengths=(9,), raises=((1, "KeyboardInterrupt"), (3, "OSError"))),
+            "max_steps",
+            9,
+            batches_per_step=4,
+        ),
     ],
 )
 def test_plans_that_failed_before_run_as_in_the_oracle(plan: Plan) -> None:
+    check(plan, oracle_trace(plan))
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("fast_forward", [True, False])
+@pytest.mark.parametrize("size", [None, 2])
+@pytest.mark.parametrize("start", range(1, 8))
+@pytest.mark.parametrize(
+    "source",
+    [
+        Source("single-pass", lengths=(12,)),
+        Source(lengths=(3,), promised=(3,)),
+        Source("callable", lengths=(2, 4, 3), nodes=(Node("loader"),)),
+    ],
+    ids=lambda source: source.kind,
+)
+def test_plans_that_begin_at_each_step_run_as_in_the_oracle(
+    source: Source, start: int, size: int | None, fast_forward: bool
+) -> None:
+    plan = Plan(
+        source,
+        "max_epochs",
+        3,
+        dataloader_len=3 if source.kind == "single-pass" else None,
+        batches_per_step=size,
+        start_step=start,
+        fast_forward=fast_forward,
+        asks=(True,),
+    )
     check(plan, oracle_trace(plan))
 
 
