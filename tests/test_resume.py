@@ -93,6 +93,16 @@ def resumable(plan: Plan) -> Plan:
         body_costs=tuple(map(abs, plan.clock.body_costs)),
     )
     source = dataclasses.replace(plan.source, raises=())
+    if plan.batches_per_step is not None:
+        # A step that is done counts as a full list, also if a DataLengthError comes after it
+        source = dataclasses.replace(
+            source,
+            promised=source.lengths if isinstance(source.promised, tuple) else source.promised,
+            says_end=None if source.says_end is None else "truly",
+        )
+        if plan.dataloader_len is not None and source.kind != "single-pass":
+            length = min(plan.dataloader_len, *source.lengths)
+            plan = dataclasses.replace(plan, dataloader_len=length)
     pauses = tuple(dataclasses.replace(pause, cost=abs(pause.cost)) for pause in plan.pauses)
     plan = dataclasses.replace(plan, source=source, clock=clock, pauses=pauses, fast_forward=True)
     return with_parts(plan, plain_part)
