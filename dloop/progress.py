@@ -102,8 +102,6 @@ class Progress:
     def update(self, run: Run, done: int, epoch: int) -> None:
         """Show that so many steps are done, and which epoch it is."""
         bar = self.bar
-        if bar is None:
-            return
         name, _ = run.schedule.limit
         place: float = done
         if name == "max_seconds":

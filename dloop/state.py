@@ -75,7 +75,7 @@ def start_position(steps: int, epoch: int, epoch_steps: int, epoch_end: bool) ->
         out_of_time=False,
         plan={},
         timers={},
-        windows={},
+        windows=dict.fromkeys(LoopEvents, steps - 1),
         loader=None,
         batches_per_step=None,
         asked=[],

@@ -254,6 +254,19 @@ def test_a_trace_of_the_last_steps(clock: Nanoseconds, tmp_path: Path) -> None:
             assert event["s"] == "t"
 
 
+def test_a_trace_in_the_middle_of_a_step(clock: Nanoseconds, tmp_path: Path) -> None:
+    loop = Loop(batches(clock, 6, 0.25), max_epochs=1, profile=True)
+    with loop.pause_clock():  # before the first step
+        clock.advance(1)
+    for batch, _ in loop:
+        clock.advance(1)
+        if batch == 1:
+            loop.profile.save_trace(tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert [event["name"] for event in trace["traceEvents"]].count("body") == 1
+    assert loop.profile.paused == 1
+
+
 def test_ranks_are_processes_in_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.distributed", None)
     monkeypatch.setitem(sys.modules, "jax", None)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -270,6 +271,35 @@ def test_a_bar_that_is_given_is_closed_with_the_run_alone() -> None:
     list(loop)
     assert (bar.total, bar.n, bar.is_closed) == (10, 10, True)
     assert Bar.made == [bar]
+
+
+def test_a_bar_that_is_given_shows_seconds_as_it_is() -> None:
+    bar = Bar(total=3, initial=0)
+    clock = ManualClock()
+    for _ in Loop(range(9), max_seconds=2, clock=clock, progress=bar):
+        clock.advance(1)
+    assert (bar.n, bar.total, bar.is_closed) == (2, 3, True)
+
+
+class File:
+    """Stands in for a terminal, or a file."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        self.isatty = lambda: is_terminal
+
+
+@pytest.mark.parametrize(("is_terminal", "most"), [(True, 1000), (False, 20)])
+def test_true_takes_the_tqdm_that_suits_and_spares_files(
+    is_terminal: bool, most: int, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tqdm(Bar):
+        fp = File(is_terminal)
+
+    monkeypatch.setitem(sys.modules, "tqdm.auto", SimpleNamespace(tqdm=Tqdm))
+    for _ in Loop(range(500), max_epochs=1, progress=True):
+        clock.advance(0.2)
+    (bar,) = Bar.made
+    assert most / 50 < len(bar.shown) <= most
 
 
 @pytest.mark.parametrize(("rank", "bars"), [("0", 1), ("1", 0)])

@@ -353,8 +353,7 @@ class Run:
         known = [name for name, _ in self.plan.events] + list(OWN)
         for name in known:
             window = step - self.last_fired.get(name, self.plan.start_step - 1)
-            if self.plan.start_step == 0 or name in self.last_fired or name not in OWN:
-                assert loop.steps_since(name) == window, name
+            assert loop.steps_since(name) == window, name
             if name in names:
                 self.last_fired[name] = step
         elapsed = loop.state.elapsed if self.timed else None

@@ -271,3 +271,9 @@ def test_an_interrupt_skips_only_what_came_in_this_launch() -> None:
     seen += [10, 11] if not seen else []
     seen += [batch for batch, _ in loop]
     assert seen == [10, 11, 12, 13]
+
+
+def test_windows_count_from_the_first_step() -> None:
+    loop = Loop(range(4), {"E": Event(at_step=7)}, max_epochs=3, start_step=5)
+    found = [(loop.steps_since("E"), loop.steps_since(LoopEvents.TRAINING_END)) for _ in loop]
+    assert found[:4] == [(1, 1), (2, 2), (3, 3), (1, 4)]
