@@ -151,6 +151,31 @@ def test_a_state_between_two_interrupts_can_be_loaded(enter: str) -> None:
 
 @by_entry
 @pytest.mark.parametrize("way", ["close", "restart"])
+@pytest.mark.parametrize("place", ["set_epoch", "after the last batch"])
+def test_a_loader_that_ends_its_loop_between_two_epochs(place: str, way: str, enter: str) -> None:
+    class Loader:
+        def set_epoch(self, epoch: int) -> None:
+            if epoch == 1 and place == "set_epoch":
+                getattr(loop, way)()
+
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[int]:
+            yield from range(2)
+            if place == "after the last batch":
+                getattr(loop, way)()
+
+    loop = Loop(Loader(), max_epochs=3)
+    batches = []
+    with pytest.raises(LoopError, match={"close": "closed", "restart": "replaced"}[way]):
+        for batch, _ in ENTER[enter](loop):
+            batches.append(batch)
+    assert len(batches) == (2 if enter == "steps" else 1)
+
+
+@by_entry
+@pytest.mark.parametrize("way", ["close", "restart"])
 @pytest.mark.parametrize("at", range(4))
 @pytest.mark.parametrize("given_len", [4, None])
 def test_a_generator_that_closes_its_loop_ends_it_with_an_error(
