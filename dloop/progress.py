@@ -61,8 +61,8 @@ class Progress:
         """Open a bar, which is shown until what is returned is freed; None if there is none."""
         if self._make is None and self._given is None:
             return None
-        if self.bar is not None and self.bar is not self._given:
-            self.bar.close()
+        if self.bar is not None:
+            self.leave(run)
         step = run.stepper.step + 1
         name, limit = run.schedule.limit
         by_time = name == "max_seconds"

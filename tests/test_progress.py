@@ -16,6 +16,7 @@ import pytest
 
 from dloop import Event, Loop, progress
 from frameworks import needed
+from interpreter import needs_reference_counts
 from loops import ENTER, Enter
 from manual_clock import ManualClock
 
@@ -198,6 +199,7 @@ def test_without_a_bar_a_postfix_is_taken_too() -> None:
 # How it ends
 
 
+@needs_reference_counts
 @pytest.mark.parametrize("way", ["break", "raise", "stop", "close", "with", "source", "restart"])
 def test_it_is_closed_on_any_exit(way: str) -> None:
     def source() -> Iterator[int]:
