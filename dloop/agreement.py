@@ -147,8 +147,12 @@ class Agreement:
         values = [value for each in own.values() for value in (each, -each)]
         most = self._at_once("begin", values)
         self._is_compared = True
+        unit = 10**9 if name == "max_seconds" else 1
+        units = {"global_step": 1, "sync_every": 1, name: unit}
         differing = [
-            f"{title} ({-low} to {high})" if title in ("global_step", name, "sync_every") else title
+            f"{title} ({-low / units[title]:.15g} to {high / units[title]:.15g})"
+            if title in units
+            else title
             for title, high, low in zip(own, most[::2], most[1::2])
             if high != -low
         ]
@@ -202,10 +206,14 @@ class Agreement:
             self._wanted[place] = self._wanted.get(place, 0) | bits
 
     def wanted(self, step: int) -> int:
-        """The bits of those that `step`, the latest, and the steps before have not delivered."""
+        """The bits of those that were not delivered up to `step`.
+
+        They are delivered at the next agreement, or at a limit's last step before it.
+        """
         bits = 0
         for place, wanted in self._wanted.items():
-            if not (place < self._collected_at <= step):
+            is_delivered = place + self._every <= step or place < self._collected_at <= step
+            if not is_delivered:
                 bits |= wanted
         return bits
 

@@ -24,7 +24,7 @@ class BatchLists:
 
     Attributes:
         gathered: the batches of the next list that were fetched; an exception leaves them here.
-        fell_short: whether the epoch has ended before as many batches as it has.
+        fell_short: whether the batches have ended before the epoch's length.
     """
 
     __slots__ = (

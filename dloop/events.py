@@ -92,7 +92,7 @@ class _NotGiven:
 
 _NOT_GIVEN: Any = _NotGiven()
 
-_CRITERIA = (
+CRITERIA = (
     "condition_function",
     "every_n_steps",
     "at_step",
@@ -102,8 +102,9 @@ _CRITERIA = (
     "every_n_epochs",
     "at_epoch",
 )
+"""The parameters of Event that say when it is due, in the order in which they are told."""
 _DEFAULTS: dict[str, object] = {
-    **dict.fromkeys(_CRITERIA),
+    **dict.fromkeys(CRITERIA),
     "first_at_step": None,
     "from_step": 0,
     "until_step": None,
@@ -254,7 +255,7 @@ class Event(BaseEvent):
         _check_together(given, modifiers)
         left = {name for name in given if getattr(self, name) is not None}
         for name in modifiers:
-            if not left.intersection(_BEARS_UPON.get(name, _CRITERIA)):
+            if not left.intersection(_BEARS_UPON.get(name, CRITERIA)):
                 modifiers[name] = _DEFAULTS[name]  # it bears upon nothing that is left
         self.first_at_step: Final[int | None] = modifiers["first_at_step"]
         self.from_step: Final[int] = modifiers["from_step"]
@@ -357,7 +358,7 @@ def _event(values: tuple[object, ...]) -> Event:
 def _check_together(given: dict[str, Any], modifiers: dict[str, Any]) -> None:
     """Refuse a modifier without a criterion that it bears upon, and others that contradict."""
     if not given:
-        raise ValueError(f"Event(): pass at least one of {', '.join(_CRITERIA)}; None is off")
+        raise ValueError(f"Event(): pass at least one of {', '.join(CRITERIA)}; None is off")
     start, stop = modifiers["from_step"], modifiers["until_step"]
     if stop is not None and stop <= start:
         raise ValueError(f"until_step={stop}: pass a step above from_step={start}")

@@ -229,14 +229,14 @@ class Loop(Generic[Batch]):
         self._start_step = checks.count("start_step", start_step, 0)
         self._fast_forward = checks.flag("fast_forward", fast_forward)
         self._is_alone = sync is False
-        self._exchange, self._sync_every = _exchange(sync, sync_every)
-        self._progress = None if progress is None or progress is False else _progress(progress)
-        self._profile_steps = _profile_steps(profile)
+        self._exchange, self._sync_every = _checked_exchange(sync, sync_every)
+        self._progress = _checked_progress(progress)
+        self._profile_steps = _checked_profile(profile)
         self._on_exception = 0
         if on_exception == "event":
             for member in (LoopEvents.EXCEPTION, LoopEvents.TRAINING_END):
                 self._on_exception |= self._schedule.due_with(member)
-        self._signals = _signals(signals, self._interrupt)
+        self._signals = _checked_signals(signals, self._interrupt)
         if state_file is not None and not isinstance(state_file, (str, PathLike)):
             raise TypeError(f"state_file={checks.shown(state_file)}: pass a path")
         self._state_file = state_file
@@ -268,19 +268,8 @@ class Loop(Generic[Batch]):
             self._source.resume(
                 position.loader, position.steps, epochs, epoch_steps, self._fast_forward
             )
-        if self._exchange is not None and agreement is None:
-            from .agreement import Agreement
-
-            exchange = self._exchange
-            if self._profile is not None:
-                exchange = self._profile.around_exchange(exchange)
-            agreement = Agreement(
-                exchange,
-                self._sync_every,
-                self._schedule,
-                self._source.batches_per_step,
-                self._steps_before,
-            )
+        if agreement is None:
+            agreement = self._new_agreement()
         if agreement is not None:
             self._source.agree = agreement.epoch_length
         self._run = Run(
@@ -294,6 +283,23 @@ class Loop(Generic[Batch]):
         )
         # By label, the latest lap's last step, the training time there, and the lap
         self._laps: dict[Hashable, tuple[int, int, Lap]] = {}
+
+    def _new_agreement(self) -> Agreement | None:
+        """What lets this run agree with other processes; None where there are none."""
+        if self._exchange is None:
+            return None
+        from .agreement import Agreement
+
+        exchange = self._exchange
+        if self._profile is not None:
+            exchange = self._profile.around_exchange(exchange)
+        return Agreement(
+            exchange,
+            self._sync_every,
+            self._schedule,
+            self._source.batches_per_step,
+            self._steps_before,
+        )
 
     def _start_position(self) -> Position:
         """The position after `start_step` steps, as far as lengths tell it."""
@@ -554,7 +560,9 @@ class Loop(Generic[Batch]):
     def progress(self) -> Progress:
         """The bar of `progress=`, whose `set_postfix` also takes what it is given without a bar."""
         if self._progress is None:
-            self._progress = _progress(False)
+            from .progress import Progress
+
+            self._progress = Progress(None, None)
         return self._progress
 
     @property
@@ -781,7 +789,7 @@ class Loop(Generic[Batch]):
             epoch_end=epoch_end,
             elapsed=run.time_to_save(),
             out_of_time=not undone and out_of_time,
-            plan=self._plan(),
+            plan=self._made_of(),
             timers=timers,
             windows={
                 **dict.fromkeys(self._schedule.events, self._steps_before - 1),
@@ -800,7 +808,7 @@ class Loop(Generic[Batch]):
             else self._schedule.names_of(run.agreement.wanted(done - 1)),
         )
 
-    def _plan(self) -> dict[str, Any]:
+    def _made_of(self) -> dict[str, Any]:
         from .state import described
 
         stop_when = self._schedule.stop_when
@@ -834,7 +842,7 @@ class Loop(Generic[Batch]):
                 f"batches_per_step={self._source.batches_per_step}: the state was saved with "
                 f"{position.batches_per_step}; pass the same, so that its steps are as long"
             )
-        changed = changes(position.plan, self._plan())
+        changed = changes(position.plan, self._made_of())
         if changed:
             warn(f"the loop is not what the state was saved of: {'; '.join(changed)}")
         self._source.close()
@@ -987,7 +995,7 @@ class Guard:
         return True
 
 
-def _signals(
+def _checked_signals(
     given: Iterable[SupportsIndex], request_stop: Callable[[str], object]
 ) -> StopSignals | None:
     if given == ():
@@ -997,13 +1005,15 @@ def _signals(
     return StopSignals(checked_signals(given), request_stop)
 
 
-def _progress(given: object) -> Progress:
+def _checked_progress(given: object) -> Progress | None:
+    if given is None or given is False:
+        return None
     from .progress import checked
 
     return checked(given)
 
 
-def _profile_steps(given: object) -> int:
+def _checked_profile(given: object) -> int:
     if given is False:
         return 0
     from .profile import LAST_STEPS
@@ -1011,7 +1021,7 @@ def _profile_steps(given: object) -> int:
     return LAST_STEPS if given is True else checks.count("profile", given)
 
 
-def _exchange(
+def _checked_exchange(
     sync: Exchange | Callable[[list[int]], Sequence[int]] | Literal[False] | None,
     sync_every: SupportsIndex | None,
 ) -> tuple[Exchange | None, int]:

@@ -6,7 +6,7 @@ from collections import namedtuple
 from itertools import islice
 
 from . import checks, drawing, words
-from .events import Event, LoopEvents
+from .events import CRITERIA, Event, LoopEvents
 from .progressions import Pattern, Union, progression
 from .schedule import NEVER
 
@@ -675,7 +675,7 @@ def _criteria(parts: Sequence[Event | LoopEvents]) -> list[Criterion]:
         if isinstance(part, LoopEvents):
             found.append(Criterion(part.name, part))
         else:
-            names = [name for name in words.CRITERIA if getattr(part, name) is not None]
+            names = [name for name in CRITERIA if getattr(part, name) is not None]
             found += [Criterion(name, part) for name in names]
     return found
 

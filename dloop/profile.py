@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LAST_STEPS = 1000
 """How many steps a trace has, unless it is said."""
 MOST_SETS = 200
-"""How many sets of events are told apart; of further ones the steps count as quiet."""
+"""How many sets of events have their costs told; further ones are left out."""
 _FINE = 5
 """A histogram has `2**_FINE` bins from one power of two to the next, so that they are 3 % wide."""
 
@@ -122,7 +122,7 @@ class Profile:
     them: see the README.
 
     Attributes:
-        steps: the steps that are done, in this process.
+        steps: the steps that were handed over, in this process.
         held: the step that an interrupt has kept from being handed over, or None.
 
     Example:
@@ -179,11 +179,9 @@ class Profile:
         self._pauses = max(0, self._pauses - 1)
 
     def _close_pause(self, now: int) -> None:
-        if self._pause_began is not None:
-            self._paused += now - self._pause_began
-            if self._current is not None:
-                self._current.pauses.append((self._pause_began, now))
-            self._pause_began = None
+        if self._pause_began is not None and self._current is not None:
+            self._current.pauses.append((self._pause_began, now))
+        self._pause_began = None
 
     def ask(self) -> int:
         """A step is asked for, so that the body before is done."""
@@ -197,6 +195,7 @@ class Profile:
         step.ended = now
         duration = now - step.began
         self._bodies.add(duration)
+        self._paused += sum([end - begin for begin, end in step.pauses])
         if not step.names:
             self._quiet.add(duration)
             return now
@@ -251,17 +250,17 @@ class Profile:
 
     @property
     def waiting(self) -> float:
-        """The time in which the source made batches."""
+        """The time in which epochs were opened and batches made."""
         return self._waits.total / 1e9
 
     @property
     def bodies(self) -> float:
         """The time in bodies, without that in pauses."""
-        return max(0, self._bodies.total - self._paused) / 1e9
+        return (self._bodies.total - self._paused) / 1e9
 
     @property
     def paused(self) -> float:
-        """The time in `loop.pause_clock()`."""
+        """The time of bodies that was in `loop.pause_clock()`."""
         return self._paused / 1e9
 
     @property
@@ -271,7 +270,7 @@ class Profile:
 
     @property
     def other(self) -> float:
-        """The rest: dloop itself, and what opens the epochs."""
+        """The rest: conditions, and dloop itself."""
         return max(0.0, self.total - self.waiting - self.bodies - self.paused - self.agreement)
 
     @property

@@ -153,14 +153,12 @@ BY_TIME = "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}{postfix}]"
 
 
 def checked(progress: object) -> Progress:
-    """The argument `progress`, checked.
+    """The argument `progress`, where a bar is asked for.
 
     Raises:
         ImportError: a bar is asked for, and tqdm is not installed.
         TypeError: it is something else than it may be.
     """
-    if progress is None or progress is False:
-        return Progress(None, None)
     if rank_among_several() not in (None, 0):
         return Progress(None, None)
     if progress is True:

@@ -402,16 +402,16 @@ class Run:
         try:
             if epoch is not None and epoch.over:
                 self._leave_epoch(epoch)
+            if self.agreement is not None:
+                self.agreement.discard()
+            for companion in self._companions:
+                companion.finish(self)
         except Exception as exception:
             self._end_with(exception)
             raise
         finally:
             self._let_go()
             self.source.forget()
-        if self.agreement is not None:
-            self.agreement.discard()
-        for companion in self._companions:
-            companion.finish(self)
 
     def fail_step(self, token: Token, exception: BaseException) -> None:
         """Undo the step that was being made, for an exception that the source did not raise.

@@ -86,13 +86,12 @@ def as_dict(position: Position, names: list[Hashable]) -> dict[str, Any]:
     """The position in plain values; `names` are those of the events, in their order."""
     keys: dict[Hashable, Any] = {}
     for place, name in enumerate(names):
-        keys[name] = _tagged(name)
-        if keys[name] is None:
+        keys[name] = key_of(name, place)
+        if keys[name][0] == "position":
             warn(
                 f"event {checks.shown(name)}: a state cannot hold a name of this kind; the event "
                 f"goes by its position, {place}"
             )
-            keys[name] = ["position", place]
     own = [*names, *LoopEvents]
     keys.update({member: _tagged(member) for member in LoopEvents})
     return {

@@ -11,7 +11,6 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 
@@ -50,7 +49,7 @@ def torch_distributed(group: Any = None) -> TorchExchange:
     return TorchExchange(group)
 
 
-class TorchExchange:
+class TorchExchange:  # pragma: no cover (it runs in other processes)
     """An all-reduce that is begun, and waited for later."""
 
     def __init__(self, group: Any) -> None:
@@ -103,12 +102,16 @@ def mpi(comm: Any = None) -> MpiExchange:
 
     Raises:
         ImportError: mpi4py is not installed.
+
+    Example:
+        with Loop(data, max_steps=10_000, sync=dloop.sync.mpi(), sync_every=50) as loop:
+            ...
     """
     package = _imported("mpi4py.MPI", "mpi() needs mpi4py: pip install mpi4py")
     return MpiExchange(package, (package.COMM_WORLD if comm is None else comm).Dup())
 
 
-class MpiExchange:
+class MpiExchange:  # pragma: no cover (it runs in other processes)
     """An all-reduce that is begun, and waited for later."""
 
     def __init__(self, package: Any, comm: Any) -> None:
@@ -135,7 +138,7 @@ class MpiExchange:
         return list(self._received)
 
 
-def jax_processes() -> Callable[[list[int]], list[int]]:
+def jax_processes() -> JaxExchange:
     """The processes of `jax.distributed`, by `jax.experimental.multihost_utils`.
 
     What JAX offers publicly waits for all processes at each exchange, so that `sync_every` should
@@ -143,19 +146,29 @@ def jax_processes() -> Callable[[list[int]], list[int]]:
 
     Raises:
         ImportError: JAX is not installed.
+
+    Example:
+        loop = Loop(data, max_steps=10_000, sync=dloop.sync.jax_processes(), sync_every=500)
     """
     multihost_utils = _imported(
         "jax.experimental.multihost_utils", "jax_processes() needs JAX: pip install jax"
     )
-    numpy: Any = import_module("numpy")  # JAX needs it
+    return JaxExchange(multihost_utils)
 
-    def maximum(values: list[int]) -> list[int]:
+
+class JaxExchange:  # pragma: no cover (it runs in other processes)
+    """What all processes have is gathered, and each takes the maximum."""
+
+    def __init__(self, multihost_utils: Any) -> None:
+        self._gather = multihost_utils.process_allgather
+
+    def __call__(self, values: list[int]) -> list[int]:
+        """Wait for the others, and return the maximum."""
+        numpy: Any = import_module("numpy")  # JAX needs it
         halves = numpy.array(values, numpy.int64).view(numpy.int32)  # JAX has no int64 by default
-        gathered = numpy.ascontiguousarray(multihost_utils.process_allgather(halves))
+        gathered = numpy.ascontiguousarray(self._gather(halves))
         found: list[int] = gathered.reshape(-1, halves.size).view(numpy.int64).max(0).tolist()
         return found
-
-    return maximum
 
 
 def rank_among_several() -> int | None:
@@ -164,7 +177,9 @@ def rank_among_several() -> int | None:
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() if distributed.get_world_size() > 1 else None
     jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    # Older versions do not tell, and to ask for their processes would begin their backends
+    is_initialized = getattr(getattr(jax, "distributed", None), "is_initialized", None)
+    if jax is not None and is_initialized is not None and is_initialized():
         return jax.process_index() if jax.process_count() > 1 else None
     for size, rank in (
         ("WORLD_SIZE", "RANK"),

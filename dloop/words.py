@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import checks
-from .events import Event, LoopEvents
+from .events import CRITERIA, Event, LoopEvents
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,18 +19,6 @@ MEMBERS = {
     "INTERRUPT": "on an interrupt",
     "EXCEPTION": "on an exception",
 }
-CRITERIA = (
-    "condition_function",
-    "every_n_steps",
-    "at_step",
-    "every_n_seconds",
-    "at_time",
-    "at_timestamp",
-    "every_n_epochs",
-    "at_epoch",
-)
-"""The criteria of an Event, in the order in which they are told."""
-
 COUNTED_OTHERWISE = (
     ("per_epoch", ("every_n_steps", "at_step")),
     ("per_launch", ("every_n_steps", "at_step", "every_n_seconds", "at_time")),

@@ -1101,8 +1101,8 @@ FAULTS = [
     ),
     Fault(
         "an exchange is left unfinished at the end",
-        "            self.agreement.discard()\n        for companion in",
-        "            pass\n        for companion in",
+        "                self.agreement.discard()\n            for companion in",
+        "                pass\n            for companion in",
         SHARED,
         RUN,
     ),
@@ -1122,7 +1122,7 @@ FAULTS = [
     ),
     Fault(
         "what a condition asked for comes twice",
-        "            if not (place < self._collected_at <= step):\n",
+        "            if not is_delivered:\n",
         "            if True:\n",
         SHARED,
         AGREEMENT,

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -394,6 +395,32 @@ def test_a_state_before_the_place_of_start_step_is_agreed_upon_is_refused() -> N
     assert loop.state_dict()["epoch"] == 1
 
 
+def test_what_was_delivered_is_not_asked_again_after_a_resume_without_the_latest_step() -> None:
+    def begin() -> Loop[int]:
+        events = {"C": Event(lambda state: state.global_step == 2)}
+        return Loop(range(30), events, max_steps=30, sync=list, sync_every=4)
+
+    loop = begin()
+    for batch, due in loop:
+        assert ("C" in due) == (batch == 7)
+        if batch >= 11:
+            resumed = begin()
+            resumed.load_state_dict(loop.state_dict(step_done=False))
+            assert [step for step, names in trace(resumed) if "C" in names] == []
+
+
+def test_an_exchange_that_fails_when_the_run_is_over_is_an_error() -> None:
+    class Broken(Ahead):
+        def finish(self) -> list[int]:
+            if len(self._fleet.sent[0]) == 3:  # the one of the agreement at step 3
+                raise TimeoutError
+            return super().finish()
+
+    loop = Loop(iter(range(6)), max_steps=9, sync=Broken(Fleet(1), 0), sync_every=4)
+    with pytest.warns(LoopWarning, match="ran dry"), pytest.raises(TimeoutError):
+        trace(loop)
+
+
 # Before the first step
 
 
@@ -715,6 +742,97 @@ def test_a_run_that_looks_distributed_is_warned_of_on_rank_0(
         monkeypatch.setenv(rank, "0")
         monkeypatch.setenv(size, "1")
         list(Loop(range(3), **arguments))
+
+
+def test_limits_of_time_are_told_in_seconds() -> None:
+    def run(rank: int, exchange: Any) -> None:
+        list(Loop([0], max_seconds=1.5 + rank, sync=exchange, sync_every=5))
+
+    for error in on_all(2, run):
+        assert str(error) == "sync: the processes differ in their max_seconds (1.5 to 2.5)"
+
+
+def torch_with(backend: str, world_size: int = 2, rank: int = 0) -> Any:
+    """Stands in for torch.distributed; a group is its backend."""
+    made: list[str] = []
+
+    def new_group(backend: str) -> str:
+        made.append(backend)
+        return f"{backend}, number {len(made)}"
+
+    return SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: bool(backend),
+        get_world_size=lambda: world_size,
+        get_rank=lambda: rank,
+        get_backend=str,
+        get_backend_config=str,
+        group=SimpleNamespace(WORLD=backend),
+        new_group=new_group,
+        made=made,
+    )
+
+
+@pytest.mark.no_core
+def test_a_gloo_group_is_made_once_where_the_default_group_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for backend, made in (("nccl", ["gloo"]), ("gloo", []), ("cpu:gloo,cuda:nccl", [])):
+        torch = torch_with(backend)
+        monkeypatch.setitem(sys.modules, "torch.distributed", torch)
+        for _ in range(2):
+            assert callable(sync.torch_distributed().start)
+        assert torch.made == made
+    with pytest.raises(ValueError, match="group: its backend is nccl; pass one that has gloo"):
+        sync.torch_distributed("nccl")
+    assert callable(sync.torch_distributed("gloo").start)
+    monkeypatch.setitem(sys.modules, "torch.distributed", torch_with(""))
+    with pytest.raises(RuntimeError, match=r"call torch.distributed.init_process_group"):
+        sync.torch_distributed()
+
+
+@pytest.mark.no_core
+def test_mpi_takes_a_duplicate_of_the_communicator(monkeypatch: pytest.MonkeyPatch) -> None:
+    duplicated: list[str] = []
+    world = SimpleNamespace(Dup=lambda: duplicated.append("world"))
+    other = SimpleNamespace(Dup=lambda: duplicated.append("other"))
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", SimpleNamespace(COMM_WORLD=world))
+    sync.mpi()
+    sync.mpi(other)
+    assert duplicated == ["world", "other"]
+
+
+@pytest.mark.no_core
+def test_jax_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    utilities = SimpleNamespace(process_allgather=None)
+    monkeypatch.setitem(sys.modules, "jax.experimental.multihost_utils", utilities)
+    assert callable(sync.jax_processes())
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize(
+    ("torch", "jax", "rank"),
+    [
+        (torch_with("gloo", 4, 3), None, 3),
+        (torch_with("gloo", 1, 0), None, None),
+        (torch_with(""), None, None),
+        (SimpleNamespace(is_available=lambda: False), None, None),
+        (None, {"is_initialized": lambda: True}, 1),
+        (None, {"is_initialized": lambda: False}, None),
+        (None, {}, None),  # an older version
+    ],
+)
+def test_a_framework_that_is_there_tells_the_rank(
+    torch: Any, jax: dict[str, Any] | None, rank: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = None
+    if jax is not None:
+        module = SimpleNamespace(
+            distributed=SimpleNamespace(**jax), process_count=lambda: 2, process_index=lambda: 1
+        )
+    monkeypatch.setitem(sys.modules, "torch.distributed", torch)
+    monkeypatch.setitem(sys.modules, "jax", module)
+    assert sync.rank_among_several() == rank
 
 
 @pytest.mark.no_core

@@ -54,7 +54,7 @@ def test_the_losses_depend_on_the_seed_alone(capsys: pytest.CaptureFixture[str])
 def test_the_plan_alone(capsys: pytest.CaptureFixture[str]) -> None:
     printed = demo(capsys, "--epochs", "3", "--plan-only")
     assert "90 steps" in printed
-    assert "DropLR: never" in printed or "DropLR" in printed
+    assert "! 'DropLR': at_step=400 never fires, the run ends at step 89" in printed
     assert "loss" not in printed
 
 

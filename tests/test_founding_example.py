@@ -196,6 +196,19 @@ def test_importing_dloop_imports_only_the_standard_library() -> None:
     assert {name for name in loaded if not name.startswith(("_cython", "cython"))} == {"dloop"}
 
 
+def test_what_a_loop_does_not_use_is_not_imported() -> None:
+    program = (
+        "import json, sys, dloop\n"
+        "list(dloop.Loop([1], {'Log': dloop.Event(every_n_steps=1)}, max_epochs=1))\n"
+        "print(json.dumps([name for name in sys.modules if name.startswith('dloop.')]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    unused = {"agreement", "drawing", "plan", "profile", "progress", "signals", "state", "sync"}
+    assert not unused & {name.partition(".")[2] for name in json.loads(done.stdout)}
+
+
 def test_dloop_has_no_dependencies() -> None:
     requires = importlib.metadata.requires("dloop") or []
     assert [line for line in requires if "extra ==" not in line] == []

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import itertools
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -350,16 +348,3 @@ def test_tqdm_around_a_loop_has_the_total() -> None:
     bar = tqdm(loop, file=io.StringIO())
     assert bar.total == 30
     assert len(list(bar)) == 30
-
-
-@pytest.mark.no_core
-def test_dloop_imports_no_bar() -> None:
-    program = "import sys, dloop; print({'tqdm', 'dloop.progress'} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ},
-    )
-    assert done.stdout == "set()\n"
