@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ class Fleet:
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
         self.sent: list[list[list[int]]] = [[] for _ in range(ranks)]
+        self._counts: Counter[int] = Counter()  # how many ranks have sent their list of a number
         self._arrived = threading.Condition()
         self._is_broken = False
 
@@ -40,7 +42,16 @@ class Fleet:
     def send(self, rank: int, values: list[int]) -> None:
         """Let a rank send a list."""
         with self._arrived:
+            number = len(self.sent[rank])
             self.sent[rank].append(values)
+            self._counts[number] += 1
+            if self._counts[number] == self.ranks:  # else a thousand would wake up for nothing
+                self._arrived.notify_all()
+
+    def break_off(self) -> None:
+        """Let every rank that waits fail, as a framework does once one is gone."""
+        with self._arrived:
+            self._is_broken = True
             self._arrived.notify_all()
 
     def receive(self, number: int) -> list[int]:
@@ -51,11 +62,10 @@ class Fleet:
         """
         with self._arrived:
             everybody = self._arrived.wait_for(
-                lambda: self._is_broken or all(len(lists) > number for lists in self.sent), 60
+                lambda: self._is_broken or self._counts[number] == self.ranks, 60
             )
             if self._is_broken or not everybody:
-                self._is_broken = True
-                self._arrived.notify_all()
+                self.break_off()
                 raise TimeoutError("a rank did not come")
             lists = [lists[number] for lists in self.sent]
         assert len({len(values) for values in lists}) == 1, "these are not the same exchange"

@@ -553,7 +553,7 @@ def test_one_that_raises_ends_the_others_by_their_time_out() -> None:
     def run(rank: int, exchange: Any) -> None:
         for batch, _ in Loop(range(99), max_epochs=1, sync=exchange, sync_every=4):
             if batch == 9 and rank == 1:
-                exchange._fleet._is_broken = True  # as a framework notices
+                exchange._fleet.break_off()  # as a framework notices
                 raise ZeroDivisionError
 
     outcomes = on_all(3, run)
