@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from html import escape
+from math import log10
 from textwrap import wrap
 
 TYPE_CHECKING = False
@@ -42,10 +43,38 @@ if TYPE_CHECKING:
         unit: str
         dividers: Sequence[int]
         is_open: bool
+
+    class Part(NamedTuple):
+        """A part of a whole.
+
+        Attributes:
+            title: what it is.
+            caption: how much that is.
+            share: of the whole, from 0 to 1.
+        """
+
+        title: str
+        caption: str
+        share: float
+
+    class Histogram(NamedTuple):
+        """How often durations came.
+
+        Attributes:
+            title: what lasted so long.
+            caption: what stands below the title.
+            counts: durations in nanoseconds, the shortest first, each with how often it came.
+        """
+
+        title: str
+        caption: str
+        counts: Sequence[tuple[float, int]]
 else:
     # typing would take longer to import than all of dloop
     Lane = namedtuple("Lane", "title caption detail note next_mark")
     Axis = namedtuple("Axis", "start end unit dividers is_open")
+    Part = namedtuple("Part", "title caption share")
+    Histogram = namedtuple("Histogram", "title caption counts")
 
 COLUMNS = 80
 """How wide a text is at most, in characters."""
@@ -68,6 +97,16 @@ GRAIN = 2
 """Pixels: of marks that are nearer than that, one is drawn; nearer than twice that, a band is."""
 MARKS = "#3b82f6"
 """A blue that can be told from white and from black."""
+PARTS = ("#d97706", MARKS, "#8b5cf6", "#059669", "#7d8590")
+"""The same of the parts of a whole, one after the other."""
+BAR = 24
+"""How high the bar of a whole is."""
+PARTS_IN_A_ROW = 3
+"""How many parts stand beside each other below it."""
+COLUMN = 6
+"""How wide a column of a histogram is."""
+HIGHEST = 88
+"""How high the highest column is."""
 
 COLOURS = (
     "<style>svg{color:#1f2328;background:#ffffff}"
@@ -144,11 +183,9 @@ def timeline(title: str, axis: Axis, lanes: Sequence[Lane], standalone: bool) ->
     caption_letters = max([len(lane.caption) for lane in lanes], default=0)
     left = MARGIN + title_letters * LETTER
     right = WIDTH - MARGIN - caption_letters * DIGIT
-    lines = wrap(title, WIDTH // LETTER - 4)
-    top = 12 + 18 * len(lines)
+    top, parts = _heading(title)
     bottom = top + LANE * len(lanes)
     height = bottom + (44 if axis.is_open else 28)
-    parts = [_text(8, 20 + 18 * number, line, weight=600) for number, line in enumerate(lines)]
     plot = _Plot(axis, left, right)
     divider = "".join([f"M{plot.x(number)} {top}V{bottom}" for number in axis.dividers])
     parts.append(f'<path d="{divider}" stroke="currentColor" stroke-opacity=".2"/>')
@@ -156,6 +193,54 @@ def timeline(title: str, axis: Axis, lanes: Sequence[Lane], standalone: bool) ->
         parts.append(_lane(plot, lane, top + LANE * number))
     parts.append(_axis(plot, bottom))
     description = "; ".join([lane.detail for lane in lanes])
+    return _svg(title, description, height, parts, standalone)
+
+
+def breakdown(
+    title: str, parts: Sequence[Part], histograms: Sequence[Histogram], standalone: bool
+) -> str:
+    """A drawing of the parts of a whole, with histograms below it, in SVG.
+
+    Args:
+        title: what stands above, and what a screen reader reads first.
+        parts: from left to right.
+        histograms: from left to right. Durations go from one power of ten to another; of a
+            duration that came at all, at least a trace is seen.
+        standalone: as of a timeline.
+    """
+    top, drawn = _heading(title)
+    left = 8.0
+    for number, part in enumerate(parts):
+        colour = PARTS[number % len(PARTS)]
+        width = (WIDTH - 16) * part.share
+        text = f"{part.title} {part.caption}"
+        drawn.append(
+            f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{BAR}" fill="{colour}">'
+            f"<title>{escape(text)}</title></rect>"
+        )
+        left += width
+        row, column = divmod(number, PARTS_IN_A_ROW)
+        x = 8 + column * WIDTH // PARTS_IN_A_ROW
+        y = top + BAR + 10 + 18 * row
+        drawn.append(f'<rect x="{x}" y="{y}" width="10" height="10" rx="2" fill="{colour}"/>')
+        drawn.append(_text(x + 16, y + 10, text))
+    top += BAR + 20 + 18 * -(-len(parts) // PARTS_IN_A_ROW)
+    wide = WIDTH // max(1, len(histograms))
+    for number, histogram in enumerate(histograms):
+        drawn.append(_histogram(histogram, number * wide + 8, (number + 1) * wide - 8, top))
+    texts = [*[(part.title, part.caption) for part in parts], *[each[:2] for each in histograms]]
+    description = "; ".join([f"{name}: {caption}" for name, caption in texts])
+    return _svg(title, description, top + 36 + HIGHEST + 28, drawn, standalone)
+
+
+def _heading(title: str) -> tuple[int, list[str]]:
+    """Where a drawing's title ends, and the lines of it."""
+    lines = wrap(title, WIDTH // LETTER - 4)
+    texts = [_text(8, 20 + 18 * number, line, weight=600) for number, line in enumerate(lines)]
+    return 12 + 18 * len(lines), texts
+
+
+def _svg(title: str, description: str, height: int, parts: Iterable[str], standalone: bool) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" style="max-width:100%;height:auto" '
@@ -246,6 +331,47 @@ def _axis(plot: _Plot, top: int) -> str:
     if axis.is_open:
         parts.append(_text(WIDTH - 8, top + 34, "the end is not known", anchor="end", size=10))
     return "".join(parts)
+
+
+def _histogram(histogram: Histogram, left: int, right: int, top: int) -> str:
+    base = top + 36 + HIGHEST
+    title, caption, counts = histogram
+    parts = [
+        f"<title>{escape(f'{title}: {caption}')}</title>",
+        _text(left, top + 12, title, weight=600),
+        _text(left, top + 27, caption, size=11),
+    ]
+    if counts:
+        start = left + MARGIN
+        columns = [0] * ((right - MARGIN - start) // COLUMN)
+        width = COLUMN * len(columns)
+        low = int(log10(min([duration for duration, _ in counts if duration], default=1)))
+        size = int(log10(max(1, counts[-1][0]))) + 1 - low
+        for duration, count in counts:
+            # No duration at all stands in the first column
+            share = (log10(duration) - low) / size if duration else 0.0
+            columns[int(share * len(columns))] += count
+        shape = ""
+        for number, count in enumerate(columns):
+            if count:
+                height = max(1.0, HIGHEST * count / max(columns))
+                x = start + COLUMN * number
+                shape += f"M{x} {base}v-{height:.1f}h{COLUMN - 1}V{base}z"
+        parts.append(f'<path d="{shape}" fill="{MARKS}"/>')
+        ticks = [start + width * number // size for number in range(size + 1)]
+        every = 1 + 7 * DIGIT * size // width  # as many as have room for a label
+        for number in range(0, size + 1, every):
+            label = _power_of_ten(low + number)
+            parts.append(_text(ticks[number], base + 18, label, anchor="middle"))
+        path = f"M{start} {base}h{width}" + "".join([f"M{x} {base}v5" for x in ticks])
+        parts.append(f'<path d="{path}" stroke="currentColor" stroke-opacity=".6" fill="none"/>')
+    return f"<g>{''.join(parts)}</g>"
+
+
+def _power_of_ten(power: int) -> str:
+    """So many nanoseconds, with a unit."""
+    thousands = min(power // 3, 3)
+    return f"{10 ** (power - 3 * thousands):,} {('ns', 'µs', 'ms', 's')[thousands]}"
 
 
 def _round(size: int, most: int) -> int:

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from time import perf_counter_ns, time_ns
 
+from . import drawing
 from .sync import rank_among_several
 
 TYPE_CHECKING = False
@@ -50,6 +51,10 @@ class Durations:
             self.longest = duration
         shift = max(0, duration.bit_length() - _FINE - 1)
         self.bins[(shift << _FINE) + (duration >> shift)] += 1
+
+    def counts(self) -> list[tuple[float, int]]:
+        """Durations in nanoseconds, the shortest first, each with how often it came."""
+        return [(_middle(place), count) for place, count in enumerate(self.bins) if count]
 
     def quantile(self, share: float) -> float:
         """The duration, in seconds, that so great a share of all does not exceed; within 3 %."""
@@ -120,6 +125,8 @@ class Profile:
     A step's wait ends, and its body begins, when the batch is handed over. With devices that work
     on their own (CUDA, JAX), a body's time is that of giving them their work, unless it waits for
     them: see the README.
+
+    `print(loop.profile)` is a table. A notebook shows a drawing.
 
     Attributes:
         steps: the steps that were handed over, in this process.
@@ -317,20 +324,63 @@ class Profile:
         return sorted(costs, key=lambda cost: -cost.share)
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.steps} steps in {spelled(self.total)}: {self.steps_per_second:.4g} a second, "
-            f"{self.recent_steps_per_second:.4g} lately"
-        ]
-        for name in ("waiting", "bodies", "paused", "agreement", "other"):
-            seconds = getattr(self, name)
-            share = 100 * seconds / self.total if self.total else 0.0
-            if seconds or name in ("waiting", "bodies"):
-                title = "waiting for data" if name == "waiting" else name
-                lines.append(f"  {title:18}{spelled(seconds):>10}{share:8.1f} %")
+        lines = [self._summary()]
+        for title, seconds, share in self._parts():
+            if seconds or title in ("waiting for data", "bodies"):
+                lines.append(f"  {title:18}{spelled(seconds):>10}{100 * share:8.1f} %")
         lines.append(f"  {'':18}{'median':>10}{'95 %':>10}{'99 %':>10}{'longest':>10}")
         for title, found in (("wait of a step", self.waits), ("body of a step", self.body_times)):
             lines.append(f"  {title:18}" + "".join([f"{spelled(each):>10}" for each in found]))
         return "\n".join([*lines, *[f"  {cost!r}" for cost in self.events]])
+
+    def _repr_html_(self) -> str:
+        """The drawing and what events cost, as a notebook shows them."""
+        return self._svg(False) + drawing.html_list([repr(cost) for cost in self.events])
+
+    def save_svg(self, path: str | os.PathLike[str]) -> None:
+        """Write a drawing to a file: where the time went, and histograms of waits and bodies.
+
+        Its colours follow the reader's light or dark setting.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self._svg(True))
+
+    def _svg(self, standalone: bool) -> str:
+        parts = [
+            drawing.Part(title, f"{spelled(seconds)}, {100 * share:.1f} %", share)
+            for title, seconds, share in self._parts()
+        ]
+        histograms = []
+        for title, durations in (("wait of a step", self._waits), ("body of a step", self._bodies)):
+            median, most, nearly_all, longest = map(spelled, _quantiles(durations))
+            caption = f"median {median}, 95 % {most}, 99 % {nearly_all}, longest {longest}"
+            histograms.append(drawing.Histogram(title, caption, durations.counts()))
+        return drawing.breakdown(f"Profile: {self._summary()}", parts, histograms, standalone)
+
+    def _summary(self) -> str:
+        """The speed in one line."""
+        return (
+            f"{self.steps:,} steps in {spelled(self.total)}: {self.steps_per_second:.4g} a second, "
+            f"{self.recent_steps_per_second:.4g} lately"
+        )
+
+    def _parts(self) -> list[tuple[str, float, float]]:
+        """What the time is made up of: a title, seconds, and the share of all."""
+        parts = {
+            "waiting for data": self.waiting,
+            "bodies": self.bodies,
+            "paused": self.paused,
+            "agreement": self.agreement,
+            "other": self.other,
+        }
+        total = self.total or 1.0
+        return [(title, seconds, seconds / total) for title, seconds in parts.items()]
 
     def save_trace(self, path: str | os.PathLike[str]) -> None:
         """Write the last steps as a trace, which Perfetto and chrome://tracing open.
@@ -455,7 +505,7 @@ class TimedExchange:
 def spelled(seconds: float) -> str:
     """A duration with its unit, in three digits."""
     for unit, name in ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if abs(seconds) >= unit:
+        if abs(seconds) >= 0.9995 * unit:  # from where it is rounded to one
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds * 1e9:.3g} ns"
 

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from dloop import Event, Loop, LoopError, LoopEvents, profile
 from fleet import Ahead, Fleet
 from loops import ENTER, Enter
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Nanoseconds:
@@ -167,6 +170,89 @@ def test_agreement_is_told_apart(clock: Nanoseconds) -> None:
     assert loop.profile.total == 19
 
 
+# The drawing
+
+
+def profiled(clock: Nanoseconds) -> profile.Profile:
+    """Of 100 steps that wait for 1 ms and take 9 ms; of these every tenth a second more."""
+    events = {"Save <1>": Event(every_n_steps=10)}
+    loop = Loop(batches(clock, 100, 0.001), events, max_steps=100, profile=True)
+    for _, due in loop:
+        clock.advance(0.009)
+        if due:
+            with loop.pause_clock():
+                clock.advance(1)
+    return loop.profile
+
+
+def texts(root: ElementTree.Element) -> list[str]:
+    return [each.text or "" for each in root.iter(f"{SVG}text")]
+
+
+def test_a_drawing_of_the_shares(clock: Nanoseconds, tmp_path: Path) -> None:
+    found = profiled(clock)
+    found.save_svg(tmp_path / "profile.svg")
+    text = (tmp_path / "profile.svg").read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    assert (root.tag, root.get("role")) == (f"{SVG}svg", "img")
+    title = "Profile: 100 steps in 11 s: 9.091 a second, 100 lately"
+    assert (root.findtext(f"{SVG}title"), texts(root)[0]) == (title, title)
+    described = (root.findtext(f"{SVG}desc") or "").split("; ")
+    assert described[:3] == [
+        "waiting for data: 100 ms, 0.9 %",
+        "bodies: 900 ms, 8.2 %",
+        "paused: 10 s, 90.9 %",
+    ]
+    bars = [bar for bar in root.iter(f"{SVG}rect") if bar.find(f"{SVG}title") is not None]
+    assert [float(bar.get("width", "")) for bar in bars] == [
+        pytest.approx(784 * share / 11, abs=0.1) for share in (0.1, 0.9, 10, 0, 0)
+    ]
+    assert "prefers-color-scheme" in text
+
+
+def test_histograms_have_columns_where_durations_came(clock: Nanoseconds) -> None:
+    root = ElementTree.fromstring(profiled(clock)._repr_html_().partition("</svg>")[0] + "</svg>")
+    waits, bodies = root.findall(f"{SVG}g")
+    assert texts(waits)[0] == "wait of a step"
+    # The last has no wait, since the loop looks ahead; it does not make the axis longer
+    assert texts(waits)[2:] == ["1 ms", "10 ms"]
+    assert texts(bodies)[0] == "body of a step"
+    assert texts(bodies)[1].endswith("longest 1.01 s")
+    assert texts(bodies)[2:] == ["1 ms", "10 ms", "100 ms", "1 s", "10 s"]
+    columns = bodies.find(f"{SVG}path")
+    assert columns is not None
+    often, rare = (columns.get("d") or "").split("M")[1:]
+    assert "v-88.0" in often
+    assert "v-9.8" in rare  # 10 steps to 90
+
+
+def test_a_notebook_shows_the_costs_of_events_too(clock: Nanoseconds) -> None:
+    found = profiled(clock)
+    drawn, _, listed = found._repr_html_().partition("</svg>")
+    assert "<style" not in drawn
+    assert listed.count("<li>") == len(found.events) == 2
+    assert "Save &lt;1&gt;: 9 times, 1 s each" in listed
+
+
+def test_a_drawing_before_the_first_step(clock: Nanoseconds) -> None:
+    html = Loop([0], max_epochs=1, profile=True).profile._repr_html_()
+    root = ElementTree.fromstring(html.partition("</svg>")[0] + "</svg>")
+    assert [each.find(f"{SVG}path") for each in root.findall(f"{SVG}g")] == [None, None]
+
+
+@pytest.mark.parametrize("longest", [1e-9, 1e-6, 0.9999999, 1, 10, 12345.678])
+def test_durations_of_any_length_have_their_column(clock: Nanoseconds, longest: float) -> None:
+    loop = Loop([0] * 3, max_epochs=1, profile=True)
+    for batch, (_, _) in enumerate(loop):
+        clock.advance(longest if batch == 2 else 1e-9)
+    root = ElementTree.fromstring(loop.profile._repr_html_().partition("</svg>")[0] + "</svg>")
+    columns = root.findall(f"{SVG}g")[1].find(f"{SVG}path")
+    assert columns is not None
+    assert (columns.get("d") or "").count("M") == (1 if longest == 1e-9 else 2)
+    ends = [float(each.split()[0]) for each in (columns.get("d") or "").split("M")[1:]]
+    assert all(408 <= end <= 792 for end in ends)
+
+
 # What it leaves alone
 
 
@@ -278,6 +364,8 @@ def test_ranks_are_processes_in_the_trace(tmp_path: Path, monkeypatch: pytest.Mo
         (1.5e-9, "1.5 ns"),
         (2.3456e-6, "2.35 µs"),
         (0.5, "500 ms"),
+        (0.99949, "999 ms"),
+        (0.9996, "1 s"),
         (59.9, "59.9 s"),
         (90, "1.5 min"),
         (7200, "2 h"),
