@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from time import perf_counter
 
@@ -181,6 +182,6 @@ def checked(progress: object) -> Progress:
 
 
 def _is_in_a_file(bar: Any) -> bool:
-    """Whether a bar adds lines to a file: tqdm's `fp`, but for a notebook's, with a `container`."""
+    """Whether a bar adds lines to a file, tqdm's `fp`; what a notebook's kernel writes is shown."""
     file = getattr(bar, "fp", None)
-    return file is not None and not hasattr(bar, "container") and not file.isatty()
+    return file is not None and "ipykernel" not in sys.modules and not file.isatty()

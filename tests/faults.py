@@ -48,6 +48,10 @@ NEAREST = {  # for faults outside the cores: the tests that run before these rou
     "dloop/loaders.py": tests_of(["wrapped_loaders", "source"]),
     "dloop/loader_state.py": tests_of(["wrapped_loaders", "resume"]),
     "dloop/state.py": tests_of(["state_file"]),
+    "dloop/plan.py": tests_of(["plan"]),
+    "dloop/profile.py": tests_of(["profile"]),
+    "dloop/progress.py": tests_of(["progress"]),
+    "dloop/drawing.py": tests_of(["plan", "profile"]),
 }
 TIMEOUT = 300
 """Seconds after which a round is taken to hang; the longest takes about 50."""
@@ -61,6 +65,10 @@ LOADERS = "dloop/loaders.py"
 BATCH_LISTS = "dloop/batch_lists.py"
 LOADER_STATE = "dloop/loader_state.py"
 LOOP = "dloop/loop.py"
+PLAN = "dloop/plan.py"
+PROFILE = "dloop/profile.py"
+PROGRESS = "dloop/progress.py"
+DRAWING = "dloop/drawing.py"
 
 
 class Fault(NamedTuple):
@@ -1189,6 +1197,153 @@ FAULTS = [
         "        if self.given_len is not None:\n",
         SHARED,
         SOURCE,
+    ),
+    Fault(
+        "windows begin at the run's first step",
+        "start = max(start, part.from_step)",
+        "start = start",
+        SHARED,
+        PLAN,
+    ),
+    Fault(
+        "a plan has every epoch",
+        "self._epoch_ends(part.every_n_epochs or 1, window)",
+        "self._epoch_ends(1, window)",
+        SHARED,
+        PLAN,
+    ),
+    Fault(
+        "steps of a launch count from the first of all",
+        "begin = self.first if part.per_launch else 0",
+        "begin = 0",
+        SHARED,
+        PLAN,
+    ),
+    Fault(
+        "stop_when ends no plan",
+        "cut = self if step is None else self._replace(end=step + 1)",
+        "cut = self",
+        SHARED,
+        PLAN,
+    ),
+    Fault(
+        "a resumed epoch begins anew",
+        "    epoch_start = first - epoch_steps\n",
+        "    epoch_start = first\n",
+        SHARED,
+        PLAN,
+    ),
+    Fault(
+        "no step is left over",
+        "        if last is not None and last < epoch_end:\n",
+        "        if last is None:\n",
+        SHARED,
+        PLAN,
+    ),
+    Fault(
+        "an event that is off is not told of",
+        "        if not criteria:\n            yield",
+        "        if False:\n            yield",
+        SHARED,
+        PLAN,
+    ),
+    Fault(
+        "equal definitions are not told of",
+        "        if len(same) > 1:\n",
+        "        if len(same) > 2:\n",
+        SHARED,
+        PLAN,
+    ),
+    Fault(
+        "pauses are in bodies",
+        "return (self._bodies.total - self._paused) / 1e9",
+        "return self._bodies.total / 1e9",
+        SHARED,
+        PROFILE,
+    ),
+    Fault(
+        "steps with several events count for each",
+        "        key = frozenset(step.names)\n",
+        "        key = frozenset(step.names[:1])\n",
+        SHARED,
+        PROFILE,
+    ),
+    Fault(
+        "an event costs its whole body",
+        "            each = total / count / 1e9 - usual\n",
+        "            each = total / count / 1e9\n",
+        SHARED,
+        PROFILE,
+    ),
+    Fault(
+        "the body that is going on is in the trace",
+        "            if step.ended:\n",
+        "            if True:\n",
+        SHARED,
+        PROFILE,
+    ),
+    Fault(
+        "waiting for other processes is waiting for data",
+        "began + self._agreed - agreed, perf",
+        "began, perf",
+        SHARED,
+        PROFILE,
+    ),
+    Fault(
+        "a step that an interrupt has held is lost",
+        "        pair = profile.held\n        if pair is None:\n",
+        "        pair = None\n        if pair is None:\n",
+        SHARED,
+        PROFILE,
+    ),
+    Fault(
+        "a bar is asked at each step",
+        "self.next_step = step + max(1, int(min(",
+        "self.next_step = step + min(1, int(min(",
+        SHARED,
+        PROGRESS,
+    ),
+    Fault(
+        "a resumed bar begins at 0",
+        "            bar.initial = bar.n = step\n",
+        "            bar.initial = bar.n = 0\n",
+        SHARED,
+        PROGRESS,
+    ),
+    Fault(
+        "the last step is not shown",
+        "            self.update(run, run.stepper.step + 1, run.stepper.latest_state().epoch)\n",
+        "            pass\n",
+        SHARED,
+        PROGRESS,
+    ),
+    Fault(
+        "every process shows a bar",
+        "    if rank_among_several() not in (None, 0):\n",
+        "    if False:\n",
+        SHARED,
+        PROGRESS,
+    ),
+    Fault(
+        "marks beyond a column are lost",
+        "            found.append(mark)\n            column",
+        "            found[:0] = [mark] if not found else []\n            column",
+        SHARED,
+        DRAWING,
+    ),
+    Fault(
+        "every column is as high",
+        "HIGHEST * count / max(columns)",
+        "HIGHEST",
+        SHARED,
+        DRAWING,
+    ),
+    Fault(
+        "a table is wider than a terminal",
+        "    while sum(widths) + 2 * (len(widths) - 1) > COLUMNS:\n",
+        "    while sum(widths) > COLUMNS:\n",
+        SHARED,
+        DRAWING,
     ),
 ]
 

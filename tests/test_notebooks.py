@@ -364,3 +364,29 @@ def test_a_generator_that_an_interrupt_has_ended_is_told_of_with_what_to_do(
     assert again.error.startswith("LoopError")
     assert "callable" in again.error
     assert notebook.value("batches") == [[0, 1], [2, 3]]
+
+
+def test_a_bar_is_shown_and_closed_and_another_one_after_an_interrupt(
+    notebook: Notebook, core: str, tmp_path: Path
+) -> None:
+    source = "list(numbers(place, at)), max_epochs=2, progress=True"
+    cell = interrupted(notebook, core, tmp_path, source, WAIT, step=3)
+    again = notebook.check(cell)
+    steps = 2 * STEPS
+    assert f" {steps}/{steps} " in again.printed + again.warned
+    assert "epoch 1" in again.printed + again.warned
+    assert notebook.value("loop.progress.bar") is None
+
+
+def test_drawings_are_what_a_cell_shows(notebook: Notebook, core: str) -> None:
+    notebook.check(f"""
+from dloop import Event
+with use_core({core!r}):
+    loop = Loop(range(9), {{"Log": Event(every_n_steps=3)}}, max_epochs=1, profile=True)
+for batch, events in loop:
+    pass
+""")
+    for shown in ("loop.plan()", "loop.profile"):
+        format_of = f"get_ipython().display_formatter.format({shown})[0]"
+        html = notebook.value(f"{format_of}['text/html']")
+        assert html.startswith("<svg")

@@ -288,10 +288,22 @@ class File:
         self.isatty = lambda: is_terminal
 
 
-@pytest.mark.parametrize(("is_terminal", "most"), [(True, 1000), (False, 20)])
+@pytest.mark.parametrize(
+    ("is_terminal", "is_notebook", "most"),
+    [(True, False, 1000), (False, False, 20), (False, True, 1000)],
+)
 def test_true_takes_the_tqdm_that_suits_and_spares_files(
-    is_terminal: bool, most: int, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    is_terminal: bool,
+    is_notebook: bool,
+    most: int,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if is_notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    else:
+        monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+
     class Tqdm(Bar):
         fp = File(is_terminal)
 
