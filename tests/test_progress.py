@@ -29,7 +29,7 @@ class Bar:
     def __init__(self, **arguments: Any) -> None:
         self.arguments = arguments
         self.total = arguments["total"]
-        self.n = arguments["initial"]
+        self.n = self.initial = arguments["initial"]
         self.shown: list[float] = []
         self.description = ""
         self.postfix: dict[str, Any] = {}
@@ -271,6 +271,14 @@ def test_a_bar_that_is_given_is_closed_with_the_run_alone() -> None:
     list(loop)
     assert (bar.total, bar.n, bar.is_closed) == (10, 10, True)
     assert Bar.made == [bar]
+
+
+def test_a_bar_that_is_given_starts_where_a_resumed_run_does() -> None:
+    bar = Bar(total=None, initial=0)
+    initial = []
+    for _ in Loop(range(10), max_epochs=1, start_step=4, progress=bar):
+        initial.append(bar.initial)  # tqdm has the speed from there on
+    assert (initial, bar.n) == ([4] * 6, 10)
 
 
 def test_a_bar_that_is_given_shows_seconds_as_it_is() -> None:
