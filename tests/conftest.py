@@ -47,6 +47,14 @@ def core(request: pytest.FixtureRequest) -> Iterator[str | None]:
         yield name
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_collections() -> None:
+    """Collections look at what the module makes alone, not at thousands of tests and reports."""
+    if hasattr(gc, "freeze"):  # PyPy has none
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     """The garbage collector does not run during the test."""
