@@ -11,7 +11,7 @@ from .sync import rank_among_several
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from .run import Run
@@ -21,14 +21,17 @@ OFTEN = 0.1
 """Seconds from one update of the bar to the next, in a terminal and in a notebook."""
 SELDOM = 10.0
 """The same, where the output is a file, to which every update adds a line."""
+FINEST = 1000
+"""Into how many parts a bar is divided at least, at whose ends it is asked whether it is time."""
 
 
 class Progress:
     """The bar of a loop: steps, or seconds under `max_seconds`, and the epoch.
 
     It is a companion of the run: it is asked at a step whose distance follows the speed of the
-    steps before, so that the bar moves about ten times a second and other steps cost nothing. It
-    has a clock of its own, and changes no event.
+    steps before, and is at most a thousandth of the bar, since steps may become slower. So the bar
+    moves about ten times a second, and other steps cost nothing. It has a clock of its own, and
+    changes no event.
 
     Attributes:
         next_step: the next step at which it wants to be asked.
@@ -38,17 +41,19 @@ class Progress:
     def __init__(self, make: Callable[..., Any] | None, given: Any) -> None:
         self._make = make
         self._given = given
+        self._title = ""
         self._postfix: dict[str, Any] = {}
         self._interval = OFTEN
         self._latest: tuple[int, float] = 0, 0.0  # the step and the time of the latest update
         self.next_step = NEVER
         self.bar: Any = None
 
-    def set_postfix(self, **values: object) -> None:
+    def set_postfix(self, values: Mapping[str, object] | None = None, **more: object) -> None:
         """Show these behind the bar, from its next update on; without a bar this does nothing.
 
         Args:
-            values: names and what they have, such as `loss=0.25`.
+            values: names and what they have, as tqdm takes them too.
+            more: the same as keywords, such as `loss=0.25`.
 
         Example:
             >>> from dloop import Loop
@@ -56,49 +61,67 @@ class Progress:
             >>> for batch, events in loop:
             ...     loop.progress.set_postfix(loss=batch / 2)
         """
-        self._postfix = values
+        self._postfix = {**(values or {}), **more}
 
     def show(self, run: Run) -> Shown | None:
         """Open a bar, which is shown until what is returned is freed; None if there is none."""
         if self._make is None and self._given is None:
             return None
         if self.bar is not None:
-            self.leave(run)
+            self._show_the_latest(run)
+            if self.bar is not self._given:
+                self.close()
         step = run.stepper.step + 1
         name, limit = run.schedule.limit
         by_time = name == "max_seconds"
+        total = limit / 1e9 if by_time else _total(run)
         bar = self._given
         if bar is None:
             assert self._make is not None
+            look = {
+                "unit": "s" if by_time else "step",
+                "bar_format": BY_TIME if by_time else None,
+                "dynamic_ncols": True,
+                "leave": None,  # that of a loop within another one goes with it
+            }
             bar = self._make(
-                total=limit / 1e9 if by_time else None,
+                total=total,
                 initial=round(run.latest_elapsed(), 1) if by_time else step,
-                unit="s" if by_time else "step",
-                bar_format=BY_TIME if by_time else None,
-                dynamic_ncols=True,
-                leave=None,  # that of a loop within another one goes with it
                 mininterval=0,
                 miniters=1,
+                **(look if isinstance(self._make, type) else {}),
             )
-        elif not by_time:
+            if not _is_a_bar(bar):
+                raise TypeError(
+                    f"progress={checks.shown(self._make)}: it returned {checks.shown(bar)}; "
+                    "let it return a tqdm"
+                )
+        elif by_time:
+            bar.total = total if bar.total is None else bar.total
+        else:
             bar.initial = bar.n = step
         self.bar = bar
+        self._title = getattr(bar, "desc", None) or ""  # with a colon, as tqdm keeps it
         self._interval = SELDOM if _is_in_a_file(bar) else OFTEN
         self._latest = step, perf_counter()
         self.next_step = step
         return Shown(self, bar, run)
 
     def at_step(self, run: Run, step: int) -> None:
-        """Update the bar, before `step` is handed over."""
+        """Update the bar, if it is time to, before `step` is handed over."""
         now = perf_counter()
         before, then = self._latest
-        steps = step - before
-        if steps and now > then:
-            self.next_step = step + max(1, int(min(steps / (now - then), 1e15) * self._interval))
-        else:
-            self.next_step = step + 1
-        self._latest = step, now
-        self.update(run, step, run.stepper.epoch)
+        steps, seconds = step - before, now - then
+        left = self._interval - seconds
+        if left <= 0 or not steps:
+            self.update(run, step, run.stepper.epoch)
+            self._latest = step, now
+            left = self._interval
+        # Steps may become slower than they were; a thousandth of the bar is not seen
+        by_time = run.schedule.limit[0] == "max_seconds"
+        end = step if by_time else max(step, self.bar.total or 0)
+        distance = steps / seconds * left if seconds > 0 else 0
+        self.next_step = step + max(1, int(min(distance, end // FINEST)))
 
     def update(self, run: Run, done: int, epoch: int) -> None:
         """Show that so many steps are done, and which epoch it is."""
@@ -106,11 +129,10 @@ class Progress:
         name, _ = run.schedule.limit
         place: float = done
         if name == "max_seconds":
-            place = min(run.latest_elapsed(), bar.total or NEVER)
-        else:
-            left = run.steps_to_come()
-            bar.total = None if left is None else run.stepper.step + 1 + left
-        bar.set_description(f"epoch {epoch}", refresh=False)
+            place = min(round(run.latest_elapsed(), 1), bar.total or NEVER)
+        elif run.error is None:
+            bar.total = _total(run)
+        bar.set_description(f"{self._title}epoch {epoch}", refresh=False)
         postfix = {**({"step": done} if name == "max_seconds" else {}), **self._postfix}
         if postfix:
             bar.set_postfix(postfix, refresh=False)
@@ -119,14 +141,21 @@ class Progress:
     def finish(self, run: Run) -> None:
         """Show the last step of the run, and close the bar."""
         if self.bar is not None:
-            self.update(run, run.stepper.step + 1, run.stepper.latest_state().epoch)
+            self._show_the_latest(run)
         self.close()
 
     def leave(self, run: Run) -> None:
-        """Close the bar, as far as it was made here: the loop may be entered again."""
-        self.update(run, run.stepper.step, run.stepper.epoch)
-        if self.bar is not self._given:
+        """Close the bar; one that was given stays open, since the loop may be entered again."""
+        self._show_the_latest(run)
+        if self.bar is not self._given or run.stop_reason is not None:
             self.close()
+
+    def _show_the_latest(self, run: Run) -> None:
+        """Show how far the run is. A body in which it was left is not done, but for the last."""
+        stepper = run.stepper
+        if stepper.step >= 0:
+            is_done = run.stop_reason is not None
+            self.update(run, stepper.step + is_done, stepper.latest_state().epoch)
 
     def close(self) -> None:
         """Close the bar."""
@@ -168,17 +197,24 @@ def checked(progress: object) -> Progress:
         except ImportError as error:
             raise ImportError("progress=True needs tqdm: pip install 'dloop[progress]'") from error
         return Progress(tqdm_auto.tqdm, None)
-    if (
-        hasattr(progress, "update")
-        and hasattr(progress, "close")
-        and not isinstance(progress, type)
-    ):
+    if _is_a_bar(progress):
         return Progress(None, progress)
     if callable(progress):
         return Progress(progress, None)
     raise TypeError(
         f"progress={checks.shown(progress)}: pass True, False, a tqdm, or a callable that makes one"
     )
+
+
+def _is_a_bar(given: object) -> bool:
+    is_a_class = isinstance(given, type)
+    return hasattr(given, "update") and hasattr(given, "close") and not is_a_class
+
+
+def _total(run: Run) -> int | None:
+    """The steps of the whole run; None where they are not known."""
+    left = run.steps_to_come()
+    return None if left is None else run.stepper.step + 1 + left
 
 
 def _is_in_a_file(bar: Any) -> bool:
