@@ -47,12 +47,16 @@ def core(request: pytest.FixtureRequest) -> Iterator[str | None]:
         yield name
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_collections() -> None:
+@pytest.fixture(scope="module")
+def small_collections() -> Iterator[None]:
     """Collections look at what the module makes alone, not at thousands of tests and reports."""
-    if hasattr(gc, "freeze"):  # PyPy has none
-        gc.collect()
-        gc.freeze()
+    if not hasattr(gc, "freeze"):  # PyPy has none
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

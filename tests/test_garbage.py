@@ -20,7 +20,7 @@ from cores import CORES
 from dloop import Event, Loop, LoopEvents, LoopState
 from interpreter import CPYTHON, needs_reference_counts
 
-pytestmark = pytest.mark.usefixtures("uncompiled")
+pytestmark = pytest.mark.usefixtures("uncompiled", "small_collections")
 
 
 class Source:
@@ -604,6 +604,47 @@ with use_core(CORE):
 os.rmdir(folder)
 print(json.dumps(grown))
 """
+
+
+@pytest.mark.parametrize("other", [None, 2])
+@pytest.mark.parametrize("sizes", [None, 2])
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+@pytest.mark.parametrize("where", ["fetch", "condition", "clock"])
+def test_an_older_iterator_may_be_collected_in_the_middle_of_a_step(
+    where: str, at: int, sizes: int | None, other: int | None
+) -> None:
+    def reach(place: str, count: int) -> None:
+        if place == where and count == at:
+            older.clear()
+            gc.collect()
+
+    def source() -> Iterator[int]:
+        for number in range(16):
+            reach("fetch", number)
+            yield number
+
+    def condition(state: LoopState) -> None:
+        reach("condition", state.global_step)
+
+    def clock() -> float:
+        reach("clock", next(readings))
+        return 0
+
+    def enter(size: int | None) -> Iterator[Any]:
+        return iter(loop) if size is None else loop.chunks(size)
+
+    readings = iter(range(-1, 99))
+    events = {"Four": Event(every_n_steps=4)}
+    if where == "condition":
+        events["C"] = Event(condition, at_step=99)
+    if where == "clock":
+        events["T"] = Event(every_n_seconds=99)
+    loop = Loop(source, events, max_epochs=1, dataloader_len=16, clock=clock)
+    older = [enter(other)]
+    next(older[0])
+    fired = [loop.global_step for _, due in enter(sizes) if "Four" in due]
+    assert older == []
+    assert fired == [3, 7, 11, 15]
 
 
 @pytest.mark.no_core

@@ -21,6 +21,8 @@ import dloop
 from dloop import Event, Loop, LoopError
 from loops import Enter, flat
 
+pytestmark = pytest.mark.usefixtures("small_collections")
+
 DLOOP_FOLDER = str(Path(dloop.__file__).parent)
 
 ENTER: dict[str, Enter] = {

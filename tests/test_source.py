@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import sys
 import warnings
@@ -1327,47 +1326,6 @@ def test_entering_again_takes_over_from_the_older_iterator() -> None:
     assert [batch for batch, _ in new] == [1, 2, 3, 4]
     with pytest.raises(LoopError):
         next(old)
-
-
-@pytest.mark.parametrize("other", [None, 2])
-@pytest.mark.parametrize("sizes", [None, 2])
-@pytest.mark.parametrize("at", [1, 2, 3, 5])
-@pytest.mark.parametrize("where", ["fetch", "condition", "clock"])
-def test_an_older_iterator_may_be_collected_in_the_middle_of_a_step(
-    where: str, at: int, sizes: int | None, other: int | None
-) -> None:
-    def reach(place: str, count: int) -> None:
-        if place == where and count == at:
-            older.clear()
-            gc.collect()
-
-    def source() -> Iterator[int]:
-        for number in range(16):
-            reach("fetch", number)
-            yield number
-
-    def condition(state: LoopState) -> None:
-        reach("condition", state.global_step)
-
-    def clock() -> float:
-        reach("clock", next(readings))
-        return 0
-
-    def enter(size: int | None) -> Iterator[Any]:
-        return iter(loop) if size is None else loop.chunks(size)
-
-    readings = iter(range(-1, 99))
-    events = {"Four": Event(every_n_steps=4)}
-    if where == "condition":
-        events["C"] = Event(condition, at_step=99)
-    if where == "clock":
-        events["T"] = Event(every_n_seconds=99)
-    loop = Loop(source, events, max_epochs=1, dataloader_len=16, clock=clock)
-    older = [enter(other)]
-    next(older[0])
-    fired = [loop.global_step for _, due in enter(sizes) if "Four" in due]
-    assert older == []
-    assert fired == [3, 7, 11, 15]
 
 
 def test_a_loop_inside_its_own_body_takes_over() -> None:

@@ -17,6 +17,8 @@ from cores import use_core
 from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning
 from programs import needs_posix, program, run_until
 
+pytestmark = pytest.mark.usefixtures("small_collections")
+
 END = frozenset({LoopEvents.TRAINING_END})
 Enter = Callable[[Loop[Any]], Iterator[tuple[Any, Any]]]
 
