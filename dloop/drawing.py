@@ -155,7 +155,7 @@ def paragraphs(mark: str, texts: Iterable[str]) -> list[str]:
 
 def html_list(texts: Sequence[str]) -> str:
     """The texts as a list for an HTML page; nothing where there are none."""
-    items = "".join([f"<li>{escape(text)}</li>" for text in texts])
+    items = "".join([f"<li>{_escaped(text)}</li>" for text in texts])
     return f"<ul>{items}</ul>" if items else ""
 
 
@@ -216,7 +216,7 @@ def breakdown(
         text = f"{part.title} {part.caption}"
         drawn.append(
             f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{BAR}" fill="{colour}">'
-            f"<title>{escape(text)}</title></rect>"
+            f"<title>{_escaped(text)}</title></rect>"
         )
         left += width
         row, column = divmod(number, PARTS_IN_A_ROW)
@@ -233,6 +233,15 @@ def breakdown(
     return _svg(title, description, top + 36 + HIGHEST + 28, drawn, standalone)
 
 
+def _escaped(text: str) -> str:
+    """The text for HTML and SVG, which cannot have control characters."""
+    return escape(
+        "".join(
+            [letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text]
+        )
+    )
+
+
 def _heading(title: str) -> tuple[int, list[str]]:
     """Where a drawing's title ends, and the lines of it."""
     lines = wrap(title, WIDTH // LETTER - 4)
@@ -245,7 +254,7 @@ def _svg(title: str, description: str, height: int, parts: Iterable[str], standa
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" style="max-width:100%;height:auto" '
         'font-family="system-ui,sans-serif" font-size="12" fill="currentColor">'
-        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
+        f"<title>{_escaped(title)}</title><desc>{_escaped(description)}</desc>"
         f"{COLOURS if standalone else ''}{''.join(parts)}</svg>\n"
     )
 
@@ -283,7 +292,7 @@ def _lane(plot: _Plot, lane: Lane, top: int) -> str:
     rail = plot.left + len(note) * (LETTER - 1)
     dashes = ' stroke-dasharray="2 4"' if lane.note else ""
     return (
-        f"<g><title>{escape(lane.detail)}</title>"
+        f"<g><title>{_escaped(lane.detail)}</title>"
         f'<rect x="0" y="{top}" width="{WIDTH}" height="{LANE}" fill-opacity="0"/>'
         f"{_text(plot.left - 8, middle + 4, shortened(lane.title, LONGEST_TITLE), anchor='end')}"
         f'<path d="M{rail} {middle}H{plot.right}" stroke="currentColor" '
@@ -321,7 +330,7 @@ def _axis(plot: _Plot, top: int) -> str:
         f'<path d="M{plot.left} {top}H{plot.right}" stroke="currentColor" stroke-opacity=".6"/>'
     ]
     most = min(5, (plot.right - plot.left) // (len(f"{axis.end:,}") * DIGIT + MARGIN))
-    distance = _round(plot.size, most)
+    distance = _round(plot.size, max(1, most))
     numbers = range(-(-axis.start // distance) * distance, axis.end, distance)
     for number in numbers:
         x = plot.x(number + 0.5)
@@ -337,7 +346,7 @@ def _histogram(histogram: Histogram, left: int, right: int, top: int) -> str:
     base = top + 36 + HIGHEST
     title, caption, counts = histogram
     parts = [
-        f"<title>{escape(f'{title}: {caption}')}</title>",
+        f"<title>{_escaped(f'{title}: {caption}')}</title>",
         _text(left, top + 12, title, weight=600),
         _text(left, top + 27, caption, size=11),
     ]
@@ -388,5 +397,5 @@ def _text(
 ) -> str:
     return (
         f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-weight="{weight}" '
-        f'font-size="{size}">{escape(text)}</text>'
+        f'font-size="{size}">{_escaped(text)}</text>'
     )

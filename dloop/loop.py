@@ -558,7 +558,14 @@ class Loop(Generic[Batch]):
 
     @property
     def progress(self) -> Progress:
-        """The bar of `progress=`, whose `set_postfix` also takes what it is given without a bar."""
+        """The bar of `progress=`, whose `set_postfix` also takes what it is given without a bar.
+
+        Example:
+            >>> from dloop import Loop
+            >>> loop = Loop(range(3), max_epochs=1)  # with progress=True, a bar shows the loss
+            >>> for batch, events in loop:
+            ...     loop.progress.set_postfix(loss=batch / 2)
+        """
         if self._progress is None:
             from .progress import Progress
 
@@ -571,6 +578,14 @@ class Loop(Generic[Batch]):
 
         Raises:
             LoopError: this one was not.
+
+        Example:
+            >>> from dloop import Loop
+            >>> loop = Loop(range(3), max_epochs=1, profile=True)
+            >>> for batch, events in loop:
+            ...     pass
+            >>> loop.profile.bodies <= loop.profile.total
+            True
         """
         if self._profile is None:
             raise LoopError("this loop was made without profile=True")
@@ -1014,7 +1029,7 @@ def _checked_progress(given: object) -> Progress | None:
 
 
 def _checked_profile(given: object) -> int:
-    if given is False:
+    if given is None or given is False:
         return 0
     from .profile import LAST_STEPS
 

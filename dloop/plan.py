@@ -81,7 +81,7 @@ class PlanRow(RowFields):
         name: the event's name, or a member of LoopEvents.
         when: the event in words, such as "every 100 steps or at the end of training".
         at_least: how often it fires, at least.
-        at_most: how often it fires, at most; None where nothing bounds it.
+        at_most: how often it fires, at most; None where nothing bounds it but the run's steps.
         first: the first few global steps at which it fires, as far as they are known beforehand:
             those of timers and conditions are not.
         last: the last of these; None where there is none, or the run's end is not known.
@@ -184,7 +184,7 @@ class Plan:
         for row in self.rows:
             is_left_open = row.times is None and len(row.parts) > MOST_PARTS
             when = f"any of {len(row.parts)}:" if is_left_open else row.when
-            cells.append([_title(row.name), when, _times(row), _steps(row)])
+            cells.append([words.title(row.name), when, _times(row), _steps(row)])
             if is_left_open:
                 cells += [["", f"- {part.when}", _times(part), _steps(part)] for part in row.parts]
         table = drawing.table(["event", "when", "fires", "at steps"], cells, right=[2])
@@ -585,7 +585,7 @@ class Forecast:
             notes.append("by epochs, whose length is not known")
         if "TRAINING_END" in unknown:
             notes.append("at the end, which is not known")
-        title, times, steps = _title(row.name), _times(row), _steps(row)
+        title, times, steps = words.title(row.name), _times(row), _steps(row)
         detail = f"{title}: {row.when}; {times} times" + (f", at steps {steps}" if steps else "")
         next_mark = self._course.union(criteria).first_from
         return drawing.Lane(title, times, detail, ", ".join(notes), next_mark)
@@ -723,7 +723,8 @@ def _left_over(name: str, course: Course, criteria: list[Criterion]) -> Iterator
         and part.until_step is None
     ]
     fires = course.union(criteria)
-    if not windows or not fires:
+    is_open = any(course.steps_of(criterion) is None for criterion in criteria)
+    if not windows or not fires or is_open:
         return
     epoch_end = course.epoch_start + (course.length or NEVER) - 1
     if any(part.per_epoch for part in windows) and epoch_end < course.end:
@@ -755,12 +756,6 @@ def _same_definitions(events: Mapping[Hashable, BaseEvent]) -> Iterator[str]:
     for event, same in names.items():
         if len(same) > 1:
             yield f"{words.listed(same)} have the same definition: {words.of_parts(event.parts)}"
-
-
-def _title(name: Hashable) -> str:
-    if isinstance(name, LoopEvents):
-        return name.name
-    return name if isinstance(name, str) and name.isprintable() and name.strip() else repr(name)
 
 
 def _times(row: PlanRow) -> str:

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from time import perf_counter_ns, time_ns
 
-from . import drawing
+from . import drawing, words
 from .sync import rank_among_several
 
 TYPE_CHECKING = False
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 LAST_STEPS = 1000
 """How many steps a trace has, unless it is said."""
 MOST_SETS = 200
-"""How many sets of events have their costs told; further ones are left out."""
+"""How many sets of events have their costs measured, so that memory stays bounded."""
+MOST_SHOWN = 10
+"""How many of these are printed, the dearest."""
 _FINE = 5
 """A histogram has `2**_FINE` bins from one power of two to the next, so that they are 3 % wide."""
 
@@ -81,7 +83,8 @@ class EventCost:
     Attributes:
         names: the events that were due at these steps, all together.
         count: how many such steps there were.
-        seconds: how much longer the body of such a step takes than that of a quiet one.
+        seconds: how much longer the body of such a step takes than that of a quiet one, on an
+            average; negative where it happens to be shorter.
         share: what that makes of the whole run, from 0 to 1.
     """
 
@@ -96,7 +99,7 @@ class EventCost:
         self.share = share
 
     def __repr__(self) -> str:
-        names = " + ".join([str(name).replace("LoopEvents.", "") for name in self.names])
+        names = " + ".join([words.title(name) for name in self.names])
         times = "time" if self.count == 1 else "times"
         return (
             f"{names}: {self.count} {times}, {spelled(self.seconds)} each, "
@@ -107,12 +110,12 @@ class EventCost:
 class Step:
     """One of the last steps, as the trace has it; all times are readings in nanoseconds."""
 
-    __slots__ = ("asked", "began", "ended", "epoch", "names", "number", "pauses", "size", "waits")
+    __slots__ = ("asked", "began", "ended", "epoch", "names", "number", "pauses", "size", "wait")
 
-    def __init__(self, asked: int, began: int, waits: list[Span]) -> None:
+    def __init__(self, asked: int, began: int, wait: Span | None) -> None:
         self.asked = asked
         self.began = began
-        self.waits = waits
+        self.wait = wait  # from the first batch's beginning to the last one's end
         self.ended = 0
         self.number = self.epoch = self.size = 0
         self.names: tuple[Hashable, ...] = ()
@@ -122,15 +125,17 @@ class Step:
 class Profile:
     """Where the time of a run went, in seconds: `loop.profile`, during the run or after it.
 
-    A step's wait ends, and its body begins, when the batch is handed over. With devices that work
-    on their own (CUDA, JAX), a body's time is that of giving them their work, unless it waits for
-    them: see the README.
+    A step's wait ends, and its body begins, when the batch is handed over. A body in which the loop
+    is left ends there (without reference counts, as on PyPy, it counts for nothing). With devices
+    that work on their own (CUDA, JAX), a body's time is that of giving them their work, unless it
+    waits for them: see the README.
 
     `print(loop.profile)` is a table. A notebook shows a drawing.
 
     Attributes:
-        steps: the steps that were handed over, in this process.
+        steps: the steps whose bodies are done, in this process.
         held: the step that an interrupt has kept from being handed over, or None.
+        entry: how often the loop was entered.
 
     Example:
         >>> from dloop import Loop
@@ -144,16 +149,22 @@ class Profile:
     def __init__(self, last_steps: int) -> None:
         self.steps = 0
         self.held: Any = None
+        self.entry = 0
         self._waits = Durations()  # of a step, for all data that it took
         self._bodies = Durations()
         self._quiet = Durations()  # the bodies of steps without events
         self._of_events: dict[frozenset[Hashable], list[int]] = {}  # count and total
-        self._asked_total = 0  # all the time from a request for a step to the step
+        self._asked_total = 0  # all the time from requests for steps to what came of them
+        self._waited = 0
         self._paused = 0
         self._agreed = 0
         self._last: deque[Step] = deque(maxlen=last_steps)
         self._current: Step | None = None  # whose body is going on
-        self._step_waits: list[Span] = []
+        # Since a step was asked for
+        self._wait: Span | None = None
+        self._wait_total = 0
+        self._exchanged = 0
+        self._latest_step = 0
         self._pause_began: int | None = None
         self._pauses = 0  # how many contexts hold the clock
         self._to_unix = time_ns() - perf_counter_ns()
@@ -161,9 +172,11 @@ class Profile:
     # What the loop tells
 
     def around(self, steps: Iterator[Any], run: Run) -> Steps:
-        """The steps of a run, timed. A body in which the loop was left counts for nothing."""
+        """The steps of a run, timed."""
         self._current = None
-        return Steps(self, steps, run)
+        self._latest_step = run.stepper.step
+        self.entry += 1
+        return Steps(self, steps, run, self.entry)
 
     def around_batches(self, batches: Iterator[Any]) -> Batches:
         """The batches of a source, timed."""
@@ -193,19 +206,25 @@ class Profile:
     def ask(self) -> int:
         """A step is asked for, so that the body before is done."""
         now = perf_counter_ns()
+        self.end_body(now)
+        self._wait, self._wait_total, self._exchanged = None, 0, 0
+        return now
+
+    def end_body(self, now: int) -> None:
+        """The body is done, or was left."""
         self._pauses = 0
         self._close_pause(now)
         step, self._current = self._current, None
-        self._step_waits = []
         if step is None:
-            return now
+            return
         step.ended = now
+        self.steps += step.size
         duration = now - step.began
         self._bodies.add(duration)
         self._paused += sum([end - begin for begin, end in step.pauses])
         if not step.names:
             self._quiet.add(duration)
-            return now
+            return
         key = frozenset(step.names)
         found = self._of_events.get(key)
         if found is None and len(self._of_events) < MOST_SETS:
@@ -213,19 +232,24 @@ class Profile:
         if found is not None:
             found[0] += 1
             found[1] += duration
+
+    def end_request(self, asked: int) -> int:
+        """What was asked for at this reading has come, if only an end or an error."""
+        now = perf_counter_ns()
+        self._asked_total += now - asked
+        self._waited += self._wait_total
+        self._agreed += self._exchanged
         return now
 
     def begin_body(self, asked: int, run: Run, events: frozenset[Hashable]) -> None:
         """A step is handed over that was asked for at this reading."""
-        waits = self._step_waits
-        step = Step(asked, perf_counter_ns(), waits)
-        self._asked_total += step.began - asked
-        self._waits.add(sum([end - begin for begin, end in waits]))
+        step = Step(asked, self.end_request(asked), self._wait)
+        self._waits.add(self._wait_total)
         stepper = run.stepper
-        self.steps += stepper.size
-        step.size = stepper.size
         step.number = stepper.step
         step.epoch = stepper.epoch
+        step.size = stepper.step - self._latest_step  # an error that is an event is no step
+        self._latest_step = stepper.step
         if events:
             step.names = tuple(sorted(events, key=str))
         self._last.append(step)
@@ -233,20 +257,21 @@ class Profile:
 
     def add_wait(self, began: int, ended: int) -> None:
         """The source was waited for."""
-        self._step_waits.append((began, ended))
+        self._wait = (began if self._wait is None else self._wait[0]), ended
+        self._wait_total += ended - began
 
     def begin_opening(self) -> Span:
         """An epoch is opened; what is returned goes to `end_opening`."""
-        return perf_counter_ns(), self._agreed
+        return perf_counter_ns(), self._exchanged
 
     def end_opening(self, begun: Span) -> None:
         """An epoch is open: its workers were waited for, and perhaps other processes."""
-        began, agreed = begun
-        self._step_waits.append((began + self._agreed - agreed, perf_counter_ns()))
+        began, exchanged = begun
+        self.add_wait(began + self._exchanged - exchanged, perf_counter_ns())
 
     def add_agreement(self, duration: int) -> None:
-        """Another process was waited for."""
-        self._agreed += duration
+        """Another process was waited for; before the first step is asked for, that is left out."""
+        self._exchanged += duration
 
     # What users ask
 
@@ -257,8 +282,8 @@ class Profile:
 
     @property
     def waiting(self) -> float:
-        """The time in which epochs were opened and batches made."""
-        return self._waits.total / 1e9
+        """The time in which epochs were opened and ended, and batches made."""
+        return self._waited / 1e9
 
     @property
     def bodies(self) -> float:
@@ -278,7 +303,7 @@ class Profile:
     @property
     def other(self) -> float:
         """The rest: conditions, and dloop itself."""
-        return max(0.0, self.total - self.waiting - self.bodies - self.paused - self.agreement)
+        return (self._asked_total - self._waited - self._agreed) / 1e9
 
     @property
     def steps_per_second(self) -> float:
@@ -331,11 +356,14 @@ class Profile:
         lines.append(f"  {'':18}{'median':>10}{'95 %':>10}{'99 %':>10}{'longest':>10}")
         for title, found in (("wait of a step", self.waits), ("body of a step", self.body_times)):
             lines.append(f"  {title:18}" + "".join([f"{spelled(each):>10}" for each in found]))
-        return "\n".join([*lines, *[f"  {cost!r}" for cost in self.events]])
+        return "\n".join([*lines, *[f"  {text}" for text in self._costs()]])
+
+    def __repr__(self) -> str:
+        return f"<Profile: {self._summary()}>"
 
     def _repr_html_(self) -> str:
         """The drawing and what events cost, as a notebook shows them."""
-        return self._svg(False) + drawing.html_list([repr(cost) for cost in self.events])
+        return self._svg(False) + drawing.html_list(self._costs())
 
     def save_svg(self, path: str | os.PathLike[str]) -> None:
         """Write a drawing to a file: where the time went, and histograms of waits and bodies.
@@ -362,6 +390,17 @@ class Profile:
             caption = f"median {median}, 95 % {most}, 99 % {nearly_all}, longest {longest}"
             histograms.append(drawing.Histogram(title, caption, durations.counts()))
         return drawing.breakdown(f"Profile: {self._summary()}", parts, histograms, standalone)
+
+    def _costs(self) -> list[str]:
+        """What events cost, in words: of the dearest, and how many others there are."""
+        costs = self.events
+        shown = [repr(cost) for cost in costs[:MOST_SHOWN]]
+        more = len(costs) - MOST_SHOWN
+        if len(costs) == MOST_SETS:
+            shown.append(f"{more} more, in `events`; there may be others, which are not measured")
+        elif more > 0:
+            shown.append(f"{more} more, in `events`")
+        return shown
 
     def _summary(self) -> str:
         """The speed in one line."""
@@ -394,72 +433,74 @@ class Profile:
             OSError: it cannot be written.
         """
         rank = rank_among_several() or 0
-        events: list[dict[str, Any]] = [
-            {"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"rank {rank}"}},
-            {"name": "thread_name", "ph": "M", "pid": rank, "tid": 0, "args": {"name": "dloop"}},
+        process, thread = {"name": f"rank {rank}"}, {"name": "dloop"}
+        lines = [
+            json.dumps({"name": "process_name", "ph": "M", "pid": rank, "args": process}),
+            json.dumps({"name": "thread_name", "ph": "M", "pid": rank, "tid": 0, "args": thread}),
         ]
         for step in self._last:
             where = {"step": step.number, "epoch": step.epoch}
-            for begin, end in step.waits:
-                events.append(self._span("data", "wait", rank, begin, end, where))
+            if step.wait is not None:
+                lines.append(self._span("data", "wait", rank, step.wait, where))
             if step.ended:
                 due = {"events": [str(name) for name in step.names]}
-                span = self._span("body", "body", rank, step.began, step.ended, {**where, **due})
-                events.append(span)
-            for begin, end in step.pauses:
-                events.append(self._span("paused", "pause", rank, begin, end, where))
+                body = step.began, step.ended
+                lines.append(self._span("body", "body", rank, body, {**where, **due}))
+            for pause in step.pauses:
+                lines.append(self._span("paused", "pause", rank, pause, where))
             for name in step.names:
                 mark = {"name": str(name), "cat": "event", "ph": "i", "s": "t"}
-                place = {"ts": self._microseconds(step.began), "pid": rank, "tid": 0}
-                events.append({**mark, **place, "args": where})
+                place = {"pid": rank, "tid": 0, "args": where}
+                lines.append(_with_times({**mark, **place}, ts=step.began + self._to_unix))
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+            file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
+            file.write(",\n".join(lines) + "\n]}\n")
 
-    def _span(
-        self, name: str, kind: str, rank: int, begin: int, end: int, where: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _span(self, name: str, kind: str, rank: int, span: Span, where: dict[str, Any]) -> str:
         """A span of the trace event format: a complete event, whose `ph` is X."""
-        return {
-            "name": name,
-            "cat": kind,
-            "ph": "X",
-            "ts": self._microseconds(begin),
-            "dur": (end - begin) / 1000,
-            "pid": rank,
-            "tid": 0,
-            "args": where,
-        }
-
-    def _microseconds(self, reading: int) -> float:
-        return (reading + self._to_unix) / 1000
+        begin, end = span
+        event = {"name": name, "cat": kind, "ph": "X", "pid": rank, "tid": 0, "args": where}
+        return _with_times(event, ts=begin + self._to_unix, dur=end - begin)
 
 
 class Steps:
     """The steps of a loop's iterator, timed."""
 
-    __slots__ = ("_profile", "_run", "_steps")
+    __slots__ = ("_entry", "_profile", "_run", "_steps")
 
-    def __init__(self, profile: Profile, steps: Iterator[Any], run: Run) -> None:
+    def __init__(self, profile: Profile, steps: Iterator[Any], run: Run, entry: int) -> None:
         self._profile = profile
         self._steps = steps
         self._run = run
+        self._entry = entry
 
     def __iter__(self) -> Steps:
         return self
 
     def __next__(self) -> Any:
         profile = self._profile
+        if self._entry != profile.entry:
+            return next(self._steps)  # which was replaced, and says so
         pair = profile.held
         if pair is None:
             asked = profile.ask()
-            for profile.held in self._steps:  # nothing can come in between
-                break
-            else:
-                raise StopIteration
+            try:
+                for profile.held in self._steps:  # nothing can come in between
+                    break
+                else:
+                    raise StopIteration
+            except BaseException:
+                profile.end_request(asked)
+                raise
             pair = profile.held
             profile.begin_body(asked, self._run, pair[1])
         profile.held = None
         return pair
+
+    def __del__(self) -> None:
+        profile = self._profile
+        if self._entry == profile.entry:
+            profile.end_body(perf_counter_ns())  # the loop was left in it
 
 
 class Batches:
@@ -476,9 +517,10 @@ class Batches:
 
     def __next__(self) -> Any:
         began = perf_counter_ns()
-        batch = next(self._batches)
-        self._profile.add_wait(began, perf_counter_ns())
-        return batch
+        try:
+            return next(self._batches)
+        finally:  # an end or an error, too
+            self._profile.add_wait(began, perf_counter_ns())
 
 
 class TimedExchange:
@@ -508,6 +550,12 @@ def spelled(seconds: float) -> str:
         if abs(seconds) >= 0.9995 * unit:  # from where it is rounded to one
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds * 1e9:.3g} ns"
+
+
+def _with_times(event: dict[str, Any], **nanoseconds: int) -> str:
+    """An event of a trace with its times: microseconds, which floats are too coarse for."""
+    times = [f'"{name}": {value // 1000}.{value % 1000:03}' for name, value in nanoseconds.items()]
+    return f"{{{', '.join(times)}, {json.dumps(event)[1:]}"
 
 
 def _quantiles(durations: Durations) -> tuple[float, float, float, float]:

@@ -7,7 +7,7 @@ from .events import CRITERIA, Event, LoopEvents
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
     from typing import Any
 
 MOST_POINTS = 3
@@ -23,6 +23,13 @@ COUNTED_OTHERWISE = (
     ("per_epoch", ("every_n_steps", "at_step")),
     ("per_launch", ("every_n_steps", "at_step", "every_n_seconds", "at_time")),
 )
+
+
+def title(name: Hashable) -> str:
+    """The name of an event, in one line."""
+    if isinstance(name, LoopEvents):
+        return name.name
+    return name if isinstance(name, str) and name.isprintable() and name.strip() else repr(name)
 
 
 def of_parts(parts: Sequence[Event | LoopEvents]) -> str:

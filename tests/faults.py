@@ -1284,7 +1284,7 @@ FAULTS = [
     ),
     Fault(
         "waiting for other processes is waiting for data",
-        "began + self._agreed - agreed, perf",
+        "began + self._exchanged - exchanged, perf",
         "began, perf",
         SHARED,
         PROFILE,
@@ -1312,8 +1312,8 @@ FAULTS = [
     ),
     Fault(
         "the last step is not shown",
-        "            self.update(run, run.stepper.step + 1, run.stepper.latest_state().epoch)\n",
-        "            pass\n",
+        "stepper.step + is_done",
+        "stepper.step",
         SHARED,
         PROGRESS,
     ),
@@ -1344,6 +1344,48 @@ FAULTS = [
         "    while sum(widths) > COLUMNS:\n",
         SHARED,
         DRAWING,
+    ),
+    Fault(
+        "a bar waits for as many steps as when they were fast",
+        "int(min(distance, end // FINEST))",
+        "int(distance)",
+        SHARED,
+        PROGRESS,
+    ),
+    Fault(
+        "a failed run is at its end",
+        "        elif run.error is None:\n",
+        "        else:\n",
+        SHARED,
+        PROGRESS,
+    ),
+    Fault(
+        "a loader's end is not waited for",
+        "                profile.end_request(asked)\n",
+        "                pass\n",
+        SHARED,
+        PROFILE,
+    ),
+    Fault(
+        "an error that is an event is a step",
+        "step.size = stepper.step - self._latest_step",
+        "step.size = stepper.size",
+        SHARED,
+        PROFILE,
+    ),
+    Fault(
+        "a body in which the loop is left has no end",
+        "            profile.end_body(perf_counter_ns())  # the loop",
+        "            pass  # the loop",
+        SHARED,
+        PROFILE,
+    ),
+    Fault(
+        "steps are left over though a part is open",
+        " or not fires or is_open:",
+        " or not fires:",
+        SHARED,
+        PLAN,
     ),
 ]
 

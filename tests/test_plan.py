@@ -844,3 +844,34 @@ def test_unions_have_the_steps_of_their_patterns(data: st.DataObject) -> None:
         assert union.last_before(step) == max(
             [each for each in expected if each < step], default=None
         )
+
+
+def test_nothing_is_left_over_where_it_is_not_known() -> None:
+    def unsized() -> Iterator[int]:
+        return iter(range(3))
+
+    for event in (
+        Event(every_n_steps=20) | LoopEvents.EPOCH_END,
+        Event(every_n_steps=20, every_n_epochs=1),
+        Event(every_n_steps=20) | Event(holds),
+    ):
+        warnings = Loop(unsized, {"A": event}, max_steps=36).plan().warnings
+        assert [warning for warning in warnings if "left over" in warning] == []
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("steps", [10**15, 2**62])
+def test_runs_of_any_length_are_drawn(steps: int) -> None:
+    events = {"a" * 32: Event(every_n_steps=1, at_time=(5,))}
+    drawn = Loop(range(9), events, max_steps=steps).plan()._repr_html_()
+    ElementTree.fromstring(drawn.partition("</svg>")[0] + "</svg>")
+
+
+@pytest.mark.no_core
+def test_a_name_with_control_characters_is_drawn() -> None:
+    class Name:
+        def __repr__(self) -> str:
+            return "x\x1b[31m\x00"
+
+    drawn = Loop(range(9), {Name(): Event(every_n_steps=2)}, max_epochs=1).plan()._repr_html_()
+    ElementTree.fromstring(drawn.partition("</svg>")[0] + "</svg>")

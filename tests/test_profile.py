@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,6 +15,7 @@ import pytest
 
 from dloop import Event, Loop, LoopError, LoopEvents, profile
 from fleet import Ahead, Fleet
+from interpreter import needs_reference_counts
 from loops import ENTER, Enter
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -93,7 +96,7 @@ def test_it_can_be_asked_for_during_the_run_and_before_it(clock: Nanoseconds) ->
         clock.advance(2)
         if loop.global_step == 4:
             break
-    assert (loop.profile.bodies, loop.profile.waiting) == (8, 6)  # with one that is ahead
+    assert loop.profile.waiting == 6  # with one that is ahead
 
 
 def test_percentiles(clock: Nanoseconds) -> None:
@@ -154,6 +157,20 @@ def test_sets_of_events_are_bounded(clock: Nanoseconds) -> None:
     loop = Loop([0] * 600, events, max_epochs=1, profile=True)
     list(loop)
     assert len(loop.profile.events) == profile.MOST_SETS
+    lines = str(loop.profile).splitlines()
+    assert sum("1 time" in line for line in lines) == 10
+    assert lines[-1].endswith("190 more, in `events`; there may be others, which are not measured")
+
+
+def test_the_dearest_events_are_printed(clock: Nanoseconds) -> None:
+    events = {f"E{number}\n": Event(at_step=number) for number in range(13)}
+    loop = Loop([0] * 20, events, max_steps=20, profile=True)
+    for _ in loop:
+        clock.advance(1)
+    assert repr(loop.profile) == "<Profile: 20 steps in 20 s: 1 a second, 1 lately>"
+    lines = str(loop.profile).splitlines()
+    assert lines[-1] == "  4 more, in `events`"
+    assert any(line.startswith("  'E0\\n': 1 time") for line in lines)
 
 
 def test_agreement_is_told_apart(clock: Nanoseconds) -> None:
@@ -165,8 +182,9 @@ def test_agreement_is_told_apart(clock: Nanoseconds) -> None:
     loop = Loop(range(10), max_epochs=1, sync=Slow(Fleet(1), 0), sync_every=4, profile=True)
     for _ in loop:
         clock.advance(1)
-    # the epoch's length and two agreements; the comparison is before the first step
-    assert (loop.profile.bodies, loop.profile.waiting, loop.profile.agreement) == (10, 0, 12)
+    # the epoch's length and two agreements; the comparison is before the first step is asked for
+    assert (loop.profile.bodies, loop.profile.waiting, loop.profile.agreement) == (10, 0, 9)
+    assert loop.profile.other == 0
     assert loop.profile.total == 19
 
 
@@ -265,18 +283,78 @@ def test_events_batches_and_states_are_the_same() -> None:
     assert trace(profile=True) == trace()
 
 
-def test_a_run_that_is_left_goes_on_and_another_begins_anew(clock: Nanoseconds) -> None:
+def test_another_run_begins_anew() -> None:
     loop = Loop(range(10), max_epochs=1, profile=True)
-    for batch, _ in loop:
-        clock.advance(1)
-        if batch == 3:
-            break
-    clock.advance(1000)
-    for _ in loop:
-        clock.advance(1)
-    assert (loop.profile.total, loop.profile.steps) == (9, 10)
+    list(loop)
+    assert loop.profile.steps == 10
     loop.restart()
     assert loop.profile.steps == 0
+
+
+@needs_reference_counts
+@pytest.mark.parametrize("way", ["break", "error"])
+def test_a_body_in_which_the_loop_is_left_ends_there(clock: Nanoseconds, way: str) -> None:
+    events = {"Eval": Event(every_n_steps=2)}
+    loop = Loop(batches(clock, 10, 0.5), events, max_steps=10, dataloader_len=10, profile=True)
+    while loop.stop_reason is None:
+        with contextlib.suppress(ZeroDivisionError):
+            for _, due in loop:
+                clock.advance(1)
+                if "Eval" in due:
+                    clock.advance(2)
+                    if way == "error":
+                        raise ZeroDivisionError
+                    break
+        clock.advance(1000)
+    found = loop.profile
+    assert (found.steps, found.waiting, found.bodies, found.total) == (10, 5, 20, 25)
+    assert sum(cost.count for cost in found.events) == 5
+    assert found.steps_per_second == 10 / 25
+
+
+def test_an_older_iterator_changes_nothing(clock: Nanoseconds) -> None:
+    loop = Loop(range(10), max_epochs=1, profile=True)
+    older = iter(loop)
+    next(older)
+    for batch, _ in loop:
+        clock.advance(1)
+        if batch == 5:
+            with pytest.raises(LoopError):
+                next(older)
+            clock.advance(1)
+    assert loop.profile.bodies == 10
+
+
+@pytest.mark.parametrize("is_sized", [False, True])
+def test_what_a_loader_does_at_its_end_is_waiting(clock: Nanoseconds, is_sized: bool) -> None:
+    class Loader:
+        def __iter__(self) -> Iterator[int]:
+            yield from range(5)
+            clock.advance(3)  # workers end
+
+    class SizedLoader(Loader):
+        def __len__(self) -> int:
+            return 5
+
+    loop = Loop(SizedLoader() if is_sized else Loader(), max_epochs=2, profile=True)
+    for _ in loop:
+        clock.advance(1)
+    found = loop.profile
+    assert (found.waiting, found.bodies, found.other) == (6, 10, 0)
+    assert found.total == 16
+
+
+def test_an_error_that_is_an_event_is_no_step(clock: Nanoseconds) -> None:
+    def source() -> Iterator[int]:
+        yield from range(20)
+        clock.advance(2)
+        raise OSError
+
+    loop = Loop(source, max_epochs=1, profile=True, on_exception="event")
+    with pytest.raises(OSError):
+        list(loop.chunks(8))
+    assert loop.profile.steps == loop.state.steps_done == 20
+    assert loop.profile.waiting == 2
 
 
 def test_without_a_profile_asking_for_one_is_an_error() -> None:
@@ -341,6 +419,26 @@ def test_a_trace_in_the_middle_of_a_step(clock: Nanoseconds, tmp_path: Path) -> 
     trace = json.loads((tmp_path / "trace.json").read_text())
     assert [event["name"] for event in trace["traceEvents"]].count("body") == 1
     assert (loop.profile.paused, loop.profile.bodies) == (0, 6)  # that pause was in no body
+
+
+def test_spans_nest_exactly_and_lists_of_batches_have_one_of_data(
+    clock: Nanoseconds, tmp_path: Path
+) -> None:
+    loop = Loop(range(600), max_epochs=1, profile=True)
+    clock.now += 1_790_000_000_123_456_789
+    for _ in loop.chunks(50):
+        clock.now += 2587
+        pause = loop.pause_clock()
+        pause.__enter__()
+        clock.now += 187
+    loop.profile.save_trace(tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text(), parse_float=Fraction)
+    spans = [each for each in trace["traceEvents"] if each["ph"] == "X"]
+    assert [each["name"] for each in spans].count("data") == 12
+    pairs = [(each["ts"], each["ts"] + each["dur"]) for each in spans if each["name"] != "data"]
+    for (began, ended), (paused, went_on) in zip(pairs[::2], pairs[1::2]):
+        assert began < paused
+        assert went_on == ended
 
 
 def test_ranks_are_processes_in_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

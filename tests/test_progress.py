@@ -31,6 +31,7 @@ class Bar:
         self.total = arguments["total"]
         self.n = self.initial = arguments["initial"]
         self.shown: list[float] = []
+        self.desc = ""
         self.description = ""
         self.postfix: dict[str, Any] = {}
         self.is_closed = False
@@ -388,3 +389,96 @@ def test_tqdm_around_a_loop_has_the_total() -> None:
     bar = tqdm(loop, file=io.StringIO())
     assert bar.total == 30
     assert len(list(bar)) == 30
+
+
+# What may be passed
+
+
+def test_a_callable_decides_how_its_bar_looks() -> None:
+    given: list[dict[str, Any]] = []
+
+    def make(**arguments: Any) -> Bar:
+        given.append(arguments)
+        bar = Bar(**arguments)
+        bar.desc = "train: "
+        return bar
+
+    list(Loop(range(9), max_epochs=2, progress=make))
+    assert given == [{"total": 18, "initial": 0, "mininterval": 0, "miniters": 1}]
+    assert Bar.made[0].description == "train: epoch 1"
+
+
+@pytest.mark.parametrize("made", [None, 3, Bar])
+def test_a_callable_that_makes_no_bar_is_told_so(made: Any) -> None:
+    loop = Loop(range(9), max_epochs=1, progress=lambda **_: made)
+    with pytest.raises(TypeError, match=r"it returned .*; let it return a tqdm"):
+        next(iter(loop))
+
+
+def test_a_postfix_may_be_a_mapping() -> None:
+    loop = Loop(range(9), max_epochs=1, progress=Bar)
+    for batch, _ in loop:
+        loop.progress.set_postfix({"loss": batch}, lr=1)
+    assert Bar.made[0].postfix == {"loss": 8, "lr": 1}
+
+
+def test_the_total_is_known_from_the_start() -> None:
+    loop = Loop(range(9), max_epochs=2, start_step=3, progress=Bar)
+    next(iter(loop))
+    assert (Bar.made[0].arguments["total"], Bar.made[0].arguments["initial"]) == (18, 3)
+
+
+# How it ends
+
+
+@needs_reference_counts
+def test_a_run_that_an_error_ends_has_not_reached_its_total() -> None:
+    def source() -> Iterator[int]:
+        yield from range(5)
+        raise OSError
+
+    with pytest.raises(OSError):
+        list(Loop(source, max_steps=10, lookahead=False, progress=Bar))
+    (bar,) = Bar.made
+    assert (bar.n, bar.total, bar.is_closed) == (5, 10, True)
+
+
+@needs_reference_counts
+def test_a_run_that_is_left_in_its_last_body_is_done() -> None:
+    for batch, _ in Loop(range(9), max_epochs=1, progress=Bar):
+        if batch == 8:
+            break
+    assert (Bar.made[0].n, Bar.made[0].total) == (9, 9)
+
+
+@needs_reference_counts
+def test_a_bar_that_is_given_is_closed_where_an_error_ends_the_run() -> None:
+    def source() -> Iterator[int]:
+        yield from range(5)
+        raise OSError
+
+    bar = Bar(total=10, initial=0)
+    with pytest.raises(OSError):
+        list(Loop(source, max_steps=10, progress=bar))
+    assert bar.is_closed
+
+
+def test_the_bar_of_a_run_that_begins_anew_stays_as_it_was() -> None:
+    loop = Loop(range(9), max_epochs=1, progress=Bar)
+    older = iter(loop)
+    for _ in range(4):
+        next(older)
+    loop.restart()
+    list(loop)
+    assert min(Bar.made[0].shown) >= 0
+    assert Bar.made[1].n == 9
+    assert all(bar.is_closed for bar in Bar.made)
+
+
+def test_a_bar_that_is_given_gets_the_seconds_as_its_total() -> None:
+    clock = ManualClock()
+    bar = Bar(total=None, initial=0)
+    for _ in Loop(range(9), max_seconds=2, clock=clock, progress=bar):
+        clock.advance(0.123456)
+        assert bar.n == round(bar.n, 1)
+    assert (bar.n, bar.total) == (2, 2)
