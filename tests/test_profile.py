@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dloop import Event, Loop, LoopError, LoopEvents, profile
+from dloop import Event, Loop, LoopError, LoopEvents, LoopState, profile
 from fleet import Ahead, Fleet
 from interpreter import needs_reference_counts
 from loops import ENTER, Enter
@@ -439,6 +439,28 @@ def test_spans_nest_exactly_and_lists_of_batches_have_one_of_data(
     for (began, ended), (paused, went_on) in zip(pairs[::2], pairs[1::2]):
         assert began < paused
         assert went_on == ended
+
+
+def test_a_step_whose_batch_an_interrupt_has_kept_has_no_span_of_data(
+    clock: Nanoseconds, tmp_path: Path
+) -> None:
+    interrupts = [1]
+
+    def condition(state: LoopState) -> None:
+        if state.global_step in interrupts:
+            interrupts.clear()
+            raise KeyboardInterrupt
+
+    loop = Loop(batches(clock, 3, 1), {"C": Event(condition)}, max_steps=3, profile=True)
+    with pytest.raises(KeyboardInterrupt):
+        list(loop)
+    list(loop)
+    loop.profile.save_trace(tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    spans = [(each["name"], each["args"].get("step")) for each in trace["traceEvents"][2:]]
+    assert [step for name, step in spans if name == "data"] == [0, 2]
+    assert [step for name, step in spans if name == "body"] == [0, 1, 2]
+    assert loop.profile.waiting == 3
 
 
 def test_ranks_are_processes_in_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
