@@ -126,7 +126,7 @@ class Profile:
     """Where the time of a run went, in seconds: `loop.profile`, during the run or after it.
 
     A step's wait ends, and its body begins, when the batch is handed over. A body in which the loop
-    is left ends there (without reference counts, as on PyPy, it counts for nothing). With devices
+    is left ends there (without reference counts, as on PyPy, later or not at all). With devices
     that work on their own (CUDA, JAX), a body's time is that of giving them their work, unless it
     waits for them: see the README.
 
