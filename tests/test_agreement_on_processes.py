@@ -150,13 +150,15 @@ class Demo:
     def __init__(self, folder: Path) -> None:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         options = ["--epochs", "30", "--seconds", "0.2", "--checkpoint", str(folder / "digits.pt")]
-        self._process = subprocess.Popen(
-            [*torchrun, "--nproc-per-node=2", "-m", "dloop.demo.distributed", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        self._errors = folder / "errors"  # PyTorch may warn at the end
+        with self._errors.open("a") as errors:
+            self._process = subprocess.Popen(
+                [*torchrun, "--nproc-per-node=2", "-m", "dloop.demo.distributed", *options],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
         assert self._process.stdout is not None
         self.lines = iter(self._process.stdout.readline, "")
 
@@ -164,7 +166,7 @@ class Demo:
         """What it prints last, once it has ended."""
         try:
             *_, last = self.lines
-            assert self._process.wait(60) == 0
+            assert self._process.wait(60) == 0, self._errors.read_text()
         finally:
             self._process.kill()
             self._process.communicate()
