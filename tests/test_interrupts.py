@@ -95,7 +95,8 @@ LOOPS: dict[str, Callable[[], CountingLoop]] = {
     "timers, unsized": lambda: over(Loader(), TIMED, max_epochs=2),
     "max_seconds": lambda: over(Sized(), TIMED, max_seconds=10),
     "agreement": lambda: over(Sized(), CONDITION, max_epochs=2, sync=list, sync_every=2),
-    "a profile": lambda: over(Loader(), EVENTS, max_epochs=2, profile=True),
+    "a profile": lambda: over(Sized(), EVENTS, max_epochs=2, profile=True),
+    "a profile, unsized": lambda: over(Loader(), EVENTS, max_epochs=2, profile=True),
 }
 
 

@@ -495,7 +495,7 @@ def test_each_life_fires_what_is_due_by_its_launch_and_by_what_was_saved(
 
 @pytest.mark.no_core
 @pytest.mark.parametrize("label", plans.SOURCES)
-@settings(max_examples=15)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_run_that_begins_at_a_step_is_the_rest_of_the_whole_run(label: str, data: Any) -> None:
     plan = without_time(lasting(resumable(data.draw(plans.plans(label)))))
