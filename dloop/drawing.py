@@ -98,7 +98,7 @@ GRAIN = 2
 MARKS = "#3b82f6"
 """A blue that can be told from white and from black."""
 PARTS = ("#d97706", MARKS, "#8b5cf6", "#059669", "#7d8590")
-"""The same of the parts of a whole, one after the other."""
+"""The colours of the parts of a whole, from left to right."""
 BAR = 24
 """How high the bar of a whole is."""
 PARTS_IN_A_ROW = 3
@@ -235,11 +235,8 @@ def breakdown(
 
 def _escaped(text: str) -> str:
     """The text for HTML and SVG, which cannot have control characters."""
-    return escape(
-        "".join(
-            [letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text]
-        )
-    )
+    letters = [each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text]
+    return escape("".join(letters))
 
 
 def _heading(title: str) -> tuple[int, list[str]]:

@@ -160,11 +160,11 @@ class Profile:
         self._agreed = 0
         self._last: deque[Step] = deque(maxlen=last_steps)
         self._current: Step | None = None  # whose body is going on
+        self._latest_step = -1  # that was handed over
         # Since a step was asked for
         self._wait: Span | None = None
         self._wait_total = 0
         self._exchanged = 0
-        self._latest_step = 0
         self._pause_began: int | None = None
         self._pauses = 0  # how many contexts hold the clock
         self._to_unix = time_ns() - perf_counter_ns()
