@@ -486,11 +486,14 @@ def test_a_run_that_all_leave_and_enter_again_goes_on() -> None:
 
 @pytest.mark.parametrize("last", range(1, 18))
 def test_what_was_asked_and_not_delivered_is_asked_again_after_a_resume(last: int) -> None:
-    events: Any = {"C": None, "Save": Event(every_n_seconds=5), "At": Event(at_time=(3, 8))}
-
     def run(rank: int, exchange: Any) -> list[str]:
+        events = {
+            "C": Event(lambda state: rank == 1 and state.global_step in (2, 9)),
+            "Save": Event(every_n_seconds=5),
+            "At": Event(at_time=(3, 8)),
+        }
+
         def begin() -> Loop[int]:
-            events["C"] = Event(lambda state: rank == 1 and state.global_step in (2, 9))
             return Loop(range(30), events, max_steps=30, clock=clock, sync=exchange, sync_every=4)
 
         clock = ManualClock()
