@@ -21,15 +21,16 @@ OFTEN = 0.1
 """Seconds from one update of the bar to the next, in a terminal and in a notebook."""
 SELDOM = 10.0
 """The same, where the output is a file, to which every update adds a line."""
-FINEST = 1000
-"""Into how many parts a bar is divided at least, at whose ends it is asked whether it is time."""
+PARTS = 100
+"""How often it is looked whether a bar has to be updated, at least: a hundredth more or less of a
+bar is hardly seen."""
 
 
 class Progress:
     """The bar of a loop: steps, or seconds under `max_seconds`, and the epoch.
 
     It is a companion of the run: it is asked at a step whose distance follows the speed of the
-    steps before, and is at most a thousandth of the bar, since steps may become slower. So the bar
+    steps before, and is at most a hundredth of the bar, since steps may become slower. So the bar
     moves about ten times a second, and other steps cost nothing. It has a clock of its own, and
     changes no event.
 
@@ -117,11 +118,11 @@ class Progress:
             self.update(run, step, run.stepper.epoch)
             self._latest = step, now
             left = self._interval
-        # Steps may become slower than they were; a thousandth of the bar is not seen
+        # Not by the speed alone, since steps may become slower than they were
         by_time = run.schedule.limit[0] == "max_seconds"
         end = step if by_time else max(step, self.bar.total or 0)
         distance = steps / seconds * left if seconds > 0 else 0
-        self.next_step = step + max(1, int(min(distance, end // FINEST)))
+        self.next_step = step + max(1, int(min(distance, end // PARTS)))
 
     def update(self, run: Run, done: int, epoch: int) -> None:
         """Show that so many steps are done, and which epoch it is."""

@@ -1347,7 +1347,7 @@ FAULTS = [
     ),
     Fault(
         "a bar waits for as many steps as when they were fast",
-        "int(min(distance, end // FINEST))",
+        "int(min(distance, end // PARTS))",
         "int(distance)",
         SHARED,
         PROGRESS,
