@@ -138,6 +138,30 @@ class AcceleratedWithState(Accelerated):
         self.begin_at = state["given"]
 
 
+class AcceleratedWithRandomState(AcceleratedWithState):
+    """The same over a sampler whose generator is part of the state, as torchdata's RandomSampler.
+
+    Each iterator that is asked for draws another order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = random.Random(7)
+        self.before = self.generator.getstate()
+
+    def begin(self) -> None:
+        self.before = self.generator.getstate()
+        self.batch_sampler.sampler = self.generator.sample(range(LENGTH), LENGTH)
+
+    def state_dict(self) -> dict[str, Any]:
+        latest = self.generator.getstate() if self.end_of_dataloader else self.before
+        return {**super().state_dict(), "generator": latest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.generator.setstate(state["generator"])
+
+
 class Fabricated(Loader):
     """As Fabric's: it sets its sampler's epoch to how often it was iterated before."""
 
@@ -170,6 +194,7 @@ KINDS = [
     NotImplementedState,
     StateWithArguments,
     AcceleratedWithState,
+    AcceleratedWithRandomState,
     Fabricated,
     lambda: Loader(SeedableRandomSampler()),
 ]
