@@ -6,6 +6,7 @@ from collections import namedtuple
 from html import escape
 from math import log10
 from textwrap import wrap
+from unicodedata import east_asian_width
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ else:
 
 COLUMNS = 80
 """How wide a text is at most, in characters."""
+FILLER = "\0"
+"""Stands after wide letters while a text is laid out, so that `len` counts columns."""
 NARROWEST = 8
 """How narrow a column of words becomes before one of numbers does."""
 
@@ -123,7 +126,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[
         rows: the cells, row by row.
         right: the columns whose cells stand on the right.
     """
-    rows = [titles, *rows]
+    rows = [[_filled(cell) for cell in row] for row in (titles, *rows)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     while sum(widths) + 2 * (len(widths) - 1) > COLUMNS:
         # Numbers come last, since they are hard to read in pieces
@@ -141,7 +144,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[
             lines.append("  ".join(padded).rstrip())
         if number == 0:
             lines.append("  ".join(["-" * width for width in widths]))
-    return "\n".join(lines)
+    return "\n".join(lines).replace(FILLER, "")
 
 
 def paragraphs(mark: str, texts: Iterable[str]) -> list[str]:
@@ -149,8 +152,13 @@ def paragraphs(mark: str, texts: Iterable[str]) -> list[str]:
     indent = " " * len(mark)
     lines = []
     for text in texts:
-        lines += wrap(text, COLUMNS, initial_indent=mark, subsequent_indent=indent)
-    return lines
+        lines += wrap(_filled(text), COLUMNS, initial_indent=mark, subsequent_indent=indent)
+    return [line.replace(FILLER, "") for line in lines]
+
+
+def _filled(text: str) -> str:
+    """The text with a filler after each letter that a terminal shows two columns wide."""
+    return "".join([f"{each}{FILLER}" if east_asian_width(each) in "WF" else each for each in text])
 
 
 def html_list(texts: Sequence[str]) -> str:
@@ -179,7 +187,8 @@ def timeline(title: str, axis: Axis, lanes: Sequence[Lane], standalone: bool) ->
         standalone: for a file of its own, which has its own colours, light or dark as the reader
             has it. Else it has the colour of the text around it.
     """
-    title_letters = max([len(shortened(lane.title, LONGEST_TITLE)) for lane in lanes], default=0)
+    shown = [_filled(shortened(lane.title, LONGEST_TITLE)) for lane in lanes]
+    title_letters = max(map(len, shown), default=0)
     caption_letters = max([len(lane.caption) for lane in lanes], default=0)
     left = MARGIN + title_letters * LETTER
     right = WIDTH - MARGIN - caption_letters * DIGIT

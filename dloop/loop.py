@@ -468,6 +468,11 @@ class Loop(Generic[Batch]):
         """
         from .plan import forecast  # seldom asked for
 
+        missing = {}
+        if self._signals is None:
+            missing["INTERRUPT"] = "this Loop has no signals"
+        if not self._on_exception:
+            missing["EXCEPTION"] = 'this Loop has no on_exception="event"'
         return forecast(
             self._schedule,
             self._source,
@@ -475,6 +480,7 @@ class Loop(Generic[Batch]):
             None if self._place_is_open else self._first_place,
             bool(self._over),
             self._exchange is not None,
+            missing,
         )
 
     def __len__(self) -> int:

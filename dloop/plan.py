@@ -314,6 +314,7 @@ class Forecast:
         by_limit: the run's steps if `stop_when` did not end it.
         is_synced: whether processes agree on what a clock asks for.
         may_be_over: whether the run may turn out to be over when it begins.
+        missing: members of LoopEvents that never come in this run, each with the reason.
     """
 
     def __init__(
@@ -324,6 +325,7 @@ class Forecast:
         by_limit: Course,
         is_synced: bool,
         may_be_over: bool,
+        missing: Mapping[str, str],
     ) -> None:
         self._schedule = schedule
         self._course = course
@@ -331,6 +333,7 @@ class Forecast:
         self._by_limit = by_limit
         self._is_synced = is_synced
         self._may_be_over = may_be_over
+        self._missing = missing
 
     # How often
 
@@ -477,8 +480,8 @@ class Forecast:
             reason = self._why_never(course, criterion)
             if reason:
                 yield f"{text} never fires, {reason}"
-            elif criterion.name == "at_step":
-                yield from _steps_that_never_come(name, course, criterion)
+            elif criterion.name in ("at_step", "at_epoch"):
+                yield from self._points_that_never_come(text, course, criterion)
             elif criterion.name in ("every_n_seconds", "at_time"):
                 yield from self._past_the_limit(text, criterion)
         if not of_stop and course.is_exact:
@@ -489,7 +492,7 @@ class Forecast:
         name, part = criterion
         start = part.from_step if isinstance(part, Event) else 0
         if name in UNPLANNED:
-            return None
+            return self._missing.get(name)
         if start >= course.end:
             return f"{_ends(course)}, before from_step={start}"
         if course.steps_of(criterion) is None:
@@ -519,6 +522,31 @@ class Forecast:
             return _ends(course)
         is_past = course.first > start
         return None if is_past else "its window has no such step"
+
+    def _points_that_never_come(
+        self, text: str, course: Course, criterion: Criterion
+    ) -> Iterator[str]:
+        """The steps or epochs of a collection that never come, while others do."""
+        part = criterion.part
+        assert isinstance(part, Event)
+        reason, end = _ends(course), course.end
+        if criterion.name == "at_epoch":
+            if course.length is not None:
+                end = course.epoch + (course.end - course.epoch_start) // course.length
+            elif self._epochs is not None:
+                end = self._epochs.end
+                reason = f"the run ends with epoch {end - 1:,}"
+            else:
+                return
+        elif part.per_epoch:
+            reason = f"an epoch has {words.counted(course.length or 0, 'step')}"
+            end = NEVER if course.length is None else course.length
+        elif part.per_launch:
+            end -= course.first
+        points = words.several(getattr(part, criterion.name))
+        late = [f"{point:,}" for point in points if point >= end]
+        if late:
+            yield f"{text} never fires at {words.listed(late)}, {reason}"
 
     def _past_the_limit(self, text: str, criterion: Criterion) -> Iterator[str]:
         """A time criterion beyond `max_seconds`; pauses are in no launch's way."""
@@ -598,6 +626,7 @@ def forecast(
     place: tuple[int, int] | None,
     is_over: bool,
     is_synced: bool,
+    missing: Mapping[str, str],
 ) -> Plan:
     """The plan of a run.
 
@@ -609,6 +638,7 @@ def forecast(
             follows from the lengths of epochs, which are not known for certain.
         is_over: whether the run has reached its limit already.
         is_synced: whether there are other processes to agree with.
+        missing: members of LoopEvents that never come in this run, each with the reason.
     """
     length, is_certain = source.expected_steps()
     is_placed = place is not None or length is not None
@@ -625,7 +655,7 @@ def forecast(
     if epochs is not None and not epochs.is_exact:
         epochs = None
     may_be_over = not (is_placed or course.is_exact)
-    told = Forecast(schedule, course, epochs, by_limit, is_synced, may_be_over)
+    told = Forecast(schedule, course, epochs, by_limit, is_synced, may_be_over, missing)
     events = {name: event.parts for name, event in schedule.events.items()}
     members = {each: (each,) for each in (LoopEvents.EPOCH_END, LoopEvents.TRAINING_END)}
     rows = tuple([told.row(name, parts) for name, parts in {**events, **members}.items()])
@@ -693,23 +723,6 @@ def _total(numbers: list[int | None]) -> int | None:
 def _ends(course: Course) -> str:
     latest = "" if course.is_exact else " at the latest"
     return f"the run ends at step {course.end - 1:,}{latest}"
-
-
-def _steps_that_never_come(name: str, course: Course, criterion: Criterion) -> Iterator[str]:
-    """Those of a collection of which others come."""
-    part = criterion.part
-    assert isinstance(part, Event)
-    steps = words.several(part.at_step)
-    reason, end = _ends(course), course.end
-    if part.per_epoch:
-        reason = f"an epoch has {words.counted(course.length or 0, 'step')}"
-        end = NEVER if course.length is None else course.length
-    elif part.per_launch:
-        end -= course.first
-    late = [step for step in steps if step >= end]
-    if late:
-        which = f"{words.listed([f'{step:,}' for step in late])} of its {len(steps)} steps"
-        yield f"{name}: at_step never fires at {which}, {reason}"
 
 
 def _left_over(name: str, course: Course, criteria: list[Criterion]) -> Iterator[str]:

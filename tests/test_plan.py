@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import time
 import warnings
 from collections.abc import Hashable, Iterator
@@ -484,17 +486,17 @@ def test_an_epoch_that_is_shorter_than_what_was_done_of_it_is_over() -> None:
         (
             Event(at_step=[3, 30, 40]),
             {},
-            ["'E': at_step never fires at 30 and 40 of its 3 steps, the run ends at step 29"],
+            ["'E': at_step=(3, 30, 40) never fires at 30 and 40, the run ends at step 29"],
         ),
         (
             Event(at_step=[3, 12], per_epoch=True),
             {},
-            ["'E': at_step never fires at 12 of its 2 steps, an epoch has 10 steps"],
+            ["'E': at_step=(3, 12), per_epoch=True never fires at 12, an epoch has 10 steps"],
         ),
         (
             Event(at_step=[3, 12], per_launch=True),
             {"max_steps": 30, "start_step": 20},
-            ["'E': at_step never fires at 12 of its 2 steps, the run ends at step 29"],
+            ["'E': at_step=(3, 12), per_launch=True never fires at 12, the run ends at step 29"],
         ),
         (
             Event(every_n_steps=40) | TRAINING_END,
@@ -541,6 +543,16 @@ def test_an_epoch_that_is_shorter_than_what_was_done_of_it_is_over() -> None:
             Event(at_epoch=3),
             {},
             ["'E': at_epoch=3 never fires, the run ends at step 29, in epoch 2"],
+        ),
+        (
+            Event(at_epoch=[0, 3, 7]),
+            {},
+            ["'E': at_epoch=(0, 3, 7) never fires at 3 and 7, the run ends at step 29"],
+        ),
+        (
+            Event(at_epoch=[0, 1]),
+            {"max_steps": 19},
+            ["'E': at_epoch=(0, 1) never fires at 1, the run ends at step 18"],
         ),
         (
             EPOCH_END | Event(at_step=0),
@@ -611,7 +623,26 @@ def test_an_epoch_that_is_shorter_than_what_was_done_of_it_is_over() -> None:
         (Event(at_time=40, per_launch=True), {"max_seconds": 30}, []),
         (Event(at_time=30), {"max_seconds": 30}, []),
         (None, {}, ["'E' is off: it is never due"]),
-        (Event(every_n_steps=None) | LoopEvents.INTERRUPT, {}, []),
+        (
+            Event(every_n_steps=None) | LoopEvents.INTERRUPT,
+            {},
+            ["'E': LoopEvents.INTERRUPT never fires, this Loop has no signals"],
+        ),
+        (
+            Event(at_step=0) | LoopEvents.INTERRUPT,
+            {"max_epochs": 3, "signals": [signal.SIGTERM]},
+            [],
+        ),
+        (
+            Event(at_step=0) | LoopEvents.EXCEPTION,
+            {},
+            ["'E': LoopEvents.EXCEPTION never fires, this Loop has no on_exception=\"event\""],
+        ),
+        (
+            Event(at_step=0) | LoopEvents.EXCEPTION,
+            {"max_epochs": 3, "on_exception": "event"},
+            [],
+        ),
         (
             Event(at_step=0),
             {"max_steps": 9, "start_step": 9},
@@ -638,14 +669,16 @@ def test_warnings_of_lengths() -> None:
         "B": Event(every_n_steps=2, per_epoch=True),
         "C": Event(at_epoch=1),
         "D": Event(at_epoch=5),
+        "E": Event(at_epoch=[1, 5]),
     }
     assert Loop(Unsized(3), events, max_epochs=5).plan().warnings == (
         "the length of an epoch is not known, which leaves open the number of steps and 'B'; "
         "dataloader_len would tell",
         "'D': at_epoch=5 never fires, the run ends with epoch 4",
+        "'E': at_epoch=(1, 5) never fires at 5, the run ends with epoch 4",
     )
     assert Loop(Unsized(3), events, max_steps=5).plan().warnings == (
-        "the length of an epoch is not known, which leaves open 'B', 'C' and 'D'; "
+        "the length of an epoch is not known, which leaves open 'B', 'C', 'D' and 'E'; "
         "dataloader_len would tell",
     )
     assert warnings_of(Event(at_step=0), Unsized(3), max_steps=5) == []
@@ -745,6 +778,14 @@ TRAINING_END  at the end of training                  1  4,999"""
     assert repr(plan) == (
         "<Plan: 5,000 steps, 0 to 4,999; 20 epochs of 250 steps; 4 rows, 0 warnings>"
     )
+
+
+def test_letters_that_are_two_columns_wide_are_counted_so() -> None:
+    events = {"評価": Event(every_n_steps=100), "保存" * 40: Event(at_step=7)}
+    lines = str(Loop(range(500), events, max_epochs=1).plan()).splitlines()
+    shown = [re.sub("[評価保存]", "##", line) for line in lines]  # as many columns, one a letter
+    assert max(map(len, shown)) <= 80
+    assert shown[4].index("every 100") == shown[5].index("at step 7") == shown[2].index("when")
 
 
 @pytest.mark.parametrize("name", plans())
