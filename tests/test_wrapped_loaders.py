@@ -179,7 +179,7 @@ def in_lives(load: Callable[[], Any], steps: int, **limit: int) -> list[int]:
     """The batches of a run that is left after so many steps, and begun anew from its state."""
     seen: list[int] = []
     state = None
-    while True:
+    for _ in range(100):
         loop: Loop[int] = Loop(load(), **limit)  # type: ignore[arg-type]
         if state is not None:
             loop.load_state_dict(state)
@@ -187,6 +187,7 @@ def in_lives(load: Callable[[], Any], steps: int, **limit: int) -> list[int]:
         state = copy.deepcopy(loop.state_dict())
         if loop.stop_reason is not None:
             return seen
+    raise AssertionError("the run has no end")
 
 
 KINDS = [
