@@ -8,6 +8,7 @@ on a line that is not listed below, and on a listed line that no workflow has.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ def lines(workflows: Path) -> dict[str, dict[str, str]]:
 
 def wrong(found: dict[str, dict[str, str]], stages: list[str]) -> list[str]:
     """Lines that are not listed, are listed twice, or are in no workflow."""
-    single = [name for stage in stages for name in stage.split("+")]
+    single = [name for stage in stages for name in re.split("[+,]", stage)]
     known = {*INSTEAD, *SAME, *(f"bash .ci/run {stage}" for stage in [*stages, *single])}
     return [
         *[f"unknown: {line}" for line in found if line not in known | ELSEWHERE.keys()],

@@ -417,6 +417,14 @@ ROWS = [
     ),
     Row("the core in Python: chunks(64) / islice", in_python(CHUNKS), SLICES, 6.0),
     Row("with a bar / without", Side(with_a_bar, last_batch), STEPS_ALONE, 1.05, needs="tqdm"),
+    Row(
+        "the same in a run of 4 million steps",
+        Side(with_a_bar, last_batch),
+        STEPS_ALONE,
+        1.05,
+        steps=4_000_000,
+        needs="tqdm",
+    ),
     Row("with a profile / without", Side(with_a_profile, last_batch), STEPS_ALONE),
 ]
 
