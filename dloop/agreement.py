@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from typing import Protocol
 
+    from ._core import EventSets
     from .events import BaseEvent
     from .schedule import Schedule
     from .timers import Timers
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
         def finish(self) -> Sequence[int]:
             """Wait for all processes, and return the maximum."""
             ...
+
+
+NEVER = 2**63 - 1
 
 
 class AtOnce:
@@ -49,7 +53,7 @@ class Delivered:
         bits: the events that are due.
         stop: the reason and the bits with which the run ends here, or None.
         out_of_time: whether a process has reached `max_seconds`.
-        triggered: the bit of an event that was triggered by hand, or 0.
+        triggered: the bits of the events that were triggered by hand.
         rows: for each time criterion whether it is due; for points how many of them were reached.
     """
 
@@ -106,11 +110,13 @@ class Agreement:
         self._condition_places = sorted({row[0] for row in rows})
         self.condition_bits = sum(1 << place for place in self._condition_places)
         self._bits_of_names = {
-            _number_of(state.key_of(name, place)): schedule.bit_of(name)
-            for place, name in enumerate(schedule.events)
+            _number_of(_key_of(name)): schedule.bit_of(name) for name in schedule.events
         }
+        self._numbers: list[int] = []  # those of all names that any process has
+        self._knows_numbers = False
         self._is_compared = False
         self._in_flight: str | None = None  # what the exchange that is under way is about
+        self._size = 0  # how many ints it has
         self._result: Sequence[int] | None = None  # of an exchange that was finished early
         self._asked_at = self._collected_at = -1  # the steps of the latest
         self._collected: Sequence[int] | None = None
@@ -126,14 +132,25 @@ class Agreement:
         Raises:
             LoopError: their steps, limits or events differ, or one of them has nothing to do.
         """
-        if self._is_compared:
-            return
+        if not self._is_compared:
+            self._compare(over)
+        while not self._knows_numbers:  # one by one, the greatest first
+            latest = self._numbers[-1] if self._numbers else NEVER
+            rest = [number for number in self._bits_of_names if number < latest]
+            (number,) = self._at_once("names", [max(rest, default=0)])
+            if number:
+                self._numbers.append(number)
+            else:
+                self._knows_numbers = True
+
+    def _compare(self, over: bool) -> None:
         name, limit = self._schedule.limit
         kinds = ("max_steps", "max_epochs", "max_seconds")
         shared = [
-            [state.key_of(name, place), state.described(event)]
-            for place, (name, event) in enumerate(events_to_agree_upon(self._schedule).items())
+            [_key_of(name), state.described(event)]
+            for name, event in events_to_agree_upon(self._schedule).items()
         ]
+        moments = [len(moments) for _, moments, _, _ in self._schedule.timestamps]
         own = {
             "global_step": self._first,
             "kind of limit": kinds.index(name),
@@ -142,7 +159,7 @@ class Agreement:
             "batches_per_step": self._batches_per_step or 0,
             "run that is over": int(over),
             "number of events with a clock or a condition": len(shared),
-            "definition of these events": _number_of(shared),
+            "definition of these events": _number_of([shared, moments]),
         }
         values = [value for each in own.values() for value in (each, -each)]
         most = self._at_once("begin", values)
@@ -217,21 +234,30 @@ class Agreement:
                 bits |= wanted
         return bits
 
-    def collect(self, step: int, timers: Timers) -> Delivered | None:
-        """What all processes are to do at `step`; the same if that step is made again."""
+    def collect(self, step: int, timers: Timers, sets: EventSets) -> Delivered | None:
+        """What all processes are to do at `step`; the same if that step is made again.
+
+        A timer that was asked for does not come where its name was due since.
+        """
         if self._collected_at != step:
             self._collected = self._take()
             self._collected_at = step
-        values = self._collected
-        if values is None:
+        if self._collected is None:
             return None
-        stop_code, out_of_time, name = values[:3]
-        end = 3 + len(timers.lasts)
-        rows = values[3:end]
-        triggered = self._bits_of_names.get(name, 0)
-        bits = triggered | timers.bits_of(rows)
+        stop_code, out_of_time, *values = self._collected
+        end = len(timers.lasts)
+        rows = values[:end]
+        for number, row in enumerate(self._schedule.times):
+            name = self._schedule.name_of_timer(number)
+            if row.period and name is not None and sets.last_step(name, step) > self._asked_at:
+                rows[number] = 0
+        bits = timers.bits_of(rows)
         for place, holds in zip(self._condition_places, values[end:]):
             bits |= holds << place
+        triggered = 0
+        for number, is_asked in zip(self._numbers, values[end + len(self._condition_places) :]):
+            triggered |= self._bits_of_names.get(number, 0) * is_asked
+        bits |= triggered
         return Delivered(bits, self._stop_of(stop_code), bool(out_of_time), triggered, rows)
 
     def ask(
@@ -248,16 +274,14 @@ class Agreement:
             step: this agreement.
             stop: the reason and the bits with which the run is to end.
             out_of_time: whether `max_seconds` is reached.
-            triggered: the bits of events that were triggered by hand, of which one is asked for.
+            triggered: the bits of events that were triggered by hand.
             rows: the time criteria that are due, as `Delivered` has them.
         """
         if self._asked_at == step:
             return
-        numbers = [number for number, bit in self._bits_of_names.items() if bit in triggered]
         conditions = [self._wanted.get(step, 0) >> place & 1 for place in self._condition_places]
-        values = [_code_of(stop), int(out_of_time), max(numbers, default=0), *rows, *conditions]
-        self._exchange.start(values)
-        self._in_flight = "step"
+        by_hand = [int(self._bits_of_names.get(each) in triggered) for each in self._numbers]
+        self._start("step", [_code_of(stop), int(out_of_time), *rows, *conditions, *by_hand])
         self._asked_at = step
 
     def discard(self) -> None:
@@ -268,9 +292,12 @@ class Agreement:
 
     def _at_once(self, about: str, values: list[int]) -> Sequence[int]:
         if self._in_flight != about:  # else an interrupt came before it was finished
-            self._exchange.start(values)
-            self._in_flight = about
+            self._start(about, values)
         return self._finish()
+
+    def _start(self, about: str, values: list[int]) -> None:
+        self._exchange.start(values)
+        self._in_flight, self._size = about, len(values)
 
     def _finish(self) -> Sequence[int]:
         try:
@@ -279,7 +306,16 @@ class Agreement:
             self._in_flight = None  # nobody can finish it now
             raise
         self._in_flight = None
-        return values
+        try:
+            numbers = [int(value) for value in values]
+        except TypeError:
+            numbers = []
+        if len(numbers) != self._size:
+            raise TypeError(
+                f"sync: it returned {checks.shown(values)}; let it return the greatest of each of "
+                f"the {self._size} ints over all processes, as a list"
+            )
+        return numbers
 
     def _take(self) -> Sequence[int] | None:
         if self._in_flight:
@@ -334,6 +370,21 @@ def _counts_only(event: BaseEvent) -> bool:
         == (None, None, None, None)
         for part in event.parts
     )
+
+
+def _key_of(name: Hashable) -> object:
+    """What stands for the name of an event in all processes.
+
+    Raises:
+        TypeError: nothing can, since the name is of another kind.
+    """
+    key = state.key_of(name, 0)
+    if key[0] == "position":
+        raise TypeError(
+            f"events: {checks.shown(name)}: with sync, a name that all processes know is a str, "
+            "int, bool, None or Enum member, or a tuple of these"
+        )
+    return key
 
 
 def _number_of(value: object) -> int:

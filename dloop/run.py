@@ -203,6 +203,10 @@ class Run:
         self._end_with(exception)
         self.pending = exception
 
+    def fail_to_begin(self, exception: Exception) -> None:
+        """End the run with what the source raised before the first step."""
+        self._end_by(exception, True)
+
     def check(self, token: Token) -> None:
         """Raise where the iterator of `token` may not go on."""
         if self.closed:
@@ -222,7 +226,7 @@ class Run:
         run is over; -1 where an epoch was opened whose first step the core makes on its own.
         """
         self.check(token)
-        if self.clock.paused is not None:
+        if self._pauses or self.clock.paused is not None:
             self._pauses.clear()
             self.clock.go_on()
         if self.pending is not None:
@@ -606,6 +610,8 @@ class Run:
         if self.pending is not None:
             self._delivered = True
             bits = self.on_exception | (self.stop_asked[1] if self.stop_asked else 0)
+            for bit in self.triggered:
+                bits |= bit
             return None, self.stepper.sets.of(bits)
         try:
             return self._decide(token, sizes, count)
@@ -654,7 +660,7 @@ class Run:
             reason = self._limit_reached(step, epoch_end, -1)
             is_agreement = step == agreement.at_or_after(step)
             if is_agreement or reason is not None:
-                delivered = agreement.collect(step, timers)
+                delivered = agreement.collect(step, timers, stepper.sets)
             if delivered is not None:
                 bits |= delivered.bits
                 if delivered.out_of_time:
@@ -699,8 +705,10 @@ class Run:
             bits ^= schedule.stop_bit
         events = stepper.sets.of(bits)
         if agreement is not None and is_agreement and reason is None:
-            while delivered is not None and delivered.triggered in self.triggered:
-                self.triggered.remove(delivered.triggered)
+            if delivered is not None:
+                for bit in [*self.triggered]:
+                    if bit & delivered.triggered:
+                        self.triggered.remove(bit)
             out_of_time = now >= schedule.max_time
             rows = timers.to_ask_for(step, (now, launch_now))
             agreement.ask(step, self.stop_asked, out_of_time, self.triggered, rows)
