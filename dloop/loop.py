@@ -307,29 +307,31 @@ class Loop(Generic[Batch]):
 
         steps = self._start_step
         per_epoch = self._source.steps_per_epoch()
-        if per_epoch is None and not self._fast_forward:
-            return start_position(steps, 0, 0, False)
         if per_epoch is not None and self._exchange is None:
             epoch, epoch_steps = divmod(steps - 1, per_epoch)
             return start_position(steps, epoch, epoch_steps + 1, epoch_steps + 1 == per_epoch)
         self._place_is_open = per_epoch is not None or not self._source.single_pass
-        return start_position(steps, 0, steps, False)
+        return start_position(steps, 0, steps if self._fast_forward else 0, False)
 
     def _find_place(self) -> None:
         """Go through the epochs up to `start_step`, where lengths may differ: also by process."""
-        if not self._place_is_open or self._run.closed:
+        if not self._place_is_open or self._run.closed or self._run.error is not None:
             return
         from .state import start_position
 
         run = self._run
+        source = self._source
         epoch, left = 0, self._start_step
-        steps = self._source.steps_in_epoch(epoch, left)
-        while steps is not None and steps < left and epoch + 1 < self._schedule.max_epochs:
+        steps = source.steps_in_epoch(epoch, left, self._fast_forward)
+        while steps and steps < left and epoch + 1 < self._schedule.max_epochs:
             epoch, left = epoch + 1, left - steps
-            steps = self._source.steps_in_epoch(epoch, left)
-        is_complete = steps is not None
-        position = start_position(self._start_step, epoch, steps or left, is_complete)
+            steps = source.steps_in_epoch(epoch, left, self._fast_forward)
+        if steps == 0:  # not known, and the dataloader is left as it is
+            position = start_position(self._start_step, 0, 0, False)
+        else:
+            position = start_position(self._start_step, epoch, steps or left, steps is not None)
         self._begin(position, run.agreement)
+        self._source.take_over(source)
         self._run.take_over(run)
 
     def _limit_of(self, position: Position) -> str:
@@ -353,9 +355,17 @@ class Loop(Generic[Batch]):
     def _enter(self, sizes: Sizes | None) -> Iterator[Any]:
         if self._run.agreement is not None:
             self._run.agreement.compare(bool(self._over))
+        registration = None
         if not self._over:
-            self._find_place()
+            # Before the dataloader is iterated, as it may be to find the place
+            registration = None if self._signals is None else self._signals.install()
+            try:
+                self._find_place()
+            except Exception as exception:
+                self._run.fail_to_begin(exception)
         if self._over:
+            if self._signals is not None:
+                self._signals.uninstall()
             return iter(())
         profile = self._profile
         if profile is not None and profile.held is not None and self.stop_reason is not None:
@@ -364,7 +374,6 @@ class Loop(Generic[Batch]):
             self._warn_if_distributed()
         self._entered = True
         shown = None if self._progress is None else self._progress.show(self._run)
-        registration = None if self._signals is None else self._signals.install()
         keep_alive = registration if shown is None else [registration, shown]
         steps = self._run.enter(sizes, keep_alive)
         return steps if profile is None else profile.around(steps, self._run)
@@ -704,7 +713,10 @@ class Loop(Generic[Batch]):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether `stop()` or a signal has asked for an end; for bodies that take long."""
+        """Whether `stop()` or a signal has asked for an end; for bodies that take long.
+
+        With `sync` it tells of this process alone: where it makes a body shorter, others wait.
+        """
         return self._run.stop_asked is not None
 
     def guard(self) -> Guard:
@@ -748,7 +760,7 @@ class Loop(Generic[Batch]):
             [4, 4, 2]
         """
         if name not in self._schedule.events and not isinstance(name, LoopEvents):
-            raise KeyError(name)
+            raise self._schedule.unknown(name)
         stepper = self._run.stepper
         new = -1 if isinstance(name, LoopEvents) else self._steps_before - 1
         before = self._windows.get(name, new)
@@ -783,13 +795,14 @@ class Loop(Generic[Batch]):
     def _position(self, step_done: bool) -> Position:
         from .state import Position
 
-        if self._place_is_open and self._run.agreement is not None:
-            raise LoopError(
-                "state_dict() comes after the first step: the place of start_step is agreed upon "
-                "there"
-            )
         if not self._over:
-            self._find_place()
+            if self._run.agreement is None:
+                self._find_place()
+            if self._place_is_open:
+                raise LoopError(
+                    "state_dict() comes after the first step: the place of start_step is not known "
+                    "before"
+                )
         run = self._run
         stepper = run.stepper
         stepped = stepper.step >= self._steps_before
@@ -1047,7 +1060,7 @@ def _checked_exchange(
     sync_every: SupportsIndex | None,
 ) -> tuple[Exchange | None, int]:
     if sync is None or sync is False:
-        if sync_every is not None:
+        if sync is None and sync_every is not None:
             raise ValueError(f"sync_every={checks.shown(sync_every)}: pass sync with it")
         return None, 0
     if sync_every is None:

@@ -51,12 +51,16 @@ class Names:
         if name in self._unknown or len(self._unknown) == MOST_UNKNOWN:
             return
         self._unknown.add(name)
+        warn(self.unknown(name))
+
+    def unknown(self, name: Hashable) -> str:
+        """Words for a name that no event of the loop has, with the nearest that one has."""
         from difflib import get_close_matches  # seldom needed
 
         spelled = {str(each): each for each in self.names}
         near = get_close_matches(str(name), spelled, n=1)
         hint = f"; did you mean {spelled[near[0]]!r}?" if near else ""
-        warn(f"{name!r} is no event of this loop{hint}")
+        return f"{name!r} is no event of this loop{hint}"
 
 
 class Schedule:
@@ -152,8 +156,14 @@ class Schedule:
             KeyError: there is none of this name.
         """
         if name not in self.events:
-            raise KeyError(name)
+            raise self.unknown(name)
         return 1 << self._names.places[name]
+
+    def unknown(self, name: Hashable) -> KeyError:
+        """The error for a name that is none of the mapping's."""
+        if isinstance(name, LoopEvents):
+            return KeyError(f"{name!r} comes by itself; pass a name of the events mapping")
+        return KeyError(self._names.unknown(name))
 
     def names_of(self, bits: int) -> list[Hashable]:
         """The names of the events of `bits`; TRAINING_END stands for `stop_when`."""

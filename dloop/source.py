@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import deque, namedtuple
 from itertools import chain, count, islice
 from time import monotonic
 from types import FunctionType, WrapperDescriptorType
@@ -16,10 +16,21 @@ from .missing import MISSING
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, SupportsIndex
+    from typing import Any, NamedTuple, SupportsIndex
 
     from ._core import Lookahead
     from .profile import Profile
+
+    class BegunFields(NamedTuple):
+        """The fields of a Begun."""
+
+        loader: Any
+        samplers: list[Any]
+        batches: Iterator[Any]
+        first: list[Any]
+else:
+    # typing would take longer to import than all of dloop
+    BegunFields = namedtuple("BegunFields", "loader samplers batches first")
 
 NEVER = 2**63 - 1
 LONG = 10
@@ -159,6 +170,19 @@ class Epoch:
         return self.batches if self.lists is None else self.lists.batches
 
 
+class Begun(BegunFields):
+    """An epoch of which the first batches were dropped, to find the place of `start_step`.
+
+    Attributes:
+        loader: that of the epoch.
+        samplers: the parts of it that have the epoch's number.
+        batches: its iterator.
+        first: the batch before it.
+    """
+
+    __slots__ = ()
+
+
 class LastBatchTold:
     """The batches of a loader whose `end_of_dataloader` is true at the last.
 
@@ -240,6 +264,7 @@ class Source:
         self._resumed: dict[str, Any] | None = None  # the state from which to open an epoch
         self._skips = 0  # of a single-pass loader: all batches that were ever taken
         self._begun_within = (-1, 0)  # an epoch, and how many of its batches are not skipped
+        self._begun: Begun | None = None  # its iterator, where they were taken on the way there
         self._opened = False
         self._epoch = -1  # the latest that was opened
         self._batches: Iterator[Any] | None = None
@@ -293,7 +318,7 @@ class Source:
             self._tracked.let_go()
         self._batches = None  # and its workers, before there are new ones
         try:
-            loader: Any = self._loader if self._load is None else self._fresh_loader(self._load)
+            loader: Any = self._next_loader() if self._begun is None else self._begun.loader
             if self.profile is None:
                 batches = self._iterate(loader, number, taken)
             else:
@@ -325,8 +350,11 @@ class Source:
             epoch.gather(self.batches_per_step, taken)
         return epoch
 
-    def _fresh_loader(self, load: Callable[[], Iterable[Any]]) -> Iterable[Any]:
-        loader = load()
+    def _next_loader(self) -> Iterable[Any]:
+        if self._load is None:
+            assert self._loader is not None
+            return self._loader
+        loader = self._load()
         if not loaders.is_iterable(loader):
             raise TypeError(
                 f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
@@ -344,7 +372,8 @@ class Source:
             rest = resumed["rest"] + (not self.single_pass)  # the last is to see its end
             next(islice(chain(*resumed_at(loader, resumed)), rest, rest), None)
             resumed = None
-        samplers = loaders.set_epoch(loader, epoch)
+        begun, self._begun = self._begun, None
+        samplers = loaders.set_epoch(loader, epoch) if begun is None else begun.samplers
         self._length = promised = self._promised_length(loader)
         if self.agree is not None:
             self._length = self.agree(epoch, promised)
@@ -355,7 +384,9 @@ class Source:
             raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
         first: list[Any] = []
         batches: Iterator[Any]
-        if resumed is not None:
+        if begun is not None:
+            first, batches = begun.first, begun.batches
+        elif resumed is not None:
             first, batches = resumed_at(loader, resumed)
             if resumed["whole"] and not first:
                 resumed = None  # the epoch was begun as any other
@@ -386,7 +417,9 @@ class Source:
             batches = chain(first, batches)
         if skips:
             batches = self._without_first(skips, loader, batches, epoch)
-        if taken > not_skipped:
+        if begun is not None:
+            self._begun_within = (-1, 0)  # an iterator that is made anew has to skip them
+        if taken > not_skipped or begun is not None:
             has_state = tracked is not None and (resumed or tracked.tells_its_state())
             if not loaders.may_repeat_its_order(loader, bool(has_state), bool(epoch or is_anew)):
                 _warn_of_order(taken, epoch)
@@ -408,14 +441,7 @@ class Source:
             return indexed
         begun = monotonic()
         next(islice(batches, skips, skips), None)
-        seconds = monotonic() - begun
-        if not loaders.makes_nothing(batches):
-            log("epoch %d: %d batches were fetched and dropped, in %.1f s", epoch, skips, seconds)
-        if seconds > LONG:
-            warn(
-                f"epoch {epoch}: to go on, {skips} batches were fetched and dropped, which took "
-                f"{seconds:.0f} seconds; use a dataloader with state_dict, or one that is indexed"
-            )
+        _tell_of_dropped(epoch, skips, batches, monotonic() - begun)
         return batches
 
     def prepare_to_reopen(self, epoch: int, taken: int) -> None:
@@ -571,26 +597,50 @@ class Source:
         goes_on = self._is_stream and not self._lookahead and not tells_its_last
         return NEVER if goes_on else None, True
 
-    def steps_in_epoch(self, number: int, most: int) -> int | None:
-        """The steps of an epoch, if there are no more than `most`, else None. It is gone through.
+    def steps_in_epoch(self, number: int, most: int, iterates: bool) -> int | None:
+        """The steps of an epoch, if there are no more than `most`, else None; 0 if not known.
 
-        That is not done where its length is promised.
+        Where no length is promised, they are fetched and dropped, if it `iterates`. An epoch that
+        has more goes on from there when it is opened.
 
         Raises:
             DataExhaustedError: it has no batch.
         """
-        loader: Any = self._loader if self._load is None else self._fresh_loader(self._load)
-        loaders.set_epoch(loader, number)
+        loader: Any = self._next_loader()
+        samplers = loaders.set_epoch(loader, number)
         length = self._promised_length(loader)
         if self.agree is not None:
             length = self.agree(number, length)
+        if length is None and not iterates:
+            return 0
+        wanted = self.batches_in(most)
         if length is None:
-            place = count()
-            deque(zip(islice(loader, self.batches_in(most) + 1), place), 0)
-            length = next(place)
+            try:
+                length = self._begin(loader, samplers, number, wanted)
+            except StopIteration as exception:
+                raise not_stop(exception) from exception
         if length == 0:
             raise DataExhaustedError(f"epoch {number} has no batch: the dataloader is empty")
-        return self.steps_in(length) if length <= self.batches_in(most) else None
+        return self.steps_in(length) if length <= wanted else None
+
+    def _begin(self, loader: Any, samplers: list[Any], epoch: int, drops: int) -> int:
+        """Drop the first batches of an epoch. Returns how many it has: all, or one more."""
+        began = monotonic()
+        place = count()
+        batches = self._batches = iter(loader)
+        deque(zip(islice(batches, drops), place), 0)
+        dropped = next(place)
+        _tell_of_dropped(epoch, dropped, batches, monotonic() - began)
+        first = list(islice(batches, 1)) if dropped == drops else []
+        self._begun = Begun(loader, samplers, batches, first) if first else None
+        self._begun_within = epoch, dropped
+        return dropped + len(first)
+
+    def take_over(self, other: Source) -> None:
+        """Go on in the epoch in which another source was when it looked for its place."""
+        if other._begun is not None:
+            self._begun, self._batches = other._begun, other._batches
+            self._begun_within = other._begun_within
 
     def steps_in(self, batches: int) -> int:
         """How many steps so many batches of an epoch make."""
@@ -661,6 +711,16 @@ def _begun_in_order(
             return first, batches
         reached = epochs[0]
         batches = iter(loader)
+
+
+def _tell_of_dropped(epoch: int, dropped: int, batches: Iterator[Any], seconds: float) -> None:
+    if not loaders.makes_nothing(batches):
+        log("epoch %d: %d batches were fetched and dropped, in %.1f s", epoch, dropped, seconds)
+    if seconds > LONG:
+        warn(
+            f"epoch {epoch}: to go on, {dropped} batches were fetched and dropped, which took "
+            f"{seconds:.0f} seconds; use a dataloader with state_dict, or one that is indexed"
+        )
 
 
 def _warn_of_order(taken: int, epoch: int) -> None:

@@ -689,6 +689,7 @@ class OracleLoop:
         self.place_known = True
         self.left_out = 0  # batches of this epoch that are done and that its loader does not have
         self.quiet = False
+        self.saw_one_more = False  # whether the batch after the place was fetched on the way there
         if self.plan.start_step > 0:
             self.begin_at_step(self.plan.start_step)
 
@@ -703,7 +704,7 @@ class OracleLoop:
             lists = math.ceil(length / self.list_size)
             self.go_to(k // lists, k % lists)
         else:
-            self.place_known = not self.plan.fast_forward  # else it is epoch 0, place 0
+            self.place_known = False
         if self.plan.limit == "max_steps" and k >= self.plan.limit_value:
             self.end_quietly()
 
@@ -736,9 +737,12 @@ class OracleLoop:
         while left > 0 and not self.is_beyond(self.epoch):
             self.open_epoch()
             lists = self.lists_of(self.promise)
-            if lists is None and not self.single_pass:
+            if lists is None and not self.single_pass and self.plan.fast_forward:
                 lists = self.lists_of(self.count_batches())
+                self.saw_one_more = left < lists
             self.stream = None
+            if lists is None and not self.plan.fast_forward:
+                self.epoch = left = 0
             if lists is None or left < lists:
                 break
             if self.single_pass:
@@ -952,6 +956,9 @@ class OracleLoop:
         if self.stream is None:
             self.open_epoch()
             self.set_forward()
+            if self.saw_one_more:
+                self.ahead.append(self.ask_iterator())
+                self.saw_one_more = False
             if any(part.at_timestamp for part in single_parts(self.plan)):
                 self.triggers.wall_time = to_ns(self.world.wall_clock())
             self.last_reading = to_ns(self.world.clock())  # 2.5: training time starts here

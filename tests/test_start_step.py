@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import random
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dloop import DataExhaustedError, Event, Loop, LoopError, LoopEvents
+from dloop import DataExhaustedError, Event, Loop, LoopError, LoopEvents, LoopWarning
 from manual_clock import ManualClock
 from recording_loaders import RecordingLoader, SizedLoader
 
@@ -161,6 +164,129 @@ def test_an_interrupt_on_the_way_is_made_up_for() -> None:
     assert [batch for batch, _ in loop] == [1, 2]
 
 
+def test_a_loader_without_a_length_is_gone_through_once() -> None:
+    """Each iterator of a loader that shuffles by a generator of its own has another order."""
+
+    class Shuffled:
+        def __init__(self) -> None:
+            self.generator = random.Random(7)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(self.generator.sample(range(LENGTH), LENGTH))
+
+    whole = [batch for batch, _ in Loop(Shuffled(), max_epochs=EPOCHS)]
+    for start in range(EPOCHS * LENGTH):
+        loop: Loop[int] = Loop(Shuffled(), max_epochs=EPOCHS, start_step=start)
+        assert [batch for batch, _ in loop] == whole[start:]
+
+
+def test_an_interrupt_after_the_place_was_found_loses_nothing() -> None:
+    interrupts = [KeyboardInterrupt()]
+
+    class Interrupted:
+        def __iter__(self) -> Iterator[int]:
+            for number in range(9):
+                if number == 6 and interrupts:
+                    raise interrupts.pop()
+                yield number
+
+    loop: Loop[int] = Loop(Interrupted(), max_epochs=1, start_step=3)
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for batch, _ in loop:
+            seen.append(batch)
+    assert seen + [batch for batch, _ in loop] == [3, 4, 5, 6, 7, 8]
+
+
+def test_what_is_dropped_on_the_way_is_logged_and_an_unknown_order_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class RandomSampler:
+        generator = None
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(random.sample(range(LENGTH), LENGTH))
+
+    class Loader:
+        sampler = RandomSampler()
+
+        def __iter__(self) -> Iterator[int]:
+            yield from self.sampler
+
+    loop: Loop[int] = Loop(Loader(), max_epochs=2, start_step=LENGTH + 1)
+    with (
+        caplog.at_level(logging.INFO, "dloop"),
+        pytest.warns(LoopWarning, match="epoch 1 goes on after 1 batches, .* cannot be known"),
+    ):
+        assert len(list(loop)) == LENGTH - 1
+    assert [text[: len("epoch 0: 4 batches")] for text in caplog.messages] == [
+        f"epoch 0: {LENGTH} batches",
+        "epoch 1: 1 batches",
+    ]
+
+
+def test_a_signal_on_the_way_ends_the_run_at_its_first_step() -> None:
+    left = [signal.SIGTERM]
+
+    def source() -> Iterator[int]:
+        for number in range(LENGTH):
+            if number == 2 and left:
+                signal.raise_signal(left.pop())
+            yield number
+
+    before = signal.getsignal(signal.SIGTERM)
+    loop = Loop(source, max_epochs=3, start_step=LENGTH + 1, signals=[signal.SIGTERM])
+    assert [batch for batch, _ in loop] == [1]
+    assert loop.stop_reason == "SIGTERM"
+    over: Loop[int] = Loop(lambda: iter([1]), max_epochs=1, start_step=9, signals=[signal.SIGTERM])
+    assert list(over) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("on_exception", ["raise", "event"])
+def test_an_error_of_the_loader_on_the_way_ends_the_run(on_exception: str) -> None:
+    def source() -> Iterator[int]:
+        yield from range(2)
+        raise OSError("disk")
+
+    events = {"Save": Event(every_n_steps=100) | LoopEvents.TRAINING_END}
+    loop = Loop(source, events, max_epochs=3, start_step=5, on_exception=on_exception)  # type: ignore[arg-type]
+    steps = []
+    with pytest.raises(OSError, match="disk"):
+        for batch, due in loop:
+            steps.append((batch, LoopEvents.EXCEPTION in due, "Save" in due))
+    assert steps == ([(None, True, True)] if on_exception == "event" else [])
+    assert loop.stop_reason == "exception"
+    with pytest.raises(LoopError, match="ended with an exception"):
+        next(iter(loop))
+    with pytest.raises(LoopError, match="place of start_step is not known"):
+        loop.state_dict()
+
+
+def test_a_stop_iteration_on_the_way_is_no_end() -> None:
+    class Stops:
+        def __iter__(self) -> Iterator[int]:
+            raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(Loop(Stops(), max_epochs=3, start_step=5))
+
+
+@pytest.mark.parametrize("as_callable", [False, True])
+def test_lengths_that_are_told_place_a_loader_that_is_left_as_it_is(as_callable: bool) -> None:
+    source: Any = (lambda: range(LENGTH)) if as_callable else Growing()
+    lengths = [LENGTH] * 3 if as_callable else [4, 5, 6]
+    start = lengths[0] + 2
+    loop: Loop[Any] = Loop(source, max_epochs=3, start_step=start, fast_forward=False)
+    places = [(loop.epoch, loop.epoch_step) for _ in loop]
+    assert places == [
+        (epoch, step)
+        for epoch, length in enumerate(lengths)
+        for step in range(length)
+        if epoch > 1 or (epoch == 1 and step >= 2)
+    ]
+
+
 def test_what_was_asked_before_the_first_step_counts() -> None:
     for ask, reason in (("stop", "stop"), ("trigger", None)):
         loop = Loop(RecordingLoader(range(LENGTH)), {"E": None}, max_epochs=3, start_step=7)
@@ -175,7 +301,8 @@ def test_a_loop_that_was_closed_before_its_first_step_stays_closed() -> None:
     loader = RecordingLoader(range(LENGTH))
     loop = Loop(loader, max_epochs=3, start_step=7)
     loop.close()
-    loop.state_dict()
+    with pytest.raises(LoopError, match="place of start_step is not known"):
+        loop.state_dict()
     with pytest.raises(LoopError, match="closed"):
         next(iter(loop))
     assert loader.requests == []

@@ -230,6 +230,19 @@ def test_the_next_request_ends_a_pause() -> None:
     assert loop.lap("all") == (2, 2.0)
 
 
+def test_a_pause_around_the_whole_loop_ends_with_the_first_request() -> None:
+    clock = ManualClock()
+    loop = Loop(range(3), max_epochs=1, clock=clock)
+    seconds = []
+    with loop.pause_clock():
+        for _ in loop:
+            clock.advance(1)
+            with loop.pause_clock():
+                clock.advance(60)
+            seconds.append(loop.lap("steps").seconds)
+    assert seconds == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("raises", [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("at", ["begin", "end"])
 def test_a_pause_whose_reading_fails_lasts_to_the_next_request(
@@ -372,8 +385,22 @@ def test_a_trigger_is_no_part_of_a_state_and_nothing_after_the_last_step() -> No
 
 @pytest.mark.parametrize("name", ["Unknown", *LoopEvents])
 def test_an_unknown_name_cannot_be_triggered(name: Any) -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match=r"is no event of this loop|comes by itself"):
         Loop(range(2), {"E": NEVER}, max_epochs=1).trigger(name)
+
+
+def test_a_trigger_comes_with_the_last_step_of_an_error() -> None:
+    events = {"Save": NEVER, "Log": NEVER}
+    loop: Loop[int] = Loop(range(5), events, max_epochs=1, on_exception="event")
+    found = []
+    with pytest.raises(OSError, match="disk"):
+        for batch, due in loop:
+            found.append((batch, "Save" in due, "Log" in due))
+            with loop.guard():
+                if batch == 1:
+                    loop.trigger("Save")
+                    raise OSError("disk")
+    assert found == [(0, False, False), (1, False, False), (None, True, False)]
 
 
 def test_a_trigger_begins_a_timer_anew() -> None:
