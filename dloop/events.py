@@ -237,17 +237,17 @@ class Event(BaseEvent):
             )
         self.condition_function: Final[Callable[[LoopState], object] | None] = condition
         self.every_n_steps: Final = _count("every_n_steps", given)
-        self.at_step: Final = _points("at_step", given, _from_zero)
+        self.at_step: Final = _points("at_step", given, _number)
         self.every_n_seconds: Final = _seconds("every_n_seconds", given)
         self.at_time: Final = _points("at_time", given, _time)
         self.at_timestamp: Final = _points("at_timestamp", given, _timestamp)
         self.every_n_epochs: Final = _count("every_n_epochs", given)
-        self.at_epoch: Final = _points("at_epoch", given, _from_zero)
+        self.at_epoch: Final = _points("at_epoch", given, _number)
         modifiers: dict[str, Any] = {
             "first_at_step": None
             if first_at_step is None
-            else _from_zero("first_at_step", first_at_step),
-            "from_step": 0 if from_step is None else _from_zero("from_step", from_step),
+            else checks.count("first_at_step", first_at_step, 0),
+            "from_step": 0 if from_step is None else checks.count("from_step", from_step, 0),
             "until_step": None if until_step is None else checks.count("until_step", until_step),
             "per_epoch": per_epoch is not None and checks.flag("per_epoch", per_epoch),
             "per_launch": per_launch is not None and checks.flag("per_launch", per_launch),
@@ -380,19 +380,20 @@ def _seconds(name: str, given: dict[str, Any]) -> float | None:
     return None if value is None else checks.seconds(name, value, off=True)
 
 
-def _from_zero(name: str, value: object) -> int:
-    return checks.count(name, value, 0)
+def _number(name: str, value: object) -> int:
+    return checks.count(name, value, 0, off=True)
 
 
 def _time(name: str, value: object) -> float:
-    return checks.seconds(name, value, zero=True)
+    return checks.seconds(name, value, zero=True, off=True)
 
 
 def _timestamp(name: str, value: Any) -> float:
     """A moment in seconds since the epoch, from these or from a datetime that has a time zone."""
-    if not hasattr(value, "utcoffset"):
-        return checks.seconds(name, value, zero=True)
-    if value.utcoffset() is None:
+    is_date = hasattr(value, "toordinal")
+    if not is_date and not hasattr(value, "utcoffset"):
+        return checks.seconds(name, value, zero=True, off=True)
+    if not hasattr(value, "utcoffset") or value.utcoffset() is None:
         raise ValueError(
             f"{name}={checks.shown(value)}: its time zone is not known; pass an aware datetime, or "
             "seconds as time.time() gives them"

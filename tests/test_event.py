@@ -8,7 +8,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, cast
@@ -509,6 +509,18 @@ def test_a_modifier_bears_upon_what_is_left() -> None:
 def test_a_modifier_that_is_none_has_its_default() -> None:
     modifiers = ("first_at_step", "from_step", "until_step", "per_epoch", "per_launch")
     assert Event(every_n_steps=3, **dict.fromkeys(modifiers)) == Event(every_n_steps=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["at_step", "at_epoch", "at_time", "at_timestamp"])
+def test_the_error_of_a_point_that_should_be_off_names_none(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}=-1: .* None switches it off$"):
+        Event(**{name: -1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("moment", [date(2026, 11, 27), datetime(2026, 11, 27)])
+def test_a_moment_without_a_time_zone_is_refused(moment: Any) -> None:
+    with pytest.raises(ValueError, match=r"^at_timestamp=.*; pass an aware datetime, or seconds"):
+        Event(at_timestamp=moment)
 
 
 @pytest.mark.parametrize("name", ["every_n_steps", "every_n_epochs", "every_n_seconds"])
