@@ -9,7 +9,7 @@ from .events import Event, LoopEvents
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from ._core import EventSets
     from .events import BaseEvent
@@ -117,6 +117,7 @@ class Agreement:
         self._is_compared = False
         self._in_flight: str | None = None  # what the exchange that is under way is about
         self._size = 0  # how many ints it has
+        self._answer: object = None  # of that exchange, up to when it was read
         self._result: Sequence[int] | None = None  # of an exchange that was finished early
         self._asked_at = self._collected_at = -1  # the steps of the latest
         self._collected: Sequence[int] | None = None
@@ -301,20 +302,13 @@ class Agreement:
 
     def _finish(self) -> Sequence[int]:
         try:
-            values = self._exchange.finish()
+            if self._answer is None:
+                self._answer = self._exchange.finish()
+            numbers = _numbers_of(self._answer, self._size)
         except Exception:
-            self._in_flight = None  # nobody can finish it now
+            self._answer = self._in_flight = None  # nobody can finish it now
             raise
-        self._in_flight = None
-        try:
-            numbers = [int(value) for value in values]
-        except TypeError:
-            numbers = []
-        if len(numbers) != self._size:
-            raise TypeError(
-                f"sync: it returned {checks.shown(values)}; let it return the greatest of each of "
-                f"the {self._size} ints over all processes, as a list"
-            )
+        self._answer = self._in_flight = None
         return numbers
 
     def _take(self) -> Sequence[int] | None:
@@ -329,6 +323,24 @@ class Agreement:
         from signal import Signals
 
         return Signals(code - 1).name, self._schedule.due_with(LoopEvents.INTERRUPT)
+
+
+def _numbers_of(answer: Any, size: int) -> list[int]:
+    """The ints that an exchange has returned.
+
+    Raises:
+        TypeError: these are not as many ints.
+    """
+    try:
+        numbers = [int(value) for value in answer]
+    except TypeError:
+        numbers = []
+    if len(numbers) != size:
+        raise TypeError(
+            f"sync: it returned {checks.shown(answer)}; let it return the greatest of each of the "
+            f"{size} ints over all processes, as a list"
+        )
+    return numbers
 
 
 def _code_of(stop: tuple[str, int] | None) -> int:

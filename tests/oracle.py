@@ -790,7 +790,11 @@ class OracleLoop:
         if self.over and not self.quiet:
             raise LoopError("this run is finished; restart() begins a new one")
         if not self.place_known and not self.over:
-            self.find_place()
+            try:
+                self.find_place()
+            except Exception as error:
+                self.failure, self.stop_reason = error, "exception"
+                raise
         self.entry += 1
         self.reentered = self.stream is not None
         return OracleIterator(self, sizes)
