@@ -393,8 +393,8 @@ def _key_of(name: Hashable) -> object:
     key = state.key_of(name, 0)
     if key[0] == "position":
         raise TypeError(
-            f"events: {checks.shown(name)}: with sync, a name that all processes know is a str, "
-            "int, bool, None or Enum member, or a tuple of these"
+            f"events: {checks.shown(name)}: with sync, pass names that all processes know: str, "
+            "int, bool, None, Enum members, or tuples of these"
         )
     return key
 

@@ -89,7 +89,7 @@ class Loop(Generic[Batch]):
         fast_forward: False leaves the dataloader as it is when the run goes on from `start_step`
             or from a state, for loaders whose place somebody else restores, and for batches that
             are drawn at random. The first epoch then ends where its length says, less what was
-            done of it.
+            done of it; without a length, `start_step` begins in epoch 0.
         clock: a callable that returns seconds, in place of the real clock.
         state_file: a path: where a file is there, the run goes on from what `save_state` put into
             it.

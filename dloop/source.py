@@ -28,9 +28,10 @@ if TYPE_CHECKING:
         samplers: list[Any]
         batches: Iterator[Any]
         first: list[Any]
+        dropped: int
 else:
     # typing would take longer to import than all of dloop
-    BegunFields = namedtuple("BegunFields", "loader samplers batches first")
+    BegunFields = namedtuple("BegunFields", "loader samplers batches first dropped")
 
 NEVER = 2**63 - 1
 LONG = 10
@@ -178,6 +179,7 @@ class Begun(BegunFields):
         samplers: the parts of it that have the epoch's number.
         batches: its iterator.
         first: the batch before it.
+        dropped: how many came before that.
     """
 
     __slots__ = ()
@@ -264,7 +266,7 @@ class Source:
         self._resumed: dict[str, Any] | None = None  # the state from which to open an epoch
         self._skips = 0  # of a single-pass loader: all batches that were ever taken
         self._begun_within = (-1, 0)  # an epoch, and how many of its batches are not skipped
-        self._begun: Begun | None = None  # its iterator, where they were taken on the way there
+        self._begun: Begun | None = None  # the epoch of `start_step`, if it was gone through
         self._opened = False
         self._epoch = -1  # the latest that was opened
         self._batches: Iterator[Any] | None = None
@@ -372,7 +374,8 @@ class Source:
             rest = resumed["rest"] + (not self.single_pass)  # the last is to see its end
             next(islice(chain(*resumed_at(loader, resumed)), rest, rest), None)
             resumed = None
-        begun, self._begun = self._begun, None
+        begun, self._begun = self._begun, None  # once: an iterator that is made anew has to skip
+        dropped = not_skipped if begun is None else begun.dropped
         samplers = loaders.set_epoch(loader, epoch) if begun is None else begun.samplers
         self._length = promised = self._promised_length(loader)
         if self.agree is not None:
@@ -397,7 +400,7 @@ class Source:
         self._batches = batches
         owner = owner_of_state(loader, batches)
         tracked = None
-        skips = self._skips or taken - not_skipped
+        skips = self._skips or taken - dropped
         if owner is not None:  # else it kept state when that was saved
             tracked = TrackedBatches(
                 batches,
@@ -405,7 +408,7 @@ class Source:
                 owner,
                 self._resumed or (None if before is None else before.state_at_end()),
                 resumed,
-                not_skipped,
+                dropped,
                 loaders.counts_batches(loader),
                 self.single_pass,
             )
@@ -417,9 +420,7 @@ class Source:
             batches = chain(first, batches)
         if skips:
             batches = self._without_first(skips, loader, batches, epoch)
-        if begun is not None:
-            self._begun_within = (-1, 0)  # an iterator that is made anew has to skip them
-        if taken > not_skipped or begun is not None:
+        if taken > not_skipped:
             has_state = tracked is not None and (resumed or tracked.tells_its_state())
             if not loaders.may_repeat_its_order(loader, bool(has_state), bool(epoch or is_anew)):
                 _warn_of_order(taken, epoch)
@@ -632,15 +633,12 @@ class Source:
         dropped = next(place)
         _tell_of_dropped(epoch, dropped, batches, monotonic() - began)
         first = list(islice(batches, 1)) if dropped == drops else []
-        self._begun = Begun(loader, samplers, batches, first) if first else None
-        self._begun_within = epoch, dropped
+        self._begun = Begun(loader, samplers, batches, first, dropped) if first else None
         return dropped + len(first)
 
     def take_over(self, other: Source) -> None:
         """Go on in the epoch in which another source was when it looked for its place."""
-        if other._begun is not None:
-            self._begun, self._batches = other._begun, other._batches
-            self._begun_within = other._begun_within
+        self._begun, self._batches = other._begun, other._batches
 
     def steps_in(self, batches: int) -> int:
         """How many steps so many batches of an epoch make."""

@@ -1499,8 +1499,8 @@ FAULTS = [
     ),
     Fault(
         "what was dropped on the way to start_step is not dropped from a new iterator",
-        "            self._begun_within = (-1, 0)  # an iterator",
-        "            pass  # an iterator",
+        "self._begun, None  # once",
+        "self._begun, self._begun  # once",
         SHARED,
         SOURCE,
         first="start_step.py",

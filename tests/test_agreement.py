@@ -318,7 +318,7 @@ def test_a_trigger_of_each_comes_whatever_the_others_trigger() -> None:
 
 @pytest.mark.parametrize("name", [0.5, ("event", 0.5)])
 def test_names_that_other_processes_cannot_know_are_refused(name: Any) -> None:
-    with pytest.raises(TypeError, match=r"^events: .*0\.5.*: with sync, a name that all"):
+    with pytest.raises(TypeError, match=r"^events: .*0\.5.*: with sync, pass names"):
         Loop(range(9), {name: Event(at_step=1)}, max_epochs=1, sync=list[int], sync_every=5)
 
 

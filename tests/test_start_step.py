@@ -198,6 +198,24 @@ def test_an_interrupt_after_the_place_was_found_loses_nothing() -> None:
     assert seen + [batch for batch, _ in loop] == [3, 4, 5, 6, 7, 8]
 
 
+def test_an_interrupt_as_the_epoch_is_opened_loses_nothing() -> None:
+    class Interrupted(Unsized):
+        asked = 0
+
+        def __len__(self) -> int:  # asked for on the way, and when the epoch is opened
+            self.asked += 1
+            if self.asked == 2:
+                raise KeyboardInterrupt
+            raise TypeError
+
+    loop: Loop[Any] = Loop(Interrupted(), max_epochs=1, start_step=2)
+    loader: Any = loop.dataloader
+    loader.asked = 0
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(loop))
+    assert [batch for batch, _ in loop] == [(0, 2), (0, 3)]
+
+
 def test_what_is_dropped_on_the_way_is_logged_and_an_unknown_order_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
