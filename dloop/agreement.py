@@ -297,8 +297,9 @@ class Agreement:
         return self._finish()
 
     def _start(self, about: str, values: list[int]) -> None:
+        self._size = len(values)
         self._exchange.start(values)
-        self._in_flight, self._size = about, len(values)
+        self._in_flight = about  # at once, so that an interrupt does not let it be started again
 
     def _finish(self) -> Sequence[int]:
         try:
