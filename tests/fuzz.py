@@ -34,7 +34,7 @@ from cores import CORES, use_core
 from dloop import Event, Loop, LoopEvents, LoopWarning
 
 DOCUMENTED = (TypeError, ValueError, RuntimeError, KeyError)
-"""RuntimeError includes LoopError and its subclasses; only `steps_since` and `trigger` raise KeyError."""
+"""LoopError and its subclasses are RuntimeErrors; KeyError is of `steps_since` and `trigger`."""
 
 Trace = list[Any]
 
