@@ -39,9 +39,12 @@ def body() -> None:
 
 def with_dloop(exchange: Any, every: int) -> None:
     """A loop that agrees about a timer, or does not."""
-    agreement = {"sync": False} if exchange is None else {"sync": exchange, "sync_every": every}
+    agreement: Any = False
+    if exchange is not None:
+        at_once = callable(exchange)
+        agreement = sync.maximum(exchange, every=every) if at_once else sync.Sync(exchange, every)
     events = {"Save": Event(every_n_seconds=3600)}
-    for _ in Loop(range(STEPS), events, max_epochs=1, **agreement):
+    for _ in Loop(range(STEPS), events, max_epochs=1, sync=agreement):
         body()
 
 
@@ -72,11 +75,11 @@ def measure(rounds: int) -> None:
         rank=int(os.environ["RANK"]),
         world_size=RANKS,
     )
-    ahead = sync.torch_distributed()
+    ahead = sync.torch_distributed(every=1).exchange
 
     def at_once(values: list[int]) -> list[int]:
         ahead.start(values)
-        return ahead.finish()
+        return list(ahead.finish())
 
     ways: dict[str, Callable[[], None]] = {
         "no agreement": partial(with_dloop, None, 0),

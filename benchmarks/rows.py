@@ -207,6 +207,23 @@ def epochs_by_hand(data: list[int]) -> int:
     return n
 
 
+def epochs_of_1(data: list[int]) -> Loop[int]:
+    return Loop(data[:1], {"Log": Event(every_n_steps=100)}, max_epochs=len(data))
+
+
+def epochs_of_1_by_hand(data: list[int]) -> int:
+    batches = data[:1]
+    n = global_step = 0
+    for _epoch in range(len(data)):
+        for step, _batch in enumerate(batches):
+            if (global_step + 1) % 100 == 0:
+                n += 1
+            if step == len(batches) - 1:
+                n += 1
+            global_step += 1
+    return n
+
+
 # Lists of batches
 
 
@@ -370,6 +387,8 @@ NO_LENGTH = Side(without_length, last_batch)
 WITH_LAST = Side(with_last, last_batch)
 EPOCHS = Side(epochs_of_10, two_checks)
 EPOCHS_BY_HAND = Side(as_it_is, epochs_by_hand)
+EPOCHS_OF_1 = Side(epochs_of_1, two_checks)
+EPOCHS_OF_1_BY_HAND = Side(as_it_is, epochs_of_1_by_hand)
 CHUNKS = Side(chunks_of_64, last_of_chunks)
 SLICES = Side(as_it_is, last_of_slices)
 
@@ -387,7 +406,7 @@ FLOOR_ROWS = [
         over_floor(TIMERS_ALONE, "FloorWithClock"),
         1.1,
     ),
-    Row("an event in every step / the floor", EVERY_STEP, over_floor(EVERY_STEP), 1.8),
+    Row("an event in every step / the floor", EVERY_STEP, over_floor(EVERY_STEP), 2.7, 1.8),
 ]
 
 ROWS = [
@@ -405,8 +424,9 @@ ROWS = [
     ),
     Row("a condition per step / by hand", CONDITION, CONDITION_BY_HAND, 0.5, 0.4),
     Row("no length / by hand, one fetched ahead", NO_LENGTH, WITH_LAST, 0.7),
-    Row("epochs of 10 batches / by hand", EPOCHS, EPOCHS_BY_HAND, 4.0),
-    Row("chunks(64), per batch / islice in lists of 64", CHUNKS, SLICES, 1.0, 0.9),
+    Row("epochs of 10 batches / by hand", EPOCHS, EPOCHS_BY_HAND, 3.5),
+    Row("epochs of 1 batch / by hand", EPOCHS_OF_1, EPOCHS_OF_1_BY_HAND, 10.0, steps=20_000),
+    Row("chunks(64), per batch / islice in lists of 64", CHUNKS, SLICES, 2.0, 0.9),
     Row("the core in Python: six checks / by hand", in_python(SIX_CHECKS), BY_HAND, 1.2, 1.0),
     Row("the core in Python: no length / by hand, one ahead", in_python(NO_LENGTH), WITH_LAST, 4.0),
     Row(
@@ -425,11 +445,11 @@ ROWS = [
         steps=4_000_000,
         needs="tqdm",
     ),
-    Row("with a profile / without", Side(with_a_profile, last_batch), STEPS_ALONE),
+    Row("with a profile / without", Side(with_a_profile, last_batch), STEPS_ALONE, 7.0),
 ]
 
 COSTS = [
-    Cost("import dloop, above a bare start", "ms", import_milliseconds, 12, 6),
-    Cost("a Loop with five events, over one batch", "µs", loop_microseconds, 25, 10),
+    Cost("import dloop, above a bare start", "ms", import_milliseconds, 60, 30),
+    Cost("a Loop with five events, over one batch", "µs", loop_microseconds, 60, 25),
     Cost("growth over 10 million steps", "bytes", memory_growth, 1000, once=True),
 ]

@@ -1,14 +1,13 @@
-"""dloop: training loops of one's own, with the page of conditions taken over.
+"""dloop: events for training loops that you write yourself. See `Loop`, `Event`, `LoopEvents`."""
 
-See `Loop`, `Event` and `LoopEvents`.
-"""
+from typing import TYPE_CHECKING
 
+from . import sync
 from ._backend import BACKEND, BACKEND_REASON, core
+from .batch_lists import batched
 from .errors import DataExhaustedError, DataLengthError, LoopError, LoopWarning, StateError
 from .events import Event, LoopEvents
 from .loop import Loop
-
-TYPE_CHECKING = False
 
 LoopState = core.LoopState
 
@@ -24,22 +23,17 @@ __all__ = [
     "LoopState",
     "LoopWarning",
     "StateError",
+    "batched",
+    "sync",
 ]
 
-
 if TYPE_CHECKING:
-    from . import sync as sync
-
     __version__: str
 else:
 
     def __getattr__(name):
-        if name == "sync":
-            from importlib import import_module
-
-            return import_module("dloop.sync")
         if name != "__version__":
             raise AttributeError(f"module 'dloop' has no attribute {name!r}")
-        from importlib.metadata import version  # slow to import, and seldom asked for
+        from importlib.metadata import version  # slow to import, and seldom needed
 
         return version("dloop")

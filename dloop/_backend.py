@@ -1,44 +1,42 @@
-"""The choice of a core, made once at import.
+"""The choice of a core, made at import.
 
-The environment variable DLOOP_BACKEND asks for one: `cython` (and fails where that is missing),
-`python`, or `auto`, which takes the compiled one where it is there.
+The environment variable DLOOP_BACKEND chooses: `cython`, which fails if the compiled core is
+missing; `python`; or `auto`, the default, which takes the compiled core if it is there.
 """
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 __all__ = ["BACKEND", "BACKEND_REASON", "core"]
-
-TYPE_CHECKING = False
 
 
 def _choose(asked: str) -> tuple[object, str, str]:
     if asked not in ("auto", "cython", "python"):
         raise ImportError(f"DLOOP_BACKEND={asked!r}: set it to auto, cython or python")
-    if asked != "python":
-        try:
-            import dloop._core as _core
-        except ImportError as error:
-            if asked == "cython":
-                raise ImportError(f"DLOOP_BACKEND=cython, but {_missing(error)}") from error
-            reason = f"{_missing(error)}; the core in Python does the same, more slowly"
-        else:
-            return _core, "cython", "the compiled core is installed"
-    else:
-        reason = "DLOOP_BACKEND=python asked for it"
-    from . import _core_py
+    if asked == "python":
+        from . import _core_py
 
-    return _core_py, "python", reason
+        return _core_py, "python", "DLOOP_BACKEND=python chose it"
+    try:
+        from . import _core
+    except ImportError as error:
+        missing = f"the compiled core does not load ({error})"
+        if not _is_there():
+            missing = "the compiled core is not installed (dloop was built without a C compiler)"
+        if asked == "cython":
+            raise ImportError(f"DLOOP_BACKEND=cython, but {missing}") from error
+        from . import _core_py
+
+        return _core_py, "python", f"{missing}; the core in Python does the same, more slowly"
+    return _core, "cython", "the compiled core is installed"
 
 
-def _missing(error: ImportError) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return (
-            "the compiled core is not installed (dloop was built without a working C compiler, or "
-            "with DLOOP_NO_EXTENSIONS=1)"
-        )
-    return f"the compiled core does not load ({error})"
+def _is_there() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("dloop._core") is not None
 
 
 if TYPE_CHECKING:

@@ -1,26 +1,27 @@
 # cython: language_level=3, cdivision=True, binding=False, auto_pickle=False
-# cython: freethreading_compatible=True
-"""The steps between decisions, compiled; `_core_py.py` is the same in Python.
+# cython: freethreading_compatible=True, boundscheck=False, wraparound=False
+"""Every step of a run, compiled; `_core_py.py` does the same in Python.
 
-In most steps only step triggers, the clock and conditions can have a say. The stepper makes these
-on its own, up to the step that `Token.until` names; every other step is a decision of `run.py`. Up
-to `Token.quiet_until` nothing is due: such a step is a fetch, an increment and a pair.
+Up to `Engine.quiet_until` no event can fire: such a step is a fetch, an increment and a pair. Every
+other step is decided in `Engine.decide`. Where the batches end, `Run.next_epoch` is called.
 
-The core knows ints, bits and callables. Each event has a place, and its bit is `1 << place`.
+The core knows ints, bits and callables. `schedule.py` says what the places and bits of events are.
 """
 
 from bisect import bisect_left
+from collections import deque
+from weakref import ref
 
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from cpython.set cimport PySet_Contains, PySet_GET_SIZE
 from cpython.time cimport PyTime_PerfCounterRaw
-from cython cimport critical_section, freelist
+from cython cimport critical_section, final, freelist
+from libc.math cimport frexp
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
 from . import errors
-from .missing import MISSING as _MISSING
 
 cdef extern from "Python.h":
     ctypedef PyObject *(*iternextfunc)(PyObject *)
@@ -30,8 +31,6 @@ cdef extern from "Python.h":
     PyObject *PyErr_Occurred()
     int PyErr_ExceptionMatches(object)
     PyObject *PyDict_GetItemWithError(object, object) except? NULL
-    list PyList_New(Py_ssize_t)
-    void Py_SET_SIZE(object, Py_ssize_t)
     PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)
     Py_ssize_t PyTuple_GET_SIZE(object)
     void PyErr_Clear()
@@ -57,16 +56,15 @@ cdef extern from *:
     #define coarse_resolution() INT64_MAX
     #endif
     """
-    # What Python's perf_counter read at the kernel's last tick, for a quarter of the price;
-    # INT64_MAX where there is no such clock
+    # What perf_counter read at the kernel's last tick, for a quarter of the price; INT64_MAX on
+    # systems without such a clock
     int64_t coarse_clock() noexcept
     int64_t coarse_resolution() noexcept
 
 cdef int64_t NEVER = INT64_MAX
-cdef int64_t LONGEST = (<int64_t>1 << 62) - 1  # the training time at which it stands still, in ns
-# How far the coarse clock may be behind, in ns, with plenty to spare
-cdef int64_t BEHIND = 4 * min(coarse_resolution(), NEVER >> 3)
-cdef object MISSING = _MISSING
+cdef int64_t LONGEST = (<int64_t>1 << 62) - 1  # the training time at which it stops growing, in ns
+cdef int64_t BEHIND = 4 * min(coarse_resolution(), NEVER >> 3)  # the coarse clock's, at most, in ns
+cdef int EPOCH = 2  # the origin of rows whose step numbers count within the epoch
 cdef int MOST_SETS = 4096  # how many event sets are kept ready
 cdef int FIRST = 12  # how many names are compared by identity
 cdef int WORD = 64  # how many places have their bits in a word
@@ -86,16 +84,15 @@ cdef class NoEvents(frozenset):
 
 
 cdef class EventSet(frozenset):
-    """The events of a step at which something is due.
+    """The events of a step. `in` calls `on_unknown(name)` for a name unknown to the loop."""
 
-    Asked for a name that the loop does not know, it calls `on_unknown(name)`.
-    """
-
-    cdef dict _places  # of all names that are known; None in a set that somebody else made
+    cdef dict _places  # of all names that are known; None in a set that is not a step's
     cdef tuple _first  # the names at the first places
     cdef uint64_t _bits  # of the places that fit into a word
     cdef object _on_unknown
-    cdef list _due  # the places of its names
+    cdef list _fired  # the places of its names
+    cdef Py_ssize_t _only  # the place, if there is only one name; else -1
+    cdef bint _restarts  # whether a period in seconds begins anew
 
     def __contains__(self, name):
         cdef Py_ssize_t place
@@ -103,7 +100,7 @@ cdef class EventSet(frozenset):
         if self._places is None:
             return PySet_Contains(self, name)
         for place in range(PyTuple_GET_SIZE(self._first)):
-            # mostly it is the very object that the loop was given: no need to hash it
+            # It is mostly the very object that the loop was given: no need to hash it
             if <PyObject *>name is PyTuple_GET_ITEM(self._first, place):
                 return (self._bits >> place) & 1
         known = PyDict_GetItemWithError(self._places, name)
@@ -125,24 +122,28 @@ cdef class EventSet(frozenset):
 cdef NoEvents QUIET = NoEvents()
 
 
+@final
 cdef class EventSets:
-    """The event sets of a run, each made when it is first needed, and when names were last due.
+    """The event sets of a run, made when first needed, and the steps at which names fired last.
 
     Args:
-        names: the names of all events, by place.
+        names: the names by place.
         places: the place of each name.
-        on_unknown: called with a name that a set is asked for and that is none of these.
+        on_unknown: called with a name that is neither.
+        timer_bits: the bits of the names that have a period in seconds.
     """
 
     cdef list _names
     cdef dict _places
     cdef tuple _first
     cdef object _on_unknown
+    cdef object _timer_bits
     cdef dict _sets
-    cdef int64_t *_latest  # by place, the latest step at which the name was due, or -1
+    cdef int64_t *_latest  # by place, the step at which the name fired last, or -1
     cdef int64_t *_before  # and the one before that
 
-    def __init__(self, list names, dict places, on_unknown):
+    def __init__(self, list names, dict places, on_unknown, timer_bits):
+        self._timer_bits = timer_bits
         self._names = names
         self._places = places
         self._first = tuple(names[:FIRST])
@@ -162,40 +163,41 @@ cdef class EventSets:
         PyMem_Free(self._before)
 
     cpdef object of(self, bits):
-        """The set of the names whose bits are given."""
-        events = self._sets.get(bits)
-        if events is None:
-            if len(self._sets) >= MOST_SETS:
-                self._sets = {0: QUIET}
-            due = []
-            rest = bits
-            while rest:
-                due.append(rest.bit_length() - 1)
-                rest ^= <object>1 << due[-1]
-            events = self._sets[bits] = self.make(due)
-        return events
+        """Return the set of the names whose bits are given."""
+        cdef PyObject *known = PyDict_GetItemWithError(self._sets, bits)
+        return <object>known if known is not NULL else self.make(bits)
 
-    cdef EventSet make(self, list due):
-        """A new set of the names at these places."""
+    cdef object make(self, bits):
+        cdef EventSet events
         cdef Py_ssize_t place
-        cdef list names = self._names
-        cdef EventSet events = EventSet.__new__(EventSet, [names[place] for place in due])
-        events._due = due
+        if len(self._sets) >= MOST_SETS:
+            self._sets = {0: QUIET}
+        places = []
+        rest = bits
+        while rest:
+            place = rest.bit_length() - 1
+            places.append(place)
+            rest ^= <object>1 << place
+        events = EventSet.__new__(EventSet, [self._names[place] for place in places])
+        events._fired = places
+        events._only = places[0] if len(places) == 1 else -1
+        events._restarts = bits & self._timer_bits
         events._places = self._places
         events._first = self._first
         events._on_unknown = self._on_unknown
-        for place in due:
+        for place in places:
             if place < WORD:
                 events._bits |= <uint64_t>1 << place
+        self._sets[bits] = events
         return events
 
-    cpdef object mark(self, events, int64_t step):
-        """Note that `step` has these events, of which there are some."""
-        self.mark_set(<EventSet?>events, step)
-
-    cdef inline int mark_set(self, EventSet events, int64_t step) except -1:
-        cdef Py_ssize_t place
-        for place in events._due:
+    cdef inline int mark(self, EventSet events, int64_t step) except -1:
+        """Remember that `events` fired at `step`."""
+        cdef Py_ssize_t place = events._only
+        if place < 0:
+            for place in events._fired:
+                self.mark_place(place, step)
+        else:
             self.mark_place(place, step)
         return 0
 
@@ -205,37 +207,32 @@ cdef class EventSets:
             self._latest[place] = step
 
     cpdef int64_t last_step(self, name, int64_t end) except -2:
-        """The latest step before `end` at which the name was due; -1 if there is none.
+        """Return the latest step before `end` at which the name fired, or -1.
 
-        `end` is the latest step that was handed over, or the one after it.
+        `end` is the latest step, or the one after it.
         """
         cdef Py_ssize_t place = self._places[name]
         cdef int64_t latest = self._latest[place]
         return latest if latest < end else self._before[place]
 
-    def last_steps(self, int64_t end):
-        """The same, by name, of all names that were due before `end`."""
-        steps = {name: self.last_step(name, end) for name in self._names}
-        return {name: step for name, step in steps.items() if step >= 0}
 
-
+@final
 cdef class Clock:
-    """Training time in nanoseconds: monotonic, from `start`, on top of what was `saved`."""
+    """Training time in nanoseconds: it never runs backwards, and begins with what was `saved`."""
 
     cdef object _tick
     cdef readonly int64_t saved
-    cdef readonly bint ticking  # whether it was started
-    cdef readonly int64_t launched  # the reading at which it was
-    cdef readonly int64_t started  # the same, later by all that it was paused
-    cdef readonly object paused  # the reading at which it was stopped, or None
-    cdef public int64_t last  # the reading of the latest step, where steps need one
+    cdef readonly bint ticking
+    cdef readonly int64_t launched  # the reading at which training began
+    cdef int64_t started  # the same, later by all pauses
+    cdef int64_t paused  # the reading at which the pause began, or NEVER
+    cdef int pauses  # how many contexts pause it
+    cdef public int64_t last  # the reading of the latest step
 
     def __init__(self, tick, int64_t saved):
         self._tick = tick
         self.saved = saved
-        self.ticking = False
-        self.launched = self.started = 0
-        self.last = 0
+        self.paused = NEVER
 
     cdef inline int64_t read(self) except? -1:
         if self._tick is None:
@@ -243,40 +240,42 @@ cdef class Clock:
         return self._tick()
 
     def tick(self):
-        """A reading."""
+        """Return a reading."""
         return self.read()
 
     def start(self):
-        """Begin to count."""
+        """Start counting."""
         self.launched = self.started = self.last = self.read()
+        self.paused = self.launched if self.pauses else NEVER
         self.ticking = True
 
     def pause(self):
-        """Let training time stand still."""
-        self.paused = self.read()
+        """Stop counting until `resume`; pauses nest."""
+        cdef int64_t reading = self.read() if self.ticking and not self.pauses else self.paused
+        self.pauses += 1
+        self.paused = reading
 
-    def go_on(self):
-        """Let training time go on."""
-        cdef int64_t pause
-        if self.paused is not None:
-            pause = self.read() - <int64_t>self.paused
-            self.started += pause
-            self.last += pause
-            self.paused = None
+    def resume(self):
+        """Count on after a pause."""
+        cdef int64_t pause = 0
+        if self.pauses == 1 and self.paused < NEVER:
+            pause = self.read() - self.paused
+            self.paused = NEVER
+        self.pauses -= 1
+        self.started += pause
+        self.last += pause
 
     cpdef int64_t elapsed(self, int64_t reading) noexcept:
-        """The training time at `reading`."""
-        cdef int64_t since = reading - self.started
+        """Return the training time at a reading."""
+        cdef int64_t since = min(reading, self.paused) - self.started
         return LONGEST if since > LONGEST - self.saved else self.saved + since
 
     cpdef int64_t now(self) except? -1:
-        """The training time now."""
-        if not self.ticking:
-            return self.saved
-        return self.elapsed(self.read() if self.paused is None else <int64_t>self.paused)
+        """Return the training time now."""
+        return self.elapsed(self.read()) if self.ticking else self.saved
 
-    cpdef int64_t reading_at(self, int64_t elapsed) noexcept:
-        """The reading at which that much training time has passed."""
+    cdef int64_t reading_at(self, int64_t elapsed) noexcept:
+        """Return the reading at which that much training time has passed."""
         cdef int64_t left = elapsed - self.saved
         return NEVER if left > NEVER - max(self.started, 0) else self.started + left
 
@@ -287,18 +286,19 @@ cdef tuple _FIELDS = (
 
 
 @freelist(8)
+@final
 cdef class LoopState:
-    """Where a run is: what conditions are given at each step, and what `loop.state` returns.
+    """Where a run is: the argument of conditions, and `loop.state`.
 
     Attributes:
         epoch: the epoch, from 0.
-        global_step: the step, from 0, across epochs; -1 before the first.
+        global_step: the step, from 0 across epochs; -1 before the first.
         epoch_step: the step within its epoch, from 0; -1 before the first.
         epoch_end: whether the step has the last batch of its epoch.
         training_end: whether the step is the last of the run.
-        elapsed: training time in seconds: the step's reading of the clock where an event or a
-            limit needs time, else read when it is first looked at. Where nothing comes due for
-            long, the compiled core may read the system's coarse clock, some milliseconds behind.
+        elapsed: training time in seconds, as read for the step if an event or a limit needs time,
+            else read when first used. Far from the next timer, the compiled core reads a coarse
+            clock, which is some milliseconds behind.
         steps_done: `global_step + 1`.
 
     Example:
@@ -314,7 +314,7 @@ cdef class LoopState:
     cdef readonly int64_t epoch_step
     cdef readonly bint epoch_end
     cdef readonly bint training_end
-    cdef int64_t _elapsed
+    cdef int64_t _elapsed  # in nanoseconds; -1 if it was not read
     cdef Clock _clock
 
     def __init__(
@@ -346,7 +346,7 @@ cdef class LoopState:
         return self.global_step + 1
 
     cdef LoopState at_training_end(self):
-        """The same, for the last step of the run."""
+        """Return the same state for the last step of the run."""
         cdef LoopState state = LoopState.__new__(LoopState)
         state.epoch = self.epoch
         state.global_step = self.global_step
@@ -368,11 +368,6 @@ cdef class LoopState:
     def __hash__(self):
         return hash(self._values())
 
-    def __reduce__(self):
-        from .state import loop_state  # not of this core: it is loaded as that of the running one
-
-        return loop_state, (*self._values()[:-1], round(self.elapsed * 1e9))
-
     def __repr__(self):
         values = ", ".join([f"{name}={value!r}" for name, value in zip(_FIELDS, self._values())])
         return f"LoopState({values})"
@@ -383,8 +378,9 @@ cdef struct Entry:
     Py_ssize_t number
 
 
-cdef class Agenda:
-    """Numbered things by when they are due: a binary heap. One more entry is never due."""
+@final
+cdef class Heap:
+    """Numbers by when they are due, the first on top. One more entry is never due."""
 
     cdef Entry *heap
     cdef Py_ssize_t size
@@ -393,10 +389,14 @@ cdef class Agenda:
     def __dealloc__(self):
         PyMem_Free(self.heap)
 
+    cdef int clear(self) except -1:
+        self.size = 0
+        return self.push(NEVER, -1)
+
     cdef int push(self, int64_t due, Py_ssize_t number) except -1:
+        cdef Py_ssize_t place = self.size
         if self.size == self.room:
             self._grow()
-        cdef Py_ssize_t place = self.size
         self.size += 1
         while place and self.heap[(place - 1) // 2].due > due:
             self.heap[place] = self.heap[(place - 1) // 2]
@@ -404,8 +404,7 @@ cdef class Agenda:
         self.heap[place] = Entry(due, number)
         return 0
 
-    cdef void replace(self, int64_t due, Py_ssize_t number) noexcept:
-        """Put this in the place of the first."""
+    cdef void replace_top(self, int64_t due, Py_ssize_t number) noexcept:
         cdef Entry *heap = self.heap
         cdef Py_ssize_t last = self.size - 1
         cdef Py_ssize_t place = 0
@@ -430,221 +429,197 @@ cdef class Agenda:
         return 0
 
 
-cdef Agenda make_agenda():
-    cdef Agenda agenda = Agenda.__new__(Agenda)
-    agenda.push(NEVER, -1)
-    return agenda
+@final
+cdef class Trigger:
+    """Fires at every `period`-th count from `first` on, or at `points` if there is no period."""
 
-
-cdef class StepTrigger:
-    """Due at every `period`-th step from `first` on, or at `points` where there is no period."""
-
-    cdef Py_ssize_t place
+    cdef object bit
+    cdef object events  # the set of this event alone, once it was needed
     cdef int64_t period
     cdef int64_t first
     cdef tuple points
+    cdef int origin_kind
     cdef int64_t start
     cdef int64_t stop
-    cdef int64_t origin  # the global step that counts as 0
-    cdef bint takes_decision  # whether a step at which it is due does
-    cdef EventSet events  # the set of a step at which this alone is due
+    cdef int64_t origin  # the step that counts as 0
 
-    def __init__(
-        self,
-        Py_ssize_t place,
-        int64_t period,
-        int64_t first,
-        tuple points,
-        int64_t start,
-        int64_t stop,
-    ):
-        self.place = place
-        self.period = period
-        self.first = first
-        self.points = points
-        self.start = start
-        self.stop = stop
-        self.origin = 0
-        self.takes_decision = False
-        self.events = None
+    def __init__(self, row, int64_t launch):
+        place, self.period, self.first, self.points, kind, self.start, self.stop = row
+        self.bit = 1 << place
+        self.origin_kind = kind
+        self.origin = (0, launch, 0)[kind]
 
-    cdef int64_t due_from(self, int64_t step) except -1:
-        """The first global step from `step` on at which this is due."""
-        cdef int64_t count = max(step, self.start) - self.origin
+    cdef int64_t next_step(self, int64_t step) except -1:
+        """Return the first step from `step` on at which this fires."""
+        cdef int64_t count = self.next_count(max(step - self.origin, self.start))
+        return NEVER if count >= self.stop else self.origin + count
+
+    cdef int64_t next_count(self, int64_t count) except -1:
+        """Return the first count from `count` on at which this fires, in its window or not."""
         cdef int64_t rest
-        if self.period and count <= self.first:
-            count = self.first
-        elif self.period:
-            rest = (count - self.first) % self.period
-            count += self.period - rest if rest else 0
-        else:
-            place = bisect_left(self.points, count)
-            if place == len(self.points):
-                return NEVER
-            count = self.points[place]
-        return NEVER if count >= self.stop - self.origin else self.origin + count
-
-    cdef int64_t due_after(self, int64_t step) except -1:
-        """The global step at which this is due again, after it was at `step`."""
         if not self.period:
-            return self.due_from(step + 1)
-        return NEVER if self.period >= self.stop - step else step + self.period
+            place = bisect_left(self.points, count)
+            return NEVER if place == len(self.points) else <int64_t>self.points[place]
+        if count <= self.first:
+            return self.first
+        rest = (count - self.first) % self.period
+        return count + self.period - rest if rest else count
+
+    cdef int64_t step_after(self, int64_t step) except -1:
+        """Return the step at which this fires again, after it did at `step`."""
+        if not self.period:
+            return self.next_step(step + 1)
+        return NEVER if self.period >= self.stop - (step - self.origin) else step + self.period
 
 
-cdef class Triggers:
-    """What counts steps: which triggers are due at a step, and the next step at which any is.
+@final
+cdef class Agenda:
+    """The next step at which anything has a say, apart from the clock and conditions.
 
-    Args:
-        rows: those that count global steps.
-        launch_rows: those that count from this launch.
-        epoch_rows: those that count anew in each epoch.
-        decision_bits: the bits of events whose steps take a decision.
-        launch: the first step of this launch.
-        step: the first step.
-        epoch_start: the first step of its epoch.
+    Attributes:
+        epoch_last: the last step of the epoch, if it is known.
+        last_step: the last step of the run by `max_steps`.
+        bar: what is called at `bar_step`.
+        interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
+        agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
     """
 
-    cdef Py_ssize_t _in_epochs  # the number of the first that counts anew in each epoch
     cdef list _triggers
-    cdef Agenda _agenda
+    cdef Heap _heap
+    cdef bint _is_per_epoch  # whether a trigger counts within the epoch
+    cdef Trigger only  # the first that fires at the step that was looked at last
+    cdef public int64_t epoch_last
+    cdef int64_t last_step
+    cdef public object bar
+    cdef public int64_t bar_step
+    cdef public int64_t interrupted_at
+    cdef readonly object agreement
+    cdef int64_t every
+    cdef object stop_bits  # of `stop_when`
+    cdef bint has_stop
 
-    def __init__(
-        self,
-        list rows,
-        list launch_rows,
-        list epoch_rows,
-        decision_bits,
-        int64_t launch,
-        int64_t step,
-        int64_t epoch_start,
-    ):
-        cdef StepTrigger trigger
-        self._in_epochs = len(rows) + len(launch_rows)
-        self._triggers = [StepTrigger(*row) for row in (*rows, *launch_rows, *epoch_rows)]
+    def __init__(self, schedule, int64_t launch, agreement):
+        cdef Trigger trigger
+        self._triggers = [Trigger(row, launch) for row in schedule.steps]
+        self._heap = Heap.__new__(Heap)
+        self._heap.clear()
         for trigger in self._triggers:
-            trigger.takes_decision = bool(decision_bits >> <object>trigger.place & 1)
-        for trigger in self._triggers[len(rows) :]:
-            trigger.origin = launch
-        self.schedule(step, epoch_start)
+            self._is_per_epoch |= trigger.origin_kind == EPOCH
+        self.epoch_last = self.bar_step = NEVER
+        self.interrupted_at = -2
+        self.last_step = NEVER if schedule.max_steps == NEVER else schedule.max_steps - 1
+        self.stop_bits = schedule.stop_bits
+        self.has_stop = schedule.stop_bits != 0
+        self.agreement = agreement
+        self.every = 0 if agreement is None else agreement.every
 
-    cpdef object schedule(self, int64_t step, int64_t epoch_start):
-        """Begin at `step`, in an epoch whose first step is `epoch_start`."""
+    cpdef object begin_epoch(self, int64_t step, int64_t epoch_start, length):
+        """Plan from `step` on, in an epoch that begins at `epoch_start`."""
         cdef Py_ssize_t number
-        cdef StepTrigger trigger
-        cdef Agenda agenda = make_agenda()
+        cdef Trigger trigger
+        cdef int64_t last = NEVER if length is None else epoch_start + <int64_t>length - 1
+        self.epoch_last = last if last >= step else NEVER
+        if self._heap.size > 1 and not self._is_per_epoch:
+            return
+        self._heap.clear()
         for number, trigger in enumerate(self._triggers):
-            if number >= self._in_epochs:
+            if trigger.origin_kind == EPOCH:
                 trigger.origin = epoch_start
-            agenda.push(trigger.due_from(step), number)
-        self._agenda = agenda
+            self._heap.push(trigger.next_step(step), number)
 
-    def next_epoch(self, int64_t step, int64_t epoch_start):
-        """The same, where all that does not count in epochs goes on."""
-        if self._in_epochs < len(self._triggers):
-            self.schedule(step, epoch_start)
-
-    cpdef int64_t next_due(self) noexcept:
-        """The next step at which any is due."""
-        return self._agenda.heap[0].due
-
-    cdef StepTrigger only_due_at(self, int64_t step):
-        """The only one that is due at `step`, before which none is; None if there are more."""
-        cdef Entry *heap = self._agenda.heap
-        cdef Py_ssize_t size = self._agenda.size
-        if (size > 1 and heap[1].due <= step) or (size > 2 and heap[2].due <= step):
-            return None
-        return <StepTrigger>self._triggers[heap[0].number]
-
-    cpdef object bits_at(self, int64_t step):
-        """The bits of those that are due at `step`, before which none is."""
-        cdef Agenda agenda = self._agenda
+    cdef inline object bits_at(self, int64_t step):
+        """Return the bits of the step criteria that are met at `step`, before which none is."""
+        cdef Entry *heap = self._heap.heap
+        cdef Py_ssize_t size = self._heap.size
         cdef Py_ssize_t entry
-        if agenda.heap[0].due > step:
+        self.only = None
+        if heap[0].due > step:
             return 0
-        cdef object bits = 0
-        cdef list entries = [0]
-        for entry in entries:
-            if entry < agenda.size and agenda.heap[entry].due <= step:
-                bits |= <object>1 << (<StepTrigger>self._triggers[agenda.heap[entry].number]).place
-                entries.append(2 * entry + 1)
-                entries.append(2 * entry + 2)
+        self.only = <Trigger>self._triggers[heap[0].number]
+        bits = self.only.bit
+        if (size > 1 and heap[1].due <= step) or (size > 2 and heap[2].due <= step):
+            entries = [1, 2]
+            for entry in entries:
+                if entry < size and heap[entry].due <= step:
+                    bits |= (<Trigger>self._triggers[heap[entry].number]).bit
+                    entries += (2 * entry + 1, 2 * entry + 2)
         return bits
 
-    cpdef object advance(self, int64_t step):
-        """Let `step` be done. Where that is interrupted, `schedule` makes up for it."""
+    cdef inline int advance(self, int64_t step) except -1:
+        """Let the triggers that fire at `step` wait for their next step."""
         cdef Py_ssize_t number
-        cdef Agenda agenda = self._agenda
-        while agenda.heap[0].due <= step:
-            number = agenda.heap[0].number
-            agenda.replace((<StepTrigger>self._triggers[number]).due_after(step), number)
+        while self._heap.heap[0].due <= step:
+            number = self._heap.heap[0].number
+            self._heap.replace_top((<Trigger>self._triggers[number]).step_after(step), number)
+        return 0
+
+    cdef inline int64_t next_due(self, int64_t step) noexcept:
+        """Return the next step after `step` at which anything but the bar has a say."""
+        cdef int64_t due = min(min(self._heap.heap[0].due, self.epoch_last), self.last_step)
+        if self.every:
+            due = min(due, step + self.every - (step + 1) % self.every)
+        return due
 
 
-cdef class Condition:
-    """A function that is asked at each step from `start` up to `stop`."""
-
-    cdef Py_ssize_t place
-    cdef object function
-    cdef int64_t start
-    cdef int64_t stop
-
-    def __init__(self, Py_ssize_t place, function, int64_t start, int64_t stop):
-        self.place = place
-        self.function = function
-        self.start = start
-        self.stop = stop
-
-
+@final
 cdef class Conditions:
-    """The condition functions of a run, those of `stop_when` first.
+    """The condition functions of a run.
 
-    Args:
-        rows: those of events.
-        stop_rows: those of `stop_when`.
-        blame: called with what a function raised and its place, before that is raised on.
+    Attributes:
+        start: the first step at which any of them is called; `stop`: the step before the last.
+        answered: the step up to which they were called while a list is gathered.
+        answer: the bits of those that were true at that step.
     """
 
     cdef list _events
     cdef list _stops
     cdef object _blame
-    cdef readonly int64_t start
-    cdef readonly int64_t stop
-    cdef LoopState asked  # what those of events were given last
+    cdef int64_t[3] _origins
+    cdef int64_t start
+    cdef int64_t stop
+    cdef int64_t answered
+    cdef object answer
 
-    def __init__(self, list rows, list stop_rows, blame):
-        self._events = [Condition(*row) for row in rows]
-        self._stops = [Condition(*row) for row in stop_rows]
-        self._blame = blame
-        self.start = min([row[2] for row in (*rows, *stop_rows)], default=NEVER)
-        self.stop = max([row[3] for row in (*rows, *stop_rows)], default=0)
+    def __init__(self, schedule, int64_t launch, bint is_alone):
+        self._events = schedule.conditions
+        self._stops = schedule.stop_conditions
+        if not is_alone:  # then `stop_when` fires at an agreement
+            self._events, self._stops = [*self._stops, *self._events], []
+        self._blame = schedule.blame
+        self._origins = (0, launch, 0)
+        self.start = NEVER
+        self.answered = -1
+        self.answer = 0
 
-    def ask(self, LoopState state, bint stops):
-        """The bits of those that hold, and the state that those of events were given.
+    cdef int begin_epoch(self, int64_t epoch_start) except -1:
+        """Count windows that are per epoch from `epoch_start`."""
+        self._origins[EPOCH] = epoch_start
+        rows = [*self._events, *self._stops]
+        origins = [self._origins[origin] for origin in range(3)]
+        self.start = min([origins[row.origin] + row.start for row in rows], default=NEVER)
+        self.stop = max([min(NEVER, origins[row.origin] + row.stop) for row in rows], default=0)
+        return 0
 
-        `stops` says that `stop_when` ends the run at this step, whatever its functions say.
+    cdef object ask(self, LoopState state, bint stops):
+        """Call those of `stop_when`, then the others; return the bits of the true ones.
+
+        Args:
+            state: their argument; training_end is true for the others if `stop_when` fires.
+            stops: whether `stop_when` fires by another criterion.
         """
-        found = self.holding(state, stops)
-        return found, self.asked
-
-    cdef object holding(self, LoopState state, bint stops):
-        """The bits of those that hold; `asked` is the state that those of events were given."""
-        bits = self._holding(self._stops, state) if self._stops else 0
+        bits = self._true_ones(self._stops, state) if self._stops else 0
         if (bits or stops) and not state.training_end:
             state = state.at_training_end()
-        others = self._holding(self._events, state)
-        self.asked = state
-        return bits | others if bits else others
+        return bits | self._true_ones(self._events, state)
 
-    cdef object _holding(self, list conditions, LoopState state):
-        cdef Condition condition
+    cdef object _true_ones(self, list rows, LoopState state):
         cdef Py_ssize_t place = 0
-        cdef int64_t step = state.global_step
-        cdef bint holds
+        cdef int64_t start, stop
+        cdef int origin
         bits = 0
         try:
-            for condition in conditions:
-                place = condition.place
-                holds = condition.start <= step < condition.stop
-                if holds and condition.function(state):
+            for place, function, origin, start, stop in rows:
+                if start <= state.global_step - self._origins[origin] < stop and function(state):
                     bits |= <object>1 << place
         except Exception as exception:
             failure = errors.not_stop(exception)
@@ -653,162 +628,174 @@ cdef class Conditions:
         return bits
 
 
-cdef class Lookahead:
-    """Fetches one batch ahead. It ends before the last batch, which it then holds.
+@final
+cdef class Alarm:
+    """The time criteria, and the reading of the clock at which the next of them can be met.
 
     Attributes:
-        held: the batch that was fetched ahead, or MISSING.
+        timed: whether each step reads the clock; processes that agree do so at agreements alone.
     """
 
-    cdef object _batches
-    cdef public object held
-
-    def __init__(self, batches not None):
-        self._batches = batches
-        self.held = MISSING
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        with critical_section(self):
-            if self.held is MISSING:
-                self.held = self.fetch()
-            following = self.fetch()
-            batch, self.held = self.held, following
-            return batch
-
-    cdef inline object fetch(self):
-        batches = self._batches
-        cdef PyObject *fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
-        if fetched is NULL:
-            end_or_error()
-            raise StopIteration
-        batch = <object>fetched
-        Py_DECREF(batch)
-        return batch
-
-
-cdef class Token:
-    """Says which iterator is the current one, and how far it goes without a decision.
-
-    Attributes:
-        quiet_until: the last step that is known to be quiet.
-        until: the last step before the next decision.
-        over: whether the iterator has come to its end, where it stays.
-    """
-
-    cdef public int64_t quiet_until
-    cdef public int64_t until
-    cdef bint over
-
-    def __cinit__(self):
-        self.set_back()
-
-    cpdef object set_back(self):
-        """Let the next step be a decision."""
-        self.quiet_until = self.until = -1
-
-
-cdef class Stepper:
-    """Makes the steps between decisions.
-
-    Args:
-        triggers: what counts steps.
-        conditions: what is asked at each step.
-        sets: the event sets.
-        clock: keeps training time.
-        timed: whether each step has to read the clock.
-        decision_bits: the bits of events whose steps take a decision.
-        state: where the run begins.
-
-    Attributes:
-        step: the latest step that was handed over.
-        size: how many steps were handed over with it.
-        state: the LoopState of that step, or of an earlier one.
-        epoch: the epoch of the next step.
-        epoch_start: the first step of that epoch.
-        epoch_end: the latest step that was the last of an epoch, of those handed over here.
-        training_end: the last step of the run, once it was handed over.
-        batches: the iterator to fetch from; an empty one after it has ended.
-        queue: the batches that were fetched and not handed over.
-        reading: what the clock said for the step that is being made, or None.
-        answers: the bits of the conditions that hold at that step, and the state that they were
-            given, if that is its final one; None as long as they were not asked.
-        next_reading: the reading at which the time is due to be looked at.
-    """
-
-    cdef readonly Triggers triggers
-    cdef readonly Conditions conditions
-    cdef readonly EventSets sets
     cdef readonly Clock clock
-    cdef readonly bint timed
-    cdef object decision_bits
-    cdef bint has_decision_bits
-    cdef public LoopState state
-    cdef public int64_t step
-    cdef public int64_t size
-    cdef public int64_t epoch
-    cdef public int64_t epoch_start
-    cdef public int64_t epoch_end
-    cdef public int64_t training_end
-    cdef public Token token
-    cdef public object batches
-    cdef public list queue
-    cdef public object reading
-    cdef public tuple answers
-    cdef int64_t _next_reading
-    cdef int64_t coarse_until  # up to where the coarse clock will do
-    cdef bint busy  # a step is being made: what it calls may not ask for another
+    cdef bint timed
+    cdef int64_t max_time
+    cdef public object timers
+    cdef int64_t next_start  # the next step at which a window of theirs opens
+    cdef int64_t next_reading
+    cdef int64_t coarse_until  # up to this reading the coarse clock is enough
 
-    def __init__(
-        self,
-        Triggers triggers not None,
-        Conditions conditions not None,
-        EventSets sets not None,
-        Clock clock not None,
-        bint timed,
-        decision_bits,
-        LoopState state not None,
-    ):
-        self.triggers = triggers
-        self.conditions = conditions
-        self.sets = sets
+    def __init__(self, Clock clock not None, timers, schedule, bint is_alone):
         self.clock = clock
-        self.timed = timed
-        self.decision_bits = decision_bits
-        self.has_decision_bits = bool(decision_bits)
-        self.state = state
-        self.step = state.global_step
-        self.size = 0
-        self.epoch = state.epoch + state.epoch_end
-        self.epoch_start = state.global_step + 1
-        if not state.epoch_end:
-            self.epoch_start -= state.epoch_step + 1
-        self.epoch_end = self.training_end = -1
-        self.token = Token.__new__(Token)
-        self.batches = iter(())
-        self.queue = []
-        self.reading = None
-        self.answers = None
-        self.next_reading = NEVER
-        self.busy = False
+        self.timed = schedule.timed and is_alone
+        self.max_time = schedule.max_time
+        self.set(timers)
 
-    @property
-    def next_reading(self):
-        return self._next_reading
-
-    @next_reading.setter
-    def next_reading(self, int64_t reading):
-        self._next_reading = reading
+    cpdef object set(self, timers):
+        """Wait for these timers, or for the same ones after a pause."""
+        cdef Clock clock = self.clock
+        cdef int64_t reading = clock.reading_at(min(timers.next_time, self.max_time))
+        reading = min(reading, clock.launched + min(<int64_t>timers.next_launch_time, LONGEST))
+        self.timers = timers
+        self.next_start = timers.next_start
+        self.next_reading = reading
         self.coarse_until = reading - BEHIND if reading > BEHIND else 0
-        if self.clock._tick is not None or self.coarse_until <= self.clock.last:
+        if clock._tick is not None or self.coarse_until <= clock.last:
             self.coarse_until = 0
 
-    cpdef LoopState state_at(
-        self, int64_t step, bint epoch_end, bint training_end, int64_t elapsed
+    cdef tuple times_at(self, int64_t reading):
+        """Return the times of training and of the launch."""
+        return self.clock.elapsed(reading), reading - self.clock.launched
+
+    cdef inline int64_t read(self) except? -1:
+        """Return a reading, a coarse one if no timer is near."""
+        cdef int64_t reading = coarse_clock() if self.coarse_until else NEVER
+        if reading >= self.coarse_until:
+            reading = self.clock.read()
+        return max(reading, self.clock.last)  # the coarse clock may be behind
+
+    cdef inline bint is_early(self) noexcept:
+        """Whether the coarse clock says that nothing can be due; its reading is the step's."""
+        cdef int64_t reading
+        if not self.coarse_until:
+            return False
+        reading = coarse_clock()
+        if reading >= self.coarse_until:
+            return False
+        if reading > self.clock.last:  # it may be behind
+            self.clock.last = reading
+        return True
+
+
+cdef object NO_BATCHES = iter(())
+
+
+@final
+cdef class Engine:
+    """Where a run is, what comes next, and the decision of each step.
+
+    Args:
+        schedule: the events and limits.
+        clock: keeps training time.
+        timers: the time criteria.
+        state: the latest step before the run begins.
+        agreement: lets processes agree, or None.
+
+    Attributes:
+        step: the latest step; `size`: how many steps were made with it.
+        epoch: the epoch of the next step; `epoch_start`: its first step.
+        ended_at: the latest step that was the last of its epoch.
+        batches: the iterator that steps fetch from; an empty one if something else comes first.
+        opened: the iterator of the open epoch.
+        in_hand: batches that were fetched, but whose steps were not made.
+        requests: what was requested since the latest step: bits, and a reason to stop or None.
+        quiet_until: the last step that is known to be quiet.
+        turn: the number of the current iterator.
+        busy: whether a step is being made: what that calls may not request another.
+    """
+
+    cdef readonly Agenda agenda
+    cdef readonly Conditions conditions
+    cdef readonly EventSets sets
+    cdef readonly object ends
+    cdef readonly Alarm alarm
+    cdef LoopState state  # of the latest step, or of an earlier one
+    cdef readonly int64_t step
+    cdef readonly int64_t size
+    cdef readonly int64_t epoch
+    cdef readonly int64_t epoch_start
+    cdef int64_t ended_at
+    cdef object batches
+    cdef object opened
+    cdef readonly list in_hand
+    cdef public list requests
+    cdef public int64_t quiet_until
+    cdef public int64_t turn
+    cdef bint busy
+    cdef object __weakref__
+
+    def __init__(
+        self, schedule, Clock clock not None, timers, LoopState state not None, agreement=None
     ):
-        """The LoopState of a step of the epoch, at so many nanoseconds of training time."""
+        cdef int64_t launch = state.global_step + 1
+        self.agenda = Agenda(schedule, launch, agreement)
+        self.conditions = Conditions(schedule, launch, agreement is None)
+        names = schedule.names
+        self.sets = EventSets(
+            names.names, names.places, names.warn_of_unknown, schedule.timer_bits
+        )
+        self.ends = schedule.ends(launch)
+        self.alarm = Alarm(clock, timers, schedule, agreement is None)
+        self.state = state
+        self.step = state.global_step
+        self.size = 1
+        self.epoch = state.epoch + state.epoch_end
+        self.epoch_start = launch if state.epoch_end else launch - state.epoch_step - 1
+        self.ended_at = self.step if state.epoch_end else -2
+        self.batches = self.opened = NO_BATCHES
+        self.in_hand = []
+        self.requests = []
+        self.quiet_until = -1
+
+    # Epochs
+
+    def begin_epoch(self, batches, length):
+        """Fetch from `batches`, the rest of an epoch of this length, if it is known."""
+        self.opened = batches
+        self.agenda.begin_epoch(self.step + 1, self.epoch_start, length)
+        self.conditions.begin_epoch(self.epoch_start)
+        if self.alarm.timed:
+            self.alarm.set(self.alarm.timers.in_epoch(self.epoch_start))
+        self.look_ahead()
+
+    def end_epoch(self):
+        """Let the next step be the first of the next epoch."""
+        self.state = self.latest_state()
+        self.epoch += 1
+        self.epoch_start = self.step + 1
+
+    cpdef object ends_next(self):
+        """Let the batch that is being fetched be the last of its epoch."""
+        cdef int64_t place = self.step + len(self.in_hand)
+        if place == self.agenda.interrupted_at:
+            raise errors.interrupted()
+        self.agenda.epoch_last = place + 1
+        self.quiet_until = -1
+
+    @property
+    def ended_epoch(self):
+        """Whether the latest step was the last of its epoch, and that was not ended yet."""
+        return self.ended_at >= self.epoch_start
+
+    def drop_batches(self):
+        """Forget the iterator and what is in hand."""
+        self.batches = self.opened = NO_BATCHES
+        self.in_hand = []
+        self.quiet_until = -1
+
+    # What the latest step was
+
+    cdef LoopState state_at(self, int64_t step, bint epoch_end, bint training_end, int64_t elapsed):
+        """Return the LoopState of a step of the epoch."""
         cdef LoopState state = LoopState.__new__(LoopState)
         state.epoch = self.epoch
         state.global_step = step
@@ -816,364 +803,609 @@ cdef class Stepper:
         state.epoch_end = epoch_end
         state.training_end = training_end
         state._elapsed = elapsed
-        state._clock = self.clock
+        state._clock = self.alarm.clock
         return state
 
     @critical_section
     def latest_state(self):
-        """The LoopState of the latest step, the same object while that step lasts."""
+        """Return the LoopState of the latest step, the same object as long as it is that."""
+        cdef Clock clock = self.alarm.clock
         cdef int64_t step = self.step
+        cdef int64_t elapsed
         if self.state.global_step != step:
-            self.state = self.state_at(
-                step,
-                step == self.epoch_end,
-                step == self.training_end,
-                self.elapsed_at(self.clock.last),
-            )
+            elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
+            ends = step == self.ended_at, step == self.ends.final
+            self.state = self.state_at(step, ends[0], ends[1], elapsed)
         return self.state
 
-    cdef inline int64_t elapsed_at(self, int64_t reading) noexcept:
-        """The training time of a step; -1 where steps do not read the clock."""
-        return self.clock.elapsed(reading) if self.timed else -1
+    # The decision
 
-    @critical_section
-    def steps(self, run, keep_alive):
-        """A new iterator, in place of the current one. It keeps an object alive till its end."""
-        cdef Steps steps = Steps.__new__(Steps, self, run)
-        steps.keep_alive = keep_alive
-        steps.token = self._enter()
-        return steps
+    cpdef int64_t next_due(self) noexcept:
+        """Return the next step at which anything is scheduled; NEVER if there is none."""
+        return self.agenda.next_due(self.step)
 
-    @critical_section
-    def lists(self, run, sizes, keep_alive):
-        """A new iterator over lists of batches."""
-        cdef Lists lists = Lists.__new__(Lists, self, run)
-        lists.keep_alive = keep_alive
-        lists.sizes = sizes
-        lists.most = sizes if isinstance(sizes, int) else sizes[0]
-        lists.token = self._enter()
-        return lists
+    cdef inline void look_ahead(self) noexcept:
+        """Find out how far the next steps are quiet, and where their batches come from."""
+        cdef int64_t step = self.step
+        cdef int64_t until = min(self.agenda.next_due(step), self.agenda.bar_step)
+        until = min(until, self.alarm.next_start)
+        if step + 1 < self.conditions.stop:
+            until = min(until, max(step + 1, self.conditions.start))
+        self.batches = NO_BATCHES if self.in_hand else self.opened
+        self.quiet_until = -1 if self.requests else until - 1
 
-    cdef Token _enter(self):
-        if self.busy:
-            raise errors.in_use()
-        self.token.set_back()
-        self.token = Token.__new__(Token)
-        return self.token
+    def jump(self, int64_t step):
+        """Make the steps up to `step`, before which nothing is scheduled; return its events."""
+        return self.decide(None, self.turn, step - self.step, 0)
 
-    cdef inline bint is_early(self) noexcept:
-        """Whether the coarse clock says that no time has come; its reading is the step's."""
-        cdef int64_t reading
-        if not self.coarse_until:
-            return False
-        reading = coarse_clock()
-        if reading >= self.coarse_until:
-            return False
-        if reading > self.clock.last:  # it may lag behind
-            self.clock.last = reading
-        return True
+    cdef object make(self, run, int64_t turn, int64_t count):
+        """Make the next `count` steps; return the events of the last. The others have none."""
+        cdef Clock clock = self.alarm.clock
+        cdef int64_t reading = 0
+        if self.alarm.timed:
+            reading = self.alarm.read()
+        if self.step + count > self.quiet_until or (
+            self.alarm.timed and reading >= self.alarm.next_reading
+        ):
+            return self.decide(run, turn, count, reading)
+        if self.alarm.timed:
+            clock.last = reading
+        if self.in_hand:
+            self.in_hand = self.in_hand[count:]
+            self.batches = NO_BATCHES if self.in_hand else self.opened
+        self.step += count
+        self.size = count
+        return QUIET
 
-    cdef inline bint is_quiet(self, Token token, int64_t step, int64_t *reading) except -1:
-        """Whether nothing is due at `step`; what the clock says there, where steps need it."""
-        if self.timed:
-            reading[0] = coarse_clock() if self.coarse_until else NEVER
-            if reading[0] >= self.coarse_until:
-                reading[0] = self.clock.read()
-            reading[0] = max(reading[0], self.clock.last)  # the coarse clock lags behind
-            if reading[0] >= self._next_reading:
-                return False
-        return step <= token.quiet_until
+    cdef object decide(self, run, int64_t turn, int64_t count, int64_t reading):
+        """Make the next `count` steps; return the events of the last one.
 
-    cdef object fire(self, Token token, int64_t step, int64_t size, int64_t reading):
-        """Make a step at which step triggers and conditions alone have a say; return its events.
-
-        None where it takes a decision, and nothing is done.
+        The steps are made as a whole, or not at all if anything raises.
         """
-        cdef Conditions conditions = self.conditions
-        cdef Triggers triggers = self.triggers
-        cdef StepTrigger only = None
-        cdef LoopState asked = None
-        cdef object found = 0
-        cdef object bits = 0
-        if step > token.until or (self.timed and reading >= self._next_reading):
-            return None
-        if triggers.next_due() <= step:
-            only = triggers.only_due_at(step)
-            if only is None:
-                bits = triggers.bits_at(step)
-                if self.has_decision_bits and bits & self.decision_bits:
-                    return None
-            elif only.takes_decision:
-                return None
-        if conditions.start <= step < conditions.stop:
-            asked = self.state_at(step, False, False, self.elapsed_at(reading))
-            found = conditions.holding(asked, False)
-            if self.has_decision_bits and found & self.decision_bits:
-                self.answers = found, conditions.asked
-                return None
-        if found:
-            if only is not None:
-                bits = <object>1 << only.place
-                only = None
-            events = self.sets.of(bits | found)
-        elif only is not None:
-            if only.events is None:
-                only.events = self.sets.make([only.place])
-            events = only.events
+        cdef Agenda agenda = self.agenda
+        cdef Alarm alarm = self.alarm
+        cdef int64_t step = self.step + count
+        cdef bint epoch_end = step == agenda.epoch_last
+        cdef Py_ssize_t requests = len(self.requests)
+        cdef bint is_due = False, is_lasting = False
+        reason = "max_steps" if step == agenda.last_step else None
+        stop = times = timers = None  # times of training and of the launch
+        bits = agenda.bits_at(step)
+        if epoch_end:
+            bits |= self.ends.bits_at(step, self.epoch, self.epoch_start)
+            reason = reason or self.ends.by_epochs(self.epoch)
+        if agenda.agreement is not None:
+            more, stop, is_due, times = agenda.agreement.read(step, reason is not None)
+            bits |= more
+        elif requests:
+            more, stop = self.requested(requests)
+            bits |= more
+        if self.alarm.timed:
+            is_due = reading >= alarm.next_reading or step >= alarm.next_start
+        if is_due:
+            times = times or alarm.times_at(reading)
+            bits |= alarm.timers.due_at(step, times)
+            if <int64_t>times[0] >= alarm.max_time:
+                reason = "max_seconds"
+        if self.conditions.start <= step < self.conditions.stop:
+            bits |= self.ask(
+                self.state_at(
+                    step,
+                    epoch_end,
+                    reason is not None or stop is not None,
+                    alarm.clock.elapsed(reading) if self.alarm.timed else -1,
+                ),
+                agenda.has_stop and bits & agenda.stop_bits,
+            )
+        if turn != self.turn and run is not None:  # the loop was closed or restarted
+            run.check(turn)
+        if step >= agenda.bar_step and agenda.bar is not None:
+            agenda.bar_step = agenda.bar.at_step(step)
+        if agenda.agreement is not None and reason is None and stop is None:
+            agenda.agreement.begin(step, self.requests[:requests], alarm.clock)
+        if agenda.has_stop:
+            stops = bits & agenda.stop_bits
+            bits ^= stops
+            if stops and (reason is None or reason == "exhausted"):
+                reason = "stop_when"
+                is_lasting = stop is None and stops & agenda.stop_bits >> 1
+        reason = reason if stop is None else stop
+        if epoch_end and reason == "exhausted" and run is not None:
+            run.warn_exhausted(step)
+        if reason is not None:
+            bits |= self.ends.on_training_end
+        if agenda.only is None or bits is not agenda.only.bit:
+            events = self.sets.of(bits)
         else:
-            events = self.sets.of(bits) if bits else QUIET
-        if token is not self.token:  # the loop was closed or restarted in a condition
-            return None
-        triggers.advance(step)
-        token.quiet_until = min(triggers.next_due() - 1, token.until)
-        if step + 1 < conditions.stop:
-            token.quiet_until = min(token.quiet_until, max(step, conditions.start - 1))
-        if only is not None:
-            self.sets.mark_place(only.place, step)
-        elif events is not QUIET:
-            self.sets.mark_set(<EventSet>events, step)
-        if asked is not None:
-            self.state = asked
-        if self.timed:
-            self.clock.last = reading
-        self.step = step
-        self.size = size
+            if agenda.only.events is None:
+                agenda.only.events = self.sets.of(bits)
+            events = agenda.only.events
+        if is_due or (events is not QUIET and (<EventSet>events)._restarts):
+            timers = alarm.timers.after(step, times or alarm.times_at(reading), bits)
+        if events is not QUIET:
+            self.sets.mark(<EventSet>events, step)
+        agenda.advance(step)
+        self.commit(step, reason, epoch_end, is_lasting, reading, timers, requests)
         return events
 
+    cdef object ask(self, LoopState state, bint stops):
+        """Return the bits of the conditions that are true; call them, unless that was done."""
+        cdef Conditions conditions = self.conditions
+        cdef int64_t step = state.global_step
+        if step <= conditions.answered:
+            return conditions.answer if step == conditions.answered else 0
+        found = conditions.ask(state, stops)
+        if self.agenda.agreement is None:
+            return found
+        self.agenda.agreement.keep(step, found)
+        return 0
 
-cdef class Steps:
-    """An iterator on a run, good until the run is entered again."""
+    cdef tuple requested(self, Py_ssize_t count):
+        """Return the bits of the first `count` requests, and the reason if one is to stop."""
+        bits, stop = 0, None
+        for more, reason in self.requests[:count]:
+            bits |= more
+            if reason is not None and (stop is None or more):  # a signal's has bits
+                stop = reason
+        return bits, stop
 
-    cdef Stepper stepper
-    cdef object run
-    cdef object sizes  # of lists; None where the steps are single ones
-    cdef Token token
-    cdef object keep_alive
+    cdef inline int commit(
+        self,
+        int64_t step,
+        reason,
+        bint epoch_end,
+        bint is_lasting,
+        int64_t reading,
+        timers,
+        Py_ssize_t requests,
+    ) except -1:
+        """Make the steps up to `step`. Nothing is called here: they are made as a whole."""
+        if self.alarm.timed:
+            self.alarm.clock.last = reading
+        if timers is not None:
+            self.alarm.set(timers)
+        if epoch_end:
+            self.ended_at = step
+        if reason is not None:
+            self.ends.stop_reason = reason
+            self.ends.final = step
+            if is_lasting:
+                self.ends.finished = "stop_when"
+        if epoch_end or reason is not None:
+            self.opened = NO_BATCHES
+        if self.in_hand:
+            self.in_hand = self.in_hand[step - self.step:] if reason is None else []
+        if step >= self.conditions.answered:
+            self.conditions.answer = 0
+        self.size = step - self.step
+        self.step = step
+        if requests:
+            del self.requests[:requests]
+        self.look_ahead()
+        return 0
 
-    def __cinit__(self, Stepper stepper not None, run not None):
-        self.stepper = stepper
-        self.run = run
+    cdef int keep_in_hand(self, batch) except -1:
+        """Have the batch of a step that was not made in hand for the next request."""
+        self.in_hand = [batch]
+        self.batches = NO_BATCHES
+        return 0
+
+    # Iterators
+
+    def one_ahead(self, batches):
+        """Return an iterator that fetches one batch ahead, to find the end of the epoch."""
+        return Lookahead(batches, self)
+
+    def steps(self, run, keep_alive):
+        """Return a new iterator over steps, in place of the current one."""
+        cdef Steps steps = Steps.__new__(Steps, self, run, self.enter(), keep_alive)
+        return steps
+
+    def lists(self, run, sizes, keep_alive):
+        """Return a new iterator over lists of steps, in place of the current one."""
+        cdef Lists lists = Lists.__new__(Lists, self, run, self.enter(), keep_alive)
+        lists.sizes = sizes
+        return lists
+
+    @critical_section
+    cdef int64_t enter(self) except -1:
+        if self.busy:
+            raise errors.in_use()
+        self.turn += 1
+        self.look_ahead()
+        self.quiet_until = -1
+        return self.turn
+
+
+@final
+cdef class Lookahead:
+    """Fetches one batch ahead, and tells the engine which is the last of the epoch."""
+
+    cdef object _batches
+    cdef object _engine
+    cdef object _held
+
+    def __init__(self, batches not None, Engine engine not None):
+        self._batches = batches
+        self._engine = ref(engine)  # which refers to this
+        self._held = MISSING
+
+    def batches_ahead(self):
+        """Return how many batches were fetched ahead."""
+        return int(self._held is not MISSING)
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        # `stepper` is not given a local name: that would count references at every step
         cdef PyObject *fetched
-        with critical_section(self.stepper):
-            if self.stepper.step >= self.token.until or self.stepper.busy:
-                self.begin_decision()
-            else:
-                self.stepper.busy = True
-                batches = self.stepper.batches  # alive during the fetch, whatever happens in it
-                fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
-                if fetched is NULL:
-                    self.end_fetch()
-                else:
-                    batch = <object>fetched
-                    Py_DECREF(batch)
-                    if self.stepper.step < self.token.quiet_until and (
-                        not self.stepper.timed or self.stepper.is_early()
-                    ):
-                        self.stepper.step += 1
-                        self.stepper.busy = False
-                        return batch, QUIET
-                    pair = self.hand_over(batch)
-                    if pair is not None:
-                        return pair
-        return self.decide()
+        if self._held is MISSING:
+            fetched = Py_TYPE(self._batches).tp_iternext(<PyObject *>self._batches)
+            if fetched is NULL:
+                end_or_error()
+                raise StopIteration
+            self._held = <object>fetched
+            Py_DECREF(self._held)
+        fetched = Py_TYPE(self._batches).tp_iternext(<PyObject *>self._batches)
+        if fetched is NULL:
+            self._end()
+            batch, self._held = self._held, MISSING
+            return batch
+        batch = self._held
+        self._held = <object>fetched
+        Py_DECREF(self._held)
+        return batch
 
-    cdef object hand_over(self, batch):
-        """A step at which the clock, triggers and conditions may have a say.
-
-        None where it takes a decision, with the batch in the queue.
-        """
-        cdef Stepper stepper = self.stepper
-        cdef Token token = self.token
-        cdef int64_t step = stepper.step + 1
-        cdef int64_t reading = 0
-        try:
-            if stepper.is_quiet(token, step, &reading):
-                if stepper.timed:
-                    stepper.clock.last = reading
-                stepper.step = step
-                stepper.busy = False
-                return batch, QUIET
-            events = stepper.fire(token, step, 1, reading)
-        except BaseException as exception:
-            stepper.queue = [batch]
-            stepper.busy = False
-            self.run.fail_step(token, exception)
-            raise
-        if events is not None:
-            stepper.busy = False
-            return batch, events
-        stepper.queue = [batch]
-        if stepper.timed:
-            stepper.reading = reading
-        return None
-
-    cdef int begin_decision(self) except -1:
-        """Mark the next step as the one that is being made."""
-        if self.token.over:
-            raise StopIteration
-        if self.stepper.busy:
-            raise errors.in_use()
-        self.stepper.busy = True
-        return 0
-
-    cdef int end_fetch(self) except -1:
-        """A fetch gave no batch, but an end, or an error, after which the run may go on."""
+    cdef int _end(self) except -1:
+        """Let the end, or the error, of the latest fetch come after the batch that is held."""
         try:
             end_or_error()
-            self.stepper.batches = iter(())
-        except BaseException as exception:
-            try:
-                if not self.run.goes_on_after_fetch(self.token, exception):
-                    raise
-            except BaseException:
-                self.stepper.busy = False
-                raise
+            self._engine().ends_next()
+            self._batches = NO_BATCHES
+        except Exception as error:
+            self._batches = raising(error)
         return 0
 
-    cdef object decide(self):
-        """A step that takes a decision, or the first of an epoch that was opened.
 
-        It is made outside of the critical section: that it is marked keeps other threads out.
-        """
-        cdef Token token = self.token
-        cdef int64_t in_hand
-        token.set_back()  # until it is made, whatever interrupts it
-        try:
-            if self.sizes is None:
-                in_hand = self.run.fetch(token)
-            else:
-                in_hand = self.run.gather(token, self.sizes)
-            if in_hand > 0:
-                return self.run.hand_over(token, self.sizes, in_hand)
-            token.over = in_hand == 0
-        finally:
-            with critical_section(self.stepper):
-                self.stepper.busy = False
-                if token.over:
-                    self.keep_alive = None
-        if token.over:
-            raise StopIteration
-        return next(self)  # an epoch was opened
+def raising(error):
+    """Return an iterator that raises `error`."""
+    raise error
+    yield
 
 
-cdef class Lists(Steps):
-    """An iterator over lists of a run's batches."""
+cdef object MISSING = object()
 
-    cdef int64_t most
+
+cdef class Steps:
+    """An iterator over the steps of a run, good until the loop is entered again.
+
+    Attributes:
+        keep_alive: what is freed with the iterator.
+    """
+
+    cdef Engine engine
+    cdef object run
+    cdef int64_t turn
+    cdef object keep_alive
+    cdef bint over
+
+    def __cinit__(self, Engine engine not None, run not None, int64_t turn, keep_alive):
+        self.engine = engine
+        self.run = run
+        self.turn = turn
+        self.keep_alive = keep_alive
+
+    def __iter__(self):
+        return self
 
     def __next__(self):
-        cdef int64_t size
-        with critical_section(self.stepper):
-            size = self.size_before_decision()
-            if size:
-                pair = self.gather(size)
-                if pair is not None:
-                    return pair
-            else:
-                self.begin_decision()
-        return self.decide()
-
-    cdef int64_t size_before_decision(self) except -1:
-        """The size of a list whose steps take no decision; 0 where there is none."""
-        cdef Stepper stepper = self.stepper
-        cdef int64_t last
-        if stepper.busy or stepper.step >= self.token.until:
-            return 0
-        last = stepper.step + min(self.most, NEVER - max(stepper.step, 0))
-        last = min(last, stepper.triggers.next_due())
-        if last > self.token.until or (
-            stepper.conditions.start <= last and stepper.step < stepper.conditions.stop
-        ):
-            return 0
-        return fitting(self.sizes, last - stepper.step)
-
-    cdef object gather(self, int64_t size):
-        """A list of so many batches, whose steps take no decision, but for the time.
-
-        None where there has to be one, with what was fetched in the queue.
-        """
-        cdef Stepper stepper = self.stepper
-        cdef Token token = self.token
-        cdef list gathered = list_with_room(min(size, 4096))
-        cdef int64_t step = stepper.step + size
-        cdef int64_t reading = 0
-        cdef bint fetching = True
+        # `engine` has no local name: that would count references at every step
         cdef PyObject *fetched
-        cdef iternextfunc fetch
-        batches = stepper.batches
-        fetch = Py_TYPE(batches).tp_iternext
-        stepper.busy = True
+        while True:
+            with critical_section(self.engine):
+                if self.engine.turn != self.turn or self.engine.busy:
+                    self.refuse()
+                self.engine.busy = True
+                batches = self.engine.batches  # alive during the fetch, whatever happens in it
+                fetched = Py_TYPE(batches).tp_iternext(<PyObject *>batches)
+                if fetched is not NULL:
+                    batch = <object>fetched
+                    Py_DECREF(batch)
+                    if self.engine.step < self.engine.quiet_until and (
+                        not self.engine.alarm.timed or self.engine.alarm.is_early()
+                    ):
+                        self.engine.step += 1
+                        self.engine.size = 1
+                        self.engine.busy = False
+                        return batch, QUIET
+            if fetched is not NULL:
+                return batch, self.take(batch)
+            pair = self.without_fetch()
+            if pair is not None:
+                return pair
+
+    cdef object take(self, batch):
+        """Make the step of `batch`; return its events. If that fails, the batch stays in hand."""
         try:
-            while len(gathered) < size:
+            events = self.engine.make(self.run, self.turn, 1)
+        except BaseException as exception:
+            if self.engine.turn == self.turn:
+                self.engine.keep_in_hand(batch)
+            self.engine.busy = False
+            self.run.fail_step(exception, self.turn)
+            raise
+        self.engine.busy = False
+        return events
+
+    cdef object without_fetch(self):
+        """Make the step of a batch in hand, or open the next epoch; return a pair or None."""
+        try:
+            if not self.has_ended() or not self.engine.in_hand:
+                return self.next_epoch()
+            batch = self.engine.in_hand[0]
+            return batch, self.make_in_hand(1)
+        finally:
+            self.engine.busy = False
+
+    cdef bint has_ended(self) except -1:
+        """Whether the latest fetch gave nothing since the batches end; False after an error."""
+        try:
+            end_or_error()
+        except BaseException as exception:
+            if not self.run.continues_after(exception, self.turn):
+                raise
+            return False
+        return True
+
+    cdef object make_in_hand(self, int64_t count):
+        """Make the steps of so many batches in hand; return the events of the last."""
+        try:
+            return self.engine.make(self.run, self.turn, count)
+        except BaseException as exception:
+            self.run.fail_step(exception, self.turn)
+            raise
+
+    cdef object next_epoch(self):
+        """Open the next epoch, or end; return the step of an error that is an event, or None."""
+        if self.over:
+            raise StopIteration
+        try:
+            return self.run.next_epoch(self.turn)
+        except StopIteration:
+            self.over = True
+            self.keep_alive = None
+            raise
+
+    cdef int refuse(self) except -1:
+        """Raise why this iterator may not continue."""
+        if self.over:
+            raise StopIteration
+        if self.engine.busy:
+            raise errors.in_use()
+        self.run.check(self.turn)
+        return 0
+
+
+@final
+cdef class Lists(Steps):
+    """An iterator over lists: each ends where an event fires, or at the end of its epoch."""
+
+    cdef object sizes
+
+    def __next__(self):
+        while True:
+            with critical_section(self.engine):
+                if self.engine.turn != self.turn or self.engine.busy or self.over:
+                    self.refuse()
+                self.engine.busy = True
+            try:
+                self.run.check(self.turn)
+                pair = self.next_list()
+            finally:
+                self.engine.busy = False
+            if pair is not None:
+                return pair
+
+    cdef object next_list(self):
+        cdef Engine engine = self.engine
+        cdef int64_t most = self.gather()
+        cdef int64_t size
+        if not engine.in_hand:
+            return self.next_epoch()
+        size = fitting(self.sizes, min(most, <int64_t>len(engine.in_hand)))
+        batches = engine.in_hand if size == len(engine.in_hand) else engine.in_hand[:size]
+        return batches, self.make_in_hand(size)
+
+    cdef int64_t gather(self) except -1:
+        """Fetch the batches of a list; return how many steps it may have."""
+        cdef Engine engine = self.engine
+        cdef Conditions conditions = engine.conditions
+        cdef list in_hand = engine.in_hand
+        cdef int64_t due = engine.next_due()
+        cdef int64_t step = engine.step
+        cdef int64_t last
+        cdef PyObject *fetched
+        batches = engine.opened
+        fetch = Py_TYPE(batches).tp_iternext
+        if conditions.answer:
+            due = min(due, conditions.answered)
+        if engine.requests and engine.agenda.agreement is None:
+            due = step + 1
+        last = step + fitting(self.sizes, min(due, NEVER - 1) - step)
+        while step < last:
+            if step - engine.step >= len(in_hand):
                 fetched = fetch(<PyObject *>batches)
                 if fetched is NULL:
-                    end_or_error()
-                    stepper.batches = iter(())
+                    if self.has_ended():
+                        engine.opened = NO_BATCHES  # it is not asked again
                     break
-                gathered.append(<object>fetched)
+                in_hand.append(<object>fetched)
                 Py_DECREF(<object>fetched)
-            else:
-                fetching = False
-                if stepper.is_quiet(token, step, &reading):
-                    if stepper.timed:
-                        stepper.clock.last = reading
-                    stepper.step = step
-                    stepper.size = size
-                    stepper.busy = False
-                    return gathered, QUIET
-                events = stepper.fire(token, step, size, reading)
-                if events is not None:
-                    stepper.busy = False
-                    return gathered, events
+            step += 1
+            if step == engine.agenda.epoch_last:
+                break
+            if conditions.start <= step < conditions.stop and step < last and self.fires(step):
+                return step - engine.step
+        return last - engine.step
+
+    cdef bint fires(self, int64_t step) except -1:
+        """Call the conditions of a step before the list's last; whether the list ends there."""
+        cdef Engine engine = self.engine
+        cdef Conditions conditions = engine.conditions
+        if step <= conditions.answered:
+            return False
+        try:
+            found = conditions.ask(engine.state_at(step, False, False, -1), False)
         except BaseException as exception:
-            stepper.queue = gathered
-            try:
-                if not fetching:
-                    self.run.fail_step(token, exception)
-                    raise
-                if not self.run.goes_on_after_fetch(token, exception):
-                    raise
-            except BaseException:
-                stepper.busy = False
-                raise
-            return None
-        stepper.queue = gathered
-        if not fetching and stepper.timed:
-            stepper.reading = reading
-        return None
+            self.run.fail_step(exception, self.turn)
+            raise
+        if engine.agenda.agreement is not None:
+            engine.agenda.agreement.keep(step, found)
+            found = 0
+        conditions.answered = step
+        conditions.answer = found
+        return found != 0
 
 
-cpdef int64_t fitting(sizes, int64_t most) except -1:
-    """The greatest of `sizes` (descending, the last is 1) that is within `most`.
-
-    Where `sizes` is one number, all lengths up to it are allowed.
-    """
+cdef int64_t fitting(sizes, int64_t most) except -1:
+    """Return the greatest allowed length that is at most `most`; `sizes` end with 1."""
     if isinstance(sizes, int):
         return min(most, <int64_t>sizes)
-    for size in sizes[:-1]:
+    for size in sizes:
         if size <= most:
             return size
     return 1
 
 
-cdef list list_with_room(Py_ssize_t room):
-    """An empty list that takes as many items without being moved."""
-    made = PyList_New(room)
-    Py_SET_SIZE(made, 0)
-    return made
-
-
 cdef int end_or_error() except -1:
-    """What an iterator meant that gave nothing: its end, or the error that is raised here."""
+    """Raise the error of a fetch that gave nothing, unless it is the end."""
     if PyErr_Occurred() is NULL:
         return 0
     if not PyErr_ExceptionMatches(StopIteration):
         return -1
     PyErr_Clear()
     return 0
+
+
+cdef struct TimedStep:
+    int64_t step, size, epoch, asked, began, ended  # the last three are clock readings
+
+
+@final
+cdef class Durations:
+    """A histogram of durations in nanoseconds; its bins are 3 % wide."""
+
+    cdef readonly int64_t count, total, longest
+    cdef readonly int64_t bins[64 << 5]  # 32 from one power of two to the next
+
+    cdef void add(self, int64_t duration) noexcept:
+        cdef int power, shift
+        frexp(<double>duration, &power)
+        shift = max(0, power - 6)
+        self.bins[(shift << 5) + (duration >> shift)] += 1
+        self.count += 1
+        self.total += duration
+        self.longest = max(self.longest, duration)
+
+
+@final
+cdef class Timings:
+    """What a profile measures, in nanoseconds. A step counts once its body has ended."""
+
+    cdef readonly Durations waits, bodies
+    cdef readonly dict costs  # the bodies of each set of events
+    cdef readonly int64_t steps, fruitless, paused  # requests that yielded nothing; in pauses
+    cdef readonly object pauses  # the latest, as pairs of clock readings
+    cdef int64_t turn  # the number of the iterator that is timed
+    cdef TimedStep now  # `began` is -1 between bodies
+    cdef object events, memory
+    cdef TimedStep *ring  # the last steps, and their events
+    cdef list ring_events
+
+    def __cinit__(self, Py_ssize_t last_steps):
+        self.waits, self.bodies, self.costs = Durations(), Durations(), {}
+        self.now.began, self.pauses = -1, deque(maxlen=last_steps)
+        self.ring_events = [None] * last_steps
+        self.memory = bytearray(sizeof(TimedStep) * last_steps)
+        self.ring = <TimedStep *><char *>self.memory
+
+    @critical_section
+    cdef int end_body(self, int64_t reading) except -1:
+        """Count the step whose body ends now, if there is one."""
+        cdef int64_t began = self.now.began
+        cdef Py_ssize_t place = self.bodies.count % len(self.ring_events)
+        if began < 0:
+            return 0
+        self.now.ended = reading
+        self.ring[place] = self.now
+        self.ring_events[place] = events = self.events
+        self.now.began = -1
+        self.waits.add(began - self.now.asked)
+        self.bodies.add(reading - began)
+        self.steps += self.now.size
+        cost = self.costs.get(events)
+        if cost is None and len(self.costs) < 200:
+            cost = self.costs[events] = Durations()
+        if cost is not None:
+            (<Durations>cost).add(reading - began)
+        return 0
+
+    def pause(self, int64_t began, int64_t ended):
+        """Count a pause, or as much of it as is in the current body."""
+        if self.now.began >= 0:
+            began = max(began, self.now.began)
+            self.paused += ended - began
+            self.pauses.append((began, ended))
+
+    def last_steps(self):
+        """Return the last steps, the oldest first: numbers by name, and the events."""
+        cdef int64_t room = len(self.ring_events), end = self.bodies.count
+        places = [number % room for number in range(max(0, end - room), end)]
+        return [(self.ring[place], self.ring_events[place]) for place in places]
+
+
+@final
+cdef class TimedSteps:
+    """An iterator that yields what `steps` yields. It keeps nothing but the time."""
+
+    cdef object steps
+    cdef Engine engine
+    cdef Timings timings
+    cdef int64_t turn
+
+    def __cinit__(self, steps, Engine engine not None, Timings timings not None):
+        self.steps, self.engine, self.timings = steps, engine, timings
+        timings.end_body(PyTime_PerfCounterRaw())
+        timings.turn += 1
+        self.turn = timings.turn
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef TimedStep now
+        cdef PyObject *pair
+        cdef int64_t before = self.engine.step
+        if self.turn != self.timings.turn:
+            return next(self.steps)  # which was replaced, and says so
+        now.asked = PyTime_PerfCounterRaw()
+        self.timings.end_body(now.asked)
+        pair = Py_TYPE(self.steps).tp_iternext(<PyObject *>self.steps)
+        now.began = PyTime_PerfCounterRaw()
+        if pair is NULL:
+            self.timings.fruitless += now.began - now.asked
+            end_or_error()
+            raise StopIteration
+        now.step, now.epoch = self.engine.step, self.engine.epoch
+        now.size = now.step - before  # 0 if it stands for an exception
+        # No interrupt can strike from here on, and lose the pair
+        with critical_section(self.timings):
+            self.timings.now = now
+            self.timings.events = <object>PyTuple_GET_ITEM(<object>pair, 1)
+        result = <object>pair
+        Py_DECREF(result)
+        return result
+
+    def __del__(self):
+        if self.turn and self.turn == self.timings.turn:
+            self.timings.end_body(PyTime_PerfCounterRaw())

@@ -1,53 +1,46 @@
-"""The steps between decisions, in Python; `_core.pyx` is the same, compiled.
+"""Every step of a run, in Python; `_core.pyx` does the same, compiled.
 
-In most steps only step triggers, the clock and conditions can have a say. The stepper makes these
-on its own, up to the step that `Token.until` names; every other step is a decision of `run.py`. Up
-to `Token.quiet_until` nothing is due: such a step is a fetch, an increment and a pair.
+Up to `Engine.quiet_until` no event can fire: such a step is a fetch, an increment and a pair. Every
+other step is decided in `Engine.decide`. Where the batches end, `Run.next_epoch` is called.
 
-The core knows ints, bits and callables. Each event has a place, and its bit is `1 << place`.
+The core knows ints, bits and callables. `schedule.py` says what the places and bits of events are.
 """
 
 from __future__ import annotations
 
-from _thread import RLock
+import sys
 from bisect import bisect_left
-from functools import partial
-from heapq import heapify, heapreplace
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 from itertools import chain, islice
 from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from . import errors
-from .missing import MISSING
+from .errors import NEVER
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
-    from typing import Any
+    from ._core import Agreement, Bar, Pair, Run, Sizes
+    from .schedule import ConditionRow, Schedule, StepRow, Timers
 
-    from ._core import ConditionRow, Run, Sizes, StepRow
-
-    Pair = tuple[Any, frozenset[Hashable]]
-
-NEVER = 2**63 - 1
 LONGEST = 2**62 - 1
-"""The training time, in nanoseconds, at which it stands still."""
+"""The training time, in nanoseconds, at which it stops growing."""
 MOST_SETS = 4096
 """How many event sets are kept ready."""
+EPOCH = 2
+"""The origin of rows whose step numbers count within the epoch."""
 
 
 class EventSet(frozenset):  # type: ignore[type-arg]
-    """The events of a step at which something is due.
+    """The events of a step. `in` calls `on_unknown(name)` for a name unknown to the loop."""
 
-    Asked for a name that the loop does not know, it calls `on_unknown(name)`.
-    """
-
-    __slots__ = ("_known", "_names", "_on_unknown", "due")
+    __slots__ = ("_known", "_names", "_on_unknown", "places")
 
     _names: frozenset[Hashable]
-    _known: dict[Hashable, int] | None  # None in a set that somebody else made
+    _known: dict[Hashable, int] | None  # None in a set that is not a step's
     _on_unknown: Callable[[Hashable], object]
-    due: list[int]  # the places of its names
+    places: list[int]
 
     def __new__(cls, names: Iterable[Hashable] = ()) -> EventSet:
         events = super().__new__(cls, names)
@@ -73,12 +66,12 @@ QUIET: frozenset[Hashable] = frozenset()
 
 
 class EventSets:
-    """The event sets of a run, each made when it is first needed, and when names were last due.
+    """The event sets of a run, made when first needed, and the steps at which names fired last.
 
     Args:
-        names: the names of all events, by place.
+        names: the names by place.
         places: the place of each name.
-        on_unknown: called with a name that a set is asked for and that is none of these.
+        on_unknown: called with a name that is neither.
     """
 
     __slots__ = ("_before", "_latest", "_names", "_on_unknown", "_places", "_sets")
@@ -92,122 +85,109 @@ class EventSets:
         self._names = names
         self._places = places
         self._on_unknown = on_unknown
-        self._sets: dict[int, frozenset[Hashable]] = {0: QUIET}
-        # By place, the latest step at which the name was due, -1 if there is none
-        self._latest = [-1] * len(names)
+        self._sets: dict[int, Any] = {0: QUIET}
+        self._latest = [-1] * len(names)  # by place, the step at which the name fired last
         self._before = [-1] * len(names)  # and the one before that
 
     def of(self, bits: int) -> Any:
-        """The set of the names whose bits are given."""
+        """Return the set of the names whose bits are given."""
         events = self._sets.get(bits)
         if events is None:
             if len(self._sets) >= MOST_SETS:
                 self._sets = {0: QUIET}
-            due = []
+            places = []
             rest = bits
             while rest:
-                due.append(rest.bit_length() - 1)
-                rest ^= 1 << due[-1]
-            events = self._sets[bits] = self.make(due)
-        return events
-
-    def make(self, due: list[int]) -> EventSet:
-        """A new set of the names at these places."""
-        events = EventSet([self._names[place] for place in due])
-        events.due = due
-        events._known = self._places
-        events._on_unknown = self._on_unknown
+                places.append(rest.bit_length() - 1)
+                rest ^= 1 << places[-1]
+            events = self._sets[bits] = EventSet([self._names[place] for place in places])
+            events.places = places
+            events._known = self._places
+            events._on_unknown = self._on_unknown
         return events
 
     def mark(self, events: Any, step: int) -> None:
-        """Note that `step` has these events, of which there are some."""
-        for place in events.due:
-            self.mark_place(place, step)
-
-    def mark_place(self, place: int, step: int) -> None:
-        """Note that the event at `place` is due at `step`."""
-        latest = self._latest
-        if latest[place] != step:
-            self._before[place] = latest[place]
-            latest[place] = step
+        """Remember that `events` fired at `step`."""
+        for place in events.places:
+            if self._latest[place] != step:
+                self._before[place] = self._latest[place]
+                self._latest[place] = step
 
     def last_step(self, name: Hashable, end: int) -> int:
-        """The latest step before `end` at which the name was due; -1 if there is none.
+        """Return the latest step before `end` at which the name fired, or -1.
 
-        `end` is the latest step that was handed over, or the one after it.
+        `end` is the latest step, or the one after it.
         """
         place = self._places[name]
         latest = self._latest[place]
         return latest if latest < end else self._before[place]
 
-    def last_steps(self, end: int) -> dict[Hashable, int]:
-        """The same, by name, of all names that were due before `end`."""
-        steps = {name: self.last_step(name, end) for name in self._names}
-        return {name: step for name, step in steps.items() if step >= 0}
-
 
 class Clock:
-    """Training time in nanoseconds: monotonic, from `start`, on top of what was `saved`."""
+    """Training time in nanoseconds: it never runs backwards, and begins with what was `saved`."""
 
-    __slots__ = ("last", "launched", "paused", "saved", "started", "tick", "ticking")
+    __slots__ = ("_paused", "_pauses", "_started", "last", "launched", "saved", "tick", "ticking")
 
     def __init__(self, tick: Callable[[], int] | None, saved: int) -> None:
         self.tick: Callable[[], int] = perf_counter_ns if tick is None else tick
         self.saved = saved
-        self.ticking = False  # whether it was started
-        self.launched = 0  # the reading at which it was
-        self.started = 0  # the same, later by all that it was paused
-        self.paused: int | None = None  # the reading at which it was stopped
-        self.last = 0  # the reading of the latest step, where steps need one
+        self.ticking = False
+        self.launched = 0  # the reading at which training began
+        self._started = 0  # the same, later by all pauses
+        self._paused = NEVER  # the reading at which the pause began
+        self._pauses = 0  # how many contexts pause it
+        self.last = 0  # the reading of the latest step
 
     def start(self) -> None:
-        """Begin to count."""
-        self.launched = self.started = self.last = self.tick()
+        """Start counting."""
+        self.launched = self._started = self.last = self.tick()
+        self._paused = self.launched if self._pauses else NEVER
         self.ticking = True
 
     def pause(self) -> None:
-        """Let training time stand still."""
-        self.paused = self.tick()
+        """Stop counting until `resume`; pauses nest."""
+        reading = self.tick() if self.ticking and not self._pauses else self._paused
+        self._pauses, self._paused = self._pauses + 1, reading
 
-    def go_on(self) -> None:
-        """Let training time go on."""
-        if self.paused is not None:
-            pause = self.tick() - self.paused
-            self.started += pause
-            self.last += pause
-            self.paused = None
+    def resume(self) -> None:
+        """Count on after a pause."""
+        pause = 0
+        if self._pauses == 1 and self._paused < NEVER:
+            pause = self.tick() - self._paused
+            self._paused = NEVER
+        self._pauses -= 1
+        self._started += pause
+        self.last += pause
 
     def elapsed(self, reading: int) -> int:
-        """The training time at `reading`."""
-        elapsed = self.saved + reading - self.started
+        """Return the training time at a reading."""
+        elapsed = self.saved + min(reading, self._paused) - self._started
         return elapsed if elapsed < LONGEST else LONGEST
 
     def now(self) -> int:
-        """The training time now."""
-        if not self.ticking:
-            return self.saved
-        return self.elapsed(self.tick() if self.paused is None else self.paused)
+        """Return the training time now."""
+        return self.elapsed(self.tick()) if self.ticking else self.saved
 
     def reading_at(self, elapsed: int) -> int:
-        """The reading at which that much training time has passed."""
-        return NEVER if elapsed == NEVER else elapsed - self.saved + self.started
+        """Return the reading at which that much training time has passed."""
+        return NEVER if elapsed == NEVER else elapsed - self.saved + self._started
 
 
 _FIELDS = ("epoch", "global_step", "epoch_step", "epoch_end", "training_end", "elapsed")
 
 
 class LoopState:
-    """Where a run is: what conditions are given at each step, and what `loop.state` returns.
+    """Where a run is: the argument of conditions, and `loop.state`.
 
     Attributes:
         epoch: the epoch, from 0.
-        global_step: the step, from 0, across epochs; -1 before the first.
+        global_step: the step, from 0 across epochs; -1 before the first.
         epoch_step: the step within its epoch, from 0; -1 before the first.
         epoch_end: whether the step has the last batch of its epoch.
         training_end: whether the step is the last of the run.
-        elapsed: training time in seconds: the step's reading of the clock where an event or a
-            limit needs time, else read when it is first looked at. Where nothing comes due for
-            long, the compiled core may read the system's coarse clock, some milliseconds behind.
+        elapsed: training time in seconds, as read for the step if an event or a limit needs time,
+            else read when first used. Far from the next timer, the compiled core reads a coarse
+            clock, which is some milliseconds behind.
         steps_done: `global_step + 1`.
 
     Example:
@@ -218,15 +198,7 @@ class LoopState:
         [8]
     """
 
-    __slots__ = (
-        "_clock",
-        "_elapsed",
-        "_epoch",
-        "_epoch_end",
-        "_epoch_step",
-        "_global_step",
-        "_training_end",
-    )
+    __slots__ = ("_clock", "_elapsed", *_FIELDS[:-1])
 
     def __init__(
         self,
@@ -238,33 +210,13 @@ class LoopState:
         elapsed: int,
         clock: Clock,
     ) -> None:
-        self._epoch = epoch
-        self._global_step = global_step
-        self._epoch_step = epoch_step
-        self._epoch_end = epoch_end
-        self._training_end = training_end
-        self._elapsed = elapsed
+        self.epoch = epoch
+        self.global_step = global_step
+        self.epoch_step = epoch_step
+        self.epoch_end = epoch_end
+        self.training_end = training_end
+        self._elapsed = elapsed  # in nanoseconds; -1 if it was not read
         self._clock = clock
-
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
-    @property
-    def global_step(self) -> int:
-        return self._global_step
-
-    @property
-    def epoch_step(self) -> int:
-        return self._epoch_step
-
-    @property
-    def epoch_end(self) -> bool:
-        return self._epoch_end
-
-    @property
-    def training_end(self) -> bool:
-        return self._training_end
 
     @property
     def elapsed(self) -> float:
@@ -274,19 +226,12 @@ class LoopState:
 
     @property
     def steps_done(self) -> int:
-        return self._global_step + 1
+        return self.global_step + 1
 
-    def at_training_end(self) -> LoopState:
-        """The same, for the last step of the run."""
-        return LoopState(
-            self._epoch,
-            self._global_step,
-            self._epoch_step,
-            self._epoch_end,
-            True,
-            self._elapsed,
-            self._clock,
-        )
+    def _at_training_end(self) -> LoopState:
+        """Return the same state for the last step of the run."""
+        values = self.epoch, self.global_step, self.epoch_step, self.epoch_end
+        return LoopState(*values, True, self._elapsed, self._clock)
 
     def _values(self) -> tuple[object, ...]:
         return tuple([getattr(self, name) for name in _FIELDS])
@@ -299,584 +244,842 @@ class LoopState:
     def __hash__(self) -> int:
         return hash(self._values())
 
-    def __reduce__(self) -> tuple[object, ...]:
-        from .state import loop_state  # not of this core: it is loaded as that of the running one
-
-        return loop_state, (*self._values()[:-1], round(self.elapsed * 1e9))
-
     def __repr__(self) -> str:
         values = ", ".join([f"{name}={value!r}" for name, value in zip(_FIELDS, self._values())])
         return f"LoopState({values})"
 
 
-class StepTrigger:
-    """Due at every `period`-th step from `first` on, or at `points` where there is no period."""
+class Trigger:
+    """Fires at every `period`-th count from `first` on, or at `points` if there is no period."""
 
     __slots__ = (
-        "events",
-        "first",
-        "origin",
-        "period",
-        "place",
-        "points",
-        "start",
+        "_from", "_next", "bit", "first", "origin", "origin_kind", "period", "points", "start",
         "stop",
-        "takes_decision",
-    )
+    )  # fmt: skip
 
-    def __init__(
-        self, place: int, period: int, first: int, points: tuple[int, ...], start: int, stop: int
-    ) -> None:
-        self.place = place
-        self.period = period
-        self.first = first
-        self.points = points
-        self.start = start
-        self.stop = stop
-        self.origin = 0  # the global step that counts as 0
-        self.takes_decision = False  # whether a step at which it is due does
-        self.events: EventSet | None = None  # of a step at which this alone is due
+    def __init__(self, row: StepRow, launch: int) -> None:
+        place, self.period, self.first, self.points, kind, self.start, self.stop = row
+        self.bit = 1 << place
+        self.origin_kind = kind
+        self.count_from((0, launch, 0)[kind])
 
-    def due_from(self, step: int) -> int:
-        """The first global step from `step` on at which this is due."""
-        count = max(step, self.start) - self.origin
-        if self.period and count <= self.first:
-            count = self.first
-        elif self.period:
-            rest = (count - self.first) % self.period
-            count += self.period - rest if rest else 0
-        else:
-            place = bisect_left(self.points, count)
-            if place == len(self.points):
-                return NEVER
-            count = self.points[place]
-        return NEVER if count >= self.stop - self.origin else self.origin + count
+    def count_from(self, origin: int) -> None:
+        """Let the step `origin` count as 0."""
+        self.origin = origin
+        self._from, self._next = 1, 0  # from which step the next one was found, and that
 
-    def due_after(self, step: int) -> int:
-        """The global step at which this is due again, after it was at `step`."""
+    def next_step(self, step: int) -> int:
+        """Return the first step from `step` on at which this fires."""
+        if not self._from <= step <= self._next:
+            count = self.next_count(max(step - self.origin, self.start))
+            self._from, self._next = step, NEVER if count >= self.stop else self.origin + count
+        return self._next
+
+    def next_count(self, count: int) -> int:
+        """Return the first count from `count` on at which this fires, in its window or not."""
         if not self.period:
-            return self.due_from(step + 1)
-        return NEVER if self.period >= self.stop - step else step + self.period
+            place = bisect_left(self.points, count)
+            return NEVER if place == len(self.points) else self.points[place]
+        if count <= self.first:
+            return self.first
+        return count + -(count - self.first) % self.period
 
 
-class Triggers:
-    """What counts steps: which triggers are due at a step, and the next step at which any is.
+class Agenda:
+    """The next step at which anything has a say, apart from the clock and conditions.
 
-    Args:
-        rows: those that count global steps.
-        launch_rows: those that count from this launch.
-        epoch_rows: those that count anew in each epoch.
-        decision_bits: the bits of events whose steps take a decision.
-        launch: the first step of this launch.
-        step: the first step.
-        epoch_start: the first step of its epoch.
+    Attributes:
+        epoch_last: the last step of the epoch, if it is known.
+        last_step: the last step of the run by `max_steps`.
+        bar: what is called at `bar_step`.
+        interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
+        agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
+        next_trigger: the next step at which a step criterion is met.
+        stop_bits: the bits of `stop_when`.
     """
 
-    __slots__ = ("_agenda", "_in_epochs", "_triggers")
+    __slots__ = (
+        "_triggers", "agreement", "bar", "bar_step", "epoch_last", "every", "interrupted_at",
+        "last_step", "next_trigger", "stop_bits",
+    )  # fmt: skip
 
-    def __init__(
-        self,
-        rows: list[StepRow],
-        launch_rows: list[StepRow],
-        epoch_rows: list[StepRow],
-        decision_bits: int,
-        launch: int,
-        step: int,
-        epoch_start: int,
-    ) -> None:
-        # The number of the first that counts anew in each epoch
-        self._in_epochs = len(rows) + len(launch_rows)
-        self._triggers = [StepTrigger(*row) for row in (*rows, *launch_rows, *epoch_rows)]
+    def __init__(self, schedule: Schedule, launch: int, agreement: Agreement | None) -> None:
+        self._triggers = [Trigger(row, launch) for row in schedule.steps]
+        self.next_trigger = NEVER
+        self.epoch_last = NEVER
+        self.last_step = NEVER if schedule.max_steps == NEVER else schedule.max_steps - 1
+        self.bar: Bar | None = None
+        self.bar_step = NEVER
+        self.interrupted_at = -2
+        self.stop_bits = schedule.stop_bits
+        self.agreement = agreement
+        self.every = 0 if agreement is None else agreement.every
+
+    def begin_epoch(self, step: int, epoch_start: int, length: int | None) -> None:
+        """Plan from `step` on, in an epoch that begins at `epoch_start`."""
+        last = NEVER if length is None else epoch_start + length - 1
+        self.epoch_last = last if last >= step else NEVER
         for trigger in self._triggers:
-            trigger.takes_decision = bool(decision_bits >> trigger.place & 1)
-        for trigger in self._triggers[len(rows) :]:
-            trigger.origin = launch
-        self._agenda: list[tuple[int, int]]  # when each is due and its number, as a heap
-        self.schedule(step, epoch_start)
+            if trigger.origin_kind == EPOCH:
+                trigger.count_from(epoch_start)
+        self.next_trigger = min([each.next_step(step) for each in self._triggers], default=NEVER)
 
-    def schedule(self, step: int, epoch_start: int) -> None:
-        """Begin at `step`, in an epoch whose first step is `epoch_start`."""
-        agenda = [(NEVER, -1)]
-        for number, trigger in enumerate(self._triggers):
-            if number >= self._in_epochs:
-                trigger.origin = epoch_start
-            agenda.append((trigger.due_from(step), number))
-        heapify(agenda)
-        self._agenda = agenda
+    def triggers_at(self, step: int) -> tuple[int, int]:
+        """Return the bits of the step criteria that are met at `step`, and the next step of any."""
+        bits, next_trigger = 0, NEVER
+        for trigger in self._triggers:
+            due = trigger.next_step(step)
+            if due == step:
+                bits |= trigger.bit
+                due = trigger.next_step(step + 1)
+            next_trigger = min(next_trigger, due)
+        return bits, next_trigger
 
-    def next_epoch(self, step: int, epoch_start: int) -> None:
-        """The same, where all that does not count in epochs goes on."""
-        if self._in_epochs < len(self._triggers):
-            self.schedule(step, epoch_start)
-
-    def next_due(self) -> int:
-        """The next step at which any is due."""
-        return self._agenda[0][0]
-
-    def only_due_at(self, step: int) -> StepTrigger | None:
-        """The only one that is due at `step`, before which none is; None if there are more."""
-        agenda = self._agenda
-        if agenda[1][0] <= step or (len(agenda) > 2 and agenda[2][0] <= step):
-            return None
-        return self._triggers[agenda[0][1]]
-
-    def bits_at(self, step: int) -> int:
-        """The bits of those that are due at `step`, before which none is."""
-        agenda = self._agenda
-        if agenda[0][0] > step:
-            return 0
-        bits = 0
-        entries = [0]
-        for entry in entries:
-            if entry < len(agenda) and agenda[entry][0] <= step:
-                bits |= 1 << self._triggers[agenda[entry][1]].place
-                entries += (2 * entry + 1, 2 * entry + 2)
-        return bits
-
-    def advance(self, step: int) -> None:
-        """Let `step` be done. Where that is interrupted, `schedule` makes up for it."""
-        agenda = self._agenda
-        while agenda[0][0] <= step:
-            number = agenda[0][1]
-            heapreplace(agenda, (self._triggers[number].due_after(step), number))
-
-
-class Condition:
-    """A function that is asked at each step from `start` up to `stop`."""
-
-    __slots__ = ("function", "place", "start", "stop")
-
-    def __init__(
-        self, place: int, function: Callable[[Any], object], start: int, stop: int
-    ) -> None:
-        self.place = place
-        self.function = function
-        self.start = start
-        self.stop = stop
+    def next_due(self, step: int, next_trigger: int) -> int:
+        """Return the next step after `step` at which anything but the bar has a say."""
+        due = next_trigger if next_trigger < self.epoch_last else self.epoch_last
+        if due > self.last_step:
+            due = self.last_step
+        return min(due, step + self.every - (step + 1) % self.every) if self.every else due
 
 
 class Conditions:
-    """The condition functions of a run, those of `stop_when` first.
+    """The condition functions of a run.
 
-    Args:
-        rows: those of events.
-        stop_rows: those of `stop_when`.
-        blame: called with what a function raised and its place, before that is raised on.
+    Attributes:
+        start: the first step at which any of them is called; `stop`: the step before the last.
+        answered: the step up to which they were called while a list is gathered.
+        answer: the bits of those that were true at that step.
     """
 
-    __slots__ = ("_blame", "_events", "_stops", "start", "stop")
+    __slots__ = ("_blame", "_events", "_origins", "_stops", "answer", "answered", "start", "stop")
 
-    def __init__(
-        self,
-        rows: list[ConditionRow],
-        stop_rows: list[ConditionRow],
-        blame: Callable[[Exception, int], None],
-    ) -> None:
-        self._events = [Condition(*row) for row in rows]
-        self._stops = [Condition(*row) for row in stop_rows]
-        self._blame = blame
-        self.start = min([row[2] for row in (*rows, *stop_rows)], default=NEVER)
-        self.stop = max([row[3] for row in (*rows, *stop_rows)], default=0)
+    def __init__(self, schedule: Schedule, launch: int, is_alone: bool) -> None:
+        self._events = schedule.conditions
+        self._stops = schedule.stop_conditions
+        if not is_alone:  # then `stop_when` fires at an agreement
+            self._events, self._stops = [*self._stops, *self._events], []
+        self._blame = schedule.blame
+        self._origins = [0, launch, 0]
+        self.answered = -1
+        self.answer = 0
+        self.start = self.stop = 0
 
-    def ask(self, state: LoopState, stops: bool) -> tuple[int, LoopState]:
-        """The bits of those that hold, and the state that those of events were given.
+    def begin_epoch(self, epoch_start: int) -> None:
+        """Count windows that are per epoch from `epoch_start`."""
+        self._origins[EPOCH] = epoch_start
+        rows = [*self._events, *self._stops]
+        self.start = min([self._origins[row.origin] + row.start for row in rows], default=NEVER)
+        self.stop = max([self._origins[row.origin] + row.stop for row in rows], default=0)
 
-        `stops` says that `stop_when` ends the run at this step, whatever its functions say.
+    def ask(self, state: LoopState, stops: bool) -> int:
+        """Call those of `stop_when`, then the others; return the bits of the true ones.
+
+        Args:
+            state: their argument; training_end is true for the others if `stop_when` fires.
+            stops: whether `stop_when` fires by another criterion.
         """
-        bits = self._holding(self._stops, state) if self._stops else 0
-        if (bits or stops) and not state._training_end:
-            state = state.at_training_end()
-        return bits | self._holding(self._events, state), state
+        bits = self._true_ones(self._stops, state) if self._stops else 0
+        if (bits or stops) and not state.training_end:
+            state = state._at_training_end()
+        return bits | self._true_ones(self._events, state)
 
-    def _holding(self, conditions: list[Condition], state: LoopState) -> int:
+    def _true_ones(self, rows: list[ConditionRow], state: Any) -> int:
         bits = place = 0
-        step = state._global_step
+        step = state.global_step
         try:
-            for condition in conditions:
-                place = condition.place
-                if condition.start <= step < condition.stop and condition.function(state):
+            for place, function, origin, start, stop in rows:
+                if start <= step - self._origins[origin] < stop and function(state):
                     bits |= 1 << place
         except Exception as exception:
             failure = errors.not_stop(exception)
             self._blame(failure, place)
-            raise failure  # noqa: B904 (mostly it is the exception itself)
+            raise failure  # noqa: B904 (it is mostly the exception itself)
         return bits
 
 
-class Lookahead:
-    """Fetches one batch ahead. It ends before the last batch, which it then holds.
-
-    Each `iter` goes on where the one before was left, by an exception too.
+class Alarm:
+    """The time criteria, and the reading of the clock at which the next of them can be met.
 
     Attributes:
-        held: the batch that was fetched ahead, or MISSING.
+        timed: whether each step reads the clock; processes that agree do so at agreements alone.
     """
 
-    __slots__ = ("_batches", "held")
+    __slots__ = ("clock", "max_time", "next_reading", "timed", "timer_bits", "timers")
 
-    def __init__(self, batches: Iterator[Any]) -> None:
+    def __init__(self, clock: Clock, timers: Timers, schedule: Schedule, is_alone: bool) -> None:
+        self.clock = clock
+        self.timed = schedule.timed and is_alone
+        self.max_time = schedule.max_time
+        self.timer_bits = schedule.timer_bits
+        self.set(timers)
+
+    def set(self, timers: Timers) -> None:
+        """Wait for these timers, or for the same ones after a pause."""
+        self.next_reading = self.reading_of(timers)
+        self.timers = timers
+
+    def reading_of(self, timers: Timers) -> int:
+        """Return the reading at which the next of these timers, or the limit, is reached."""
+        clock = self.clock
+        reading = clock.reading_at(min(timers.next_time, self.max_time))
+        return min(reading, clock.launched + min(timers.next_launch_time, LONGEST))
+
+
+NO_BATCHES: Iterator[Any] = iter(())
+
+
+class Engine:
+    """Where a run is, what comes next, and the decision of each step.
+
+    Args:
+        schedule: the events and limits.
+        clock: keeps training time.
+        timers: the time criteria.
+        state: the latest step before the run begins.
+        agreement: lets processes agree, or None.
+
+    Attributes:
+        step: the latest step; `size`: how many steps were made with it.
+        epoch: the epoch of the next step; `epoch_start`: its first step.
+        ended_at: the latest step that was the last of its epoch.
+        batches: the iterator that steps fetch from; an empty one if something else comes first.
+        opened: the iterator of the open epoch.
+        in_hand: batches that were fetched, but whose steps were not made.
+        requests: what was requested since the latest step: bits, and a reason to stop or None.
+        quiet_until: the last step that is known to be quiet.
+        turn: the number of the current iterator.
+        fetching: the mark of who fetches from `batches`; None once anything has changed.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        clock: Clock,
+        timers: Timers,
+        state: LoopState,
+        agreement: Agreement | None = None,
+    ) -> None:
+        launch = state.global_step + 1
+        self.agenda = Agenda(schedule, launch, agreement)
+        self.conditions = Conditions(schedule, launch, agreement is None)
+        names = schedule.names
+        self.sets = EventSets(names.names, names.places, names.warn_of_unknown)
+        self.ends = schedule.ends(launch)
+        self.alarm = Alarm(clock, timers, schedule, agreement is None)
+        self.state = state  # of the latest step, or of an earlier one
+        self.step = state.global_step
+        self.size = 1
+        self.epoch = state.epoch + state.epoch_end
+        self.epoch_start = launch if state.epoch_end else launch - state.epoch_step - 1
+        self.ended_at = self.step if state.epoch_end else -2
+        self.batches = self.opened = NO_BATCHES
+        self.in_hand: list[Any] = []
+        self.requests: list[tuple[int, str | None]] = []
+        self.quiet_until = -1
+        self.turn = 0
+        self.fetching: object = None
+
+    # Epochs
+
+    def begin_epoch(self, batches: Iterator[Any], length: int | None) -> None:
+        """Fetch from `batches`, the rest of an epoch of this length, if it is known."""
+        self.opened = batches
+        self.agenda.begin_epoch(self.step + 1, self.epoch_start, length)
+        self.conditions.begin_epoch(self.epoch_start)
+        self.alarm.set(self.alarm.timers.in_epoch(self.epoch_start))
+        self.look_ahead()
+
+    def end_epoch(self) -> None:
+        """Let the next step be the first of the next epoch."""
+        self.state = self.latest_state()
+        self.epoch, self.epoch_start = self.epoch + 1, self.step + 1
+
+    def ends_next(self) -> None:
+        """Let the batch that is being fetched be the last of its epoch."""
+        place = self.step + len(self.in_hand)
+        if place == self.agenda.interrupted_at:
+            raise errors.interrupted()
+        self.agenda.epoch_last = place + 1
+        self.quiet_until = -1
+
+    @property
+    def ended_epoch(self) -> bool:
+        """Whether the latest step was the last of its epoch, and that was not ended yet."""
+        return self.ended_at >= self.epoch_start
+
+    def drop_batches(self) -> None:
+        """Forget the iterator and what is in hand."""
+        self.batches = self.opened = NO_BATCHES
+        self.in_hand = []
+        self.quiet_until = -1
+        self.fetching = None
+
+    # What the latest step was
+
+    def state_at(self, step: int, epoch_end: bool, training_end: bool, elapsed: int) -> LoopState:
+        """Return the LoopState of a step of the epoch."""
+        in_epoch, clock = step - self.epoch_start, self.alarm.clock
+        return LoopState(self.epoch, step, in_epoch, epoch_end, training_end, elapsed, clock)
+
+    def latest_state(self) -> LoopState:
+        """Return the LoopState of the latest step, the same object as long as it is that."""
+        step, clock = self.step, self.alarm.clock
+        if self.state.global_step != step:
+            elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
+            ends = step == self.ended_at, step == self.ends.final
+            self.state = self.state_at(step, *ends, elapsed)
+        return self.state
+
+    # The decision
+
+    def next_due(self) -> int:
+        """Return the next step at which anything is scheduled; NEVER if there is none."""
+        return self.agenda.next_due(self.step, self.agenda.next_trigger)
+
+    def look_ahead(self) -> None:
+        """Find out how far the next steps are quiet, and where their batches come from."""
+        self.fetching = None
+        self.batches = NO_BATCHES if self.in_hand else self.opened
+        self.quiet_until = self._quiet_after(
+            self.step, self.agenda.next_trigger, self.alarm.timers.next_start
+        )
+        if self.requests:
+            self.quiet_until = -1
+
+    def _quiet_after(self, step: int, next_trigger: int, next_start: int) -> int:
+        """Return how far the steps after `step` are quiet, but for the clock."""
+        agenda, conditions = self.agenda, self.conditions
+        until = agenda.next_due(step, next_trigger)
+        if until > agenda.bar_step:
+            until = agenda.bar_step
+        if until > next_start:
+            until = next_start
+        if step + 1 < conditions.stop and until > conditions.start:
+            until = step + 1 if step >= conditions.start else conditions.start
+        return until - 1
+
+    def jump(self, step: int) -> Any:
+        """Make the steps up to `step`, before which nothing is scheduled; return its events."""
+        return self.decide(None, self.turn, step - self.step, 0)
+
+    def make(self, run: Run, turn: int, count: int, reading: int) -> Any:
+        """Make the next `count` steps; return the events of the last. The others have none."""
+        last = self.step + count
+        if last > self.quiet_until or reading >= self.alarm.next_reading:
+            return self.decide(run, turn, count, reading)
+        if self.alarm.timed:
+            self.alarm.clock.last = reading
+        rest = self.in_hand[count:]
+        self.batches = NO_BATCHES if rest else self.opened
+        self.step, self.size, self.in_hand = last, count, rest
+        return QUIET
+
+    def decide(self, run: Run | None, turn: int, count: int, reading: int) -> Any:
+        """Make the next `count` steps; return the events of the last one.
+
+        The steps are made as a whole, or not at all if anything raises.
+        """
+        agenda, ends, alarm = self.agenda, self.ends, self.alarm
+        step = self.step + count
+        epoch_end = step == agenda.epoch_last
+        requests = len(self.requests)
+        stop: str | None = None
+        is_due = False
+        times = -1, -1  # of training and of the launch
+        bits, next_trigger = 0, agenda.next_trigger
+        if next_trigger <= step:
+            bits, next_trigger = agenda.triggers_at(step)
+        reason = "max_steps" if step == agenda.last_step else None
+        if epoch_end:
+            bits |= ends.bits_at(step, self.epoch, self.epoch_start)
+            reason = reason or ends.by_epochs(self.epoch)
+        if agenda.agreement is not None:
+            more, stop, is_due, times = agenda.agreement.read(step, reason is not None)
+            bits |= more
+        elif requests:
+            more, stop = self._requested(requests)
+            bits |= more
+        if alarm.timed:
+            times = alarm.clock.elapsed(reading), reading - alarm.clock.launched
+            is_due = reading >= alarm.next_reading or step >= alarm.timers.next_start
+        if is_due:
+            bits |= alarm.timers.due_at(step, times)
+            reason = "max_seconds" if times[0] >= alarm.max_time else reason
+        if self.conditions.start <= step < self.conditions.stop:
+            is_last = reason is not None or stop is not None
+            state = self.state_at(step, epoch_end, is_last, times[0] if alarm.timed else -1)
+            bits |= self._ask(state, bool(bits & agenda.stop_bits))
+        if turn != self.turn and run is not None:  # the loop was closed or restarted
+            run.check(turn)
+        if agenda.bar is not None and step >= agenda.bar_step:
+            agenda.bar_step = agenda.bar.at_step(step)
+        if agenda.agreement is not None and reason is None and stop is None:
+            agenda.agreement.begin(step, self.requests[:requests], alarm.clock)
+        stops = bits & agenda.stop_bits
+        bits ^= stops
+        if stops and reason in (None, "exhausted"):
+            reason = "stop_when"
+        reason = stop or reason
+        if reason == "exhausted" and run is not None:
+            run.warn_exhausted(step)
+        is_lasting = reason == "stop_when" and bool(stops & agenda.stop_bits >> 1)
+        if reason is not None:
+            bits |= ends.on_training_end
+        timers = alarm.timers
+        if is_due or bits & alarm.timer_bits:
+            timers = timers.after(step, times, bits)
+        events: Any = QUIET
+        if bits:
+            events = self.sets.of(bits)
+            self.sets.mark(events, step)
+        self._commit(step, reason, epoch_end, is_lasting, reading, timers, next_trigger, requests)
+        return events
+
+    def _ask(self, state: LoopState, stops: bool) -> int:
+        """Return the bits of the conditions that are true; call them, unless that was done."""
+        conditions, step = self.conditions, state.global_step
+        if step <= conditions.answered:
+            return conditions.answer if step == conditions.answered else 0
+        found = conditions.ask(state, stops)
+        if self.agenda.agreement is None:
+            return found
+        self.agenda.agreement.keep(step, found)
+        return 0
+
+    def _requested(self, count: int) -> tuple[int, str | None]:
+        """Return the bits of the first `count` requests, and the reason if one is to stop."""
+        bits, stop = 0, None
+        for more, reason in self.requests[:count]:
+            bits |= more
+            if reason is not None and (stop is None or more):  # a signal's has bits
+                stop = reason
+        return bits, stop
+
+    def _commit(
+        self,
+        step: int,
+        reason: str | None,
+        epoch_end: bool,
+        is_lasting: bool,
+        reading: int,
+        timers: Timers,
+        next_trigger: int,
+        requests: int,
+    ) -> None:
+        """Make the steps up to `step`."""
+        agenda, ends, alarm = self.agenda, self.ends, self.alarm
+        next_reading = alarm.next_reading
+        if timers is not alarm.timers:
+            next_reading = alarm.reading_of(timers)
+        in_hand = self.in_hand
+        if in_hand:
+            in_hand = in_hand[step - self.step :] if reason is None else []
+        until = self._quiet_after(step, next_trigger, timers.next_start)
+        # From here on nothing is called: the steps are made as a whole
+        if alarm.timed:
+            alarm.clock.last = reading
+        if epoch_end:
+            self.ended_at = step
+        if reason is not None:
+            ends.stop_reason, ends.final = reason, step
+            if is_lasting:
+                ends.finished = "stop_when"
+        if epoch_end or reason is not None:
+            self.batches = self.opened = NO_BATCHES
+            self.fetching = None
+        if in_hand is not self.in_hand:
+            self.batches = NO_BATCHES if in_hand else self.opened
+            self.fetching = None
+        if step >= self.conditions.answered:
+            self.conditions.answer = 0
+        alarm.timers, alarm.next_reading, agenda.next_trigger = timers, next_reading, next_trigger
+        self.step, self.size, self.in_hand = step, step - self.step, in_hand
+        self.quiet_until = until
+        if requests:
+            del self.requests[:requests]
+        if self.requests:
+            self.quiet_until = -1
+
+    def keep_in_hand(self, batch: Any) -> None:
+        """Have the batch of a step that was not made in hand for the next request."""
+        self.in_hand = [batch]
+        self.batches = NO_BATCHES
+        self.fetching = None
+
+    # Iterators
+
+    def one_ahead(self, batches: Iterator[Any]) -> Lookahead:
+        """Return an iterator that fetches one batch ahead, to find the end of the epoch."""
+        return Lookahead(batches, self)
+
+    def steps(self, run: Run, keep_alive: object) -> Iterator[Pair]:
+        """Return a new iterator over steps, in place of the current one."""
+        steps = Steps(self, run, self._enter(), keep_alive)
+        return lasting(steps.pairs, steps.lives)
+
+    def lists(self, run: Run, sizes: Sizes, keep_alive: object) -> Iterator[Pair]:
+        """Return a new iterator over lists of steps, in place of the current one."""
+        lists = Lists(self, run, self._enter(), keep_alive, sizes)
+        return lasting(lists.pairs, lists.lives)
+
+    def _enter(self) -> int:
+        frame = sys._getframe(1)
+        while frame.f_back is not None:
+            frame = frame.f_back
+            makes_steps = frame.f_code in (Steps.pairs.__code__, Lists.pairs.__code__)
+            if makes_steps and frame.f_locals["engine"] is self:
+                raise errors.in_use()
+        self.turn += 1
+        self.look_ahead()
+        self.quiet_until = -1
+        return self.turn
+
+
+def lasting(generate: Callable[[None], Iterator[Any]], lives: list[None]) -> Iterator[Any]:
+    """Return what a generator yields, and after an exception, which ends it, what another yields.
+
+    Args:
+        generate: makes a generator. It adds to `lives` as it begins, and clears them at its end.
+        lives: one for each generator that can be made. No Python is called in between, so that no
+            interrupt can strike there.
+    """
+    return chain.from_iterable(map(generate, lives))
+
+
+MISSING: Any = object()
+
+
+class Lookahead:
+    """Fetches one batch ahead, and tells the engine which is the last of the epoch."""
+
+    __slots__ = ("_batches", "_engine", "_held", "_lives")
+
+    def __init__(self, batches: Iterator[Any], engine: Engine) -> None:
         self._batches = batches
-        self.held: Any = MISSING
+        self._engine: Callable[[], Any] = ref(engine)  # which refers to this
+        self._held = MISSING
+        self._lives = [None, None]
+
+    def batches_ahead(self) -> int:
+        """Return how many batches were fetched ahead."""
+        return int(self._held is not MISSING)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.held is MISSING:
-            for self.held in self._batches:  # noqa: B020
+        return lasting(self._one_late, self._lives)
+
+    def _one_late(self, _: None) -> Iterator[Any]:
+        self._lives.append(None)
+        if self._held is MISSING:
+            for self._held in self._batches:  # noqa: B020
                 break
             else:
+                self._lives.clear()
                 return
-        batch = self.held
-        for self.held in self._batches:  # noqa: B020
-            # without a name for the batch: the body's `del batch` frees it
-            yield (batch, batch := QUIET)[0]
-            batch = self.held
+        batch = self._held
+        try:
+            for self._held in self._batches:  # noqa: B020
+                # without a name for the batch, so that the body's `del batch` frees it
+                yield (batch, batch := MISSING)[0]
+                batch = self._held
+            self._engine().ends_next()
+            self._batches = NO_BATCHES
+        except Exception as error:
+            self._batches = raising(error)
+        batch, held, self._held = MISSING, [self._held], MISSING
+        yield held.pop()
+
+
+def raising(error: Exception) -> Iterator[Any]:
+    """Return an iterator that raises `error`."""
+    raise error
+    yield
+
+
+class Steps:
+    """Makes the steps of an iterator, good until the loop is entered again.
+
+    Args:
+        engine: makes the steps.
+        run: opens epochs.
+        turn: the number of the iterator.
+        keep_alive: what is freed with the iterator.
+    """
+
+    def __init__(self, engine: Engine, run: Run, turn: int, keep_alive: object) -> None:
+        self._engine = engine
+        self._run = run
+        self._turn = turn
+        self._keep_alive = keep_alive
+        self._over = False
+        self.lives = [None, None]
+
+    def pairs(self, _: None) -> Iterator[Pair]:
+        """Yield the next steps."""
+        self.lives.append(None)
+        # A pair is yielded without a name for its batch, so that the body's `del batch` frees it. A
+        # batch comes out of `for`, where no signal can strike between its arrival and its name.
+        engine, run, turn, alarm = self._engine, self._run, self._turn, self._engine.alarm
+        timed, tick = alarm.timed, alarm.clock.tick
+        reading = 0
+        batch: Any = QUIET
+        while not self._over:
+            run.check(turn)
+            engine.fetching = me = object()
+            step = engine.step
+            has_more = True
+            try:
+                for batch in engine.batches:
+                    if timed:
+                        reading = tick()
+                    if step < engine.quiet_until and reading < alarm.next_reading:
+                        if timed:
+                            alarm.clock.last = reading
+                        engine.step = step = step + 1
+                        engine.size = 1
+                        yield batch, (batch := QUIET)
+                    else:
+                        events = engine.decide(run, turn, 1, reading)
+                        step += 1
+                        yield batch, (batch := QUIET) or events  # QUIET is false
+                    if engine.fetching is not me:
+                        break
+                else:
+                    has_more = False
+            except GeneratorExit:
+                raise
+            except BaseException as exception:
+                if batch is not QUIET:  # its step was not made
+                    if engine.turn == turn:
+                        engine.keep_in_hand(batch)
+                    batch = QUIET
+                    run.fail_step(exception, turn)
+                    raise
+                if not run.continues_after(exception, turn):
+                    raise
+            if has_more:
+                continue
+            if engine.in_hand:
+                batch = engine.in_hand[0]
+                events = self._make(1)
+                yield batch, (batch := QUIET) or events
+            else:
+                pair = self._next_epoch()
+                if pair is not None:
+                    yield pair
+        self.lives.clear()
+
+    def _make(self, count: int) -> Any:
+        """Make the steps of so many batches in hand; return the events of the last."""
+        alarm = self._engine.alarm
+        try:
+            reading = alarm.clock.tick() if alarm.timed else 0
+            return self._engine.make(self._run, self._turn, count, reading)
+        except BaseException as exception:
+            self._run.fail_step(exception, self._turn)
+            raise
+
+    def _next_epoch(self) -> Pair | None:
+        """Open the next epoch, or end; return the step of an error that is an event, or None."""
+        try:
+            return self._run.next_epoch(self._turn)
+        except StopIteration:
+            self._over = True
+            self._keep_alive = None
+            return None
+
+
+class Lists(Steps):
+    """Makes lists of steps: each list ends where an event fires, or at the end of its epoch."""
+
+    def __init__(
+        self, engine: Engine, run: Run, turn: int, keep_alive: object, sizes: Sizes
+    ) -> None:
+        super().__init__(engine, run, turn, keep_alive)
+        self._sizes = sizes
+
+    def pairs(self, _: None) -> Iterator[Pair]:
+        """Yield the next lists."""
+        self.lives.append(None)
+        engine = self._engine
+        while not self._over:
+            self._run.check(self._turn)
+            most = self._gather()
+            if engine.in_hand:
+                size = fitting(self._sizes, min(most, len(engine.in_hand)))
+                batches: Any = engine.in_hand[:size]
+                events = self._make(size)
+                yield batches, (batches := QUIET) or events
+            else:
+                pair = self._next_epoch()
+                if pair is not None:
+                    yield pair
+        self.lives.clear()
+
+    def _gather(self) -> int:
+        """Fetch the batches of a list; return how many steps it may have."""
+        engine = self._engine
+        conditions, agenda = engine.conditions, engine.agenda
+        room = engine.next_due() - engine.step
+        if conditions.answer:
+            room = min(room, conditions.answered - engine.step)
+        if engine.requests and agenda.agreement is None:
+            room = 1
+        most = fitting(self._sizes, room)
+        step, last = engine.step, engine.step + most
+        while step < last:
+            asks = step + 1 < conditions.stop and conditions.start < last
+            is_known = agenda.epoch_last < NEVER  # else the next batch may be the last
+            count = 1 if asks or not is_known else last - step
+            missing = step + count - engine.step - len(engine.in_hand)
+            if missing > 0 and not self._fetch(missing):
+                break
+            step += count
+            if step == agenda.epoch_last:
+                break
+            if asks and step < last and self._fires(step):
+                return step - engine.step
+        return most
+
+    def _fetch(self, count: int) -> bool:
+        """Have so many more batches in hand. False if the iterator has ended or was dropped."""
+        engine = self._engine
+        before = len(engine.in_hand)
+        try:
+            engine.in_hand.extend(islice(engine.opened, count))
+        except BaseException as exception:
+            if not self._run.continues_after(exception, self._turn):
+                raise
+            return False
+        if len(engine.in_hand) == before + count:
+            return True
+        engine.opened = NO_BATCHES  # it is not asked again
+        return False
+
+    def _fires(self, step: int) -> bool:
+        """Call the conditions of a step before the list's last; whether the list ends there."""
+        engine, conditions = self._engine, self._engine.conditions
+        if not max(conditions.start, conditions.answered + 1) <= step < conditions.stop:
+            return False
+        try:
+            found = conditions.ask(engine.state_at(step, False, False, -1), False)
+        except BaseException as exception:
+            self._run.fail_step(exception, self._turn)
+            raise
+        if engine.agenda.agreement is not None:
+            engine.agenda.agreement.keep(step, found)
+            found = 0
+        conditions.answered, conditions.answer = step, found
+        return found != 0
 
 
 def fitting(sizes: Sizes, most: int) -> int:
-    """The greatest of `sizes` (descending, the last is 1) that is within `most`.
-
-    Where `sizes` is one number, all lengths up to it are allowed.
-    """
+    """Return the greatest allowed length that is at most `most`; `sizes` end with 1."""
     if isinstance(sizes, int):
         return min(most, sizes)
-    for size in sizes[:-1]:
+    for size in sizes:
         if size <= most:
             return size
     return 1
 
 
-class Token:
-    """Says which iterator is the current one, and how far it goes without a decision.
+class Durations:
+    """A histogram of durations in nanoseconds; its bins are 3 % wide."""
 
-    Attributes:
-        quiet_until: the last step that is known to be quiet.
-        until: the last step before the next decision.
-        over: whether the iterator has come to its end, where it stays.
-    """
-
-    __slots__ = ("over", "quiet_until", "until")
+    __slots__ = ("bins", "count", "longest", "total")
 
     def __init__(self) -> None:
-        self.over = False
-        self.set_back()
+        self.bins = [0] * (64 << 5)  # 32 from one power of two to the next
+        self.count = self.total = self.longest = 0
 
-    def set_back(self) -> None:
-        """Let the next step be a decision."""
-        self.quiet_until = self.until = -1
+    def add(self, duration: int) -> None:
+        """Add one."""
+        shift = max(0, duration.bit_length() - 6)
+        self.bins[(shift << 5) + (duration >> shift)] += 1
+        self.count += 1
+        self.total += duration
+        self.longest = max(self.longest, duration)
 
 
-class Stepper:
-    """Makes the steps between decisions.
+class Timings:
+    """What a profile measures, in nanoseconds. A step counts once its body has ended."""
 
-    Args:
-        triggers: what counts steps.
-        conditions: what is asked at each step.
-        sets: the event sets.
-        clock: keeps training time.
-        timed: whether each step has to read the clock.
-        decision_bits: the bits of events whose steps take a decision.
-        state: where the run begins.
+    def __init__(self, last_steps: int) -> None:
+        self.waits, self.bodies = Durations(), Durations()
+        self.costs: dict[Set[Hashable], Durations] = {}  # the bodies of each set of events
+        self.steps = self.fruitless = self.paused = 0  # requests that yielded nothing; in pauses
+        self.pauses: deque[tuple[int, int]] = deque(maxlen=last_steps)  # clock readings
+        self.turn = 0  # the number of the iterator that is timed
+        self.step = self.epoch = self.before = self.asked = 0
+        self.began = -1  # between bodies
+        self.events: Set[Hashable] = QUIET
+        self._ring: deque[tuple[dict[str, int], Set[Hashable]]] = deque(maxlen=last_steps)
 
-    Attributes:
-        step: the latest step that was handed over.
-        size: how many steps were handed over with it.
-        state: the LoopState of that step, or of an earlier one.
-        epoch: the epoch of the next step.
-        epoch_start: the first step of that epoch.
-        epoch_end: the latest step that was the last of an epoch, of those handed over here.
-        training_end: the last step of the run, once it was handed over.
-        batches: the iterator to fetch from; an empty one after it has ended.
-        queue: the batches that were fetched and not handed over.
-        reading: what the clock said for the step that is being made, or None.
-        answers: the bits of the conditions that hold at that step, and the state that they were
-            given, if that is its final one; None as long as they were not asked.
-        next_reading: the reading at which the time is due to be looked at.
-    """
+    def end_body(self, reading: int) -> None:
+        """Count the step whose body ends now, if there is one."""
+        began, self.began = self.began, -1
+        if began < 0:
+            return
+        size = self.step - self.before  # 0 if it stands for an exception
+        numbers = {"step": self.step, "size": size, "epoch": self.epoch}
+        numbers |= {"asked": self.asked, "began": began, "ended": reading}
+        self._ring.append((numbers, self.events))
+        self.waits.add(began - self.asked)
+        self.bodies.add(reading - began)
+        self.steps += size
+        cost = self.costs.get(self.events)
+        if cost is None and len(self.costs) < 200:
+            cost = self.costs[self.events] = Durations()
+        if cost is not None:
+            cost.add(reading - began)
 
-    __slots__ = (
-        "_generator",
-        "_lock",
-        "_making",
-        "answers",
-        "batches",
-        "clock",
-        "conditions",
-        "decision_bits",
-        "epoch",
-        "epoch_end",
-        "epoch_start",
-        "next_reading",
-        "queue",
-        "reading",
-        "sets",
-        "size",
-        "state",
-        "step",
-        "timed",
-        "token",
-        "training_end",
-        "triggers",
-    )
+    def pause(self, began: int, ended: int) -> None:
+        """Count a pause, or as much of it as is in the current body."""
+        if self.began >= 0:
+            began = max(began, self.began)
+            self.paused += ended - began
+            self.pauses.append((began, ended))
 
-    def __init__(
-        self,
-        triggers: Triggers,
-        conditions: Conditions,
-        sets: EventSets,
-        clock: Clock,
-        timed: bool,
-        decision_bits: int,
-        state: LoopState,
-    ) -> None:
-        self.triggers = triggers
-        self.conditions = conditions
-        self.sets = sets
-        self.clock = clock
-        self.timed = timed
-        self.decision_bits = decision_bits
-        self.state = state
-        self.step = state.global_step
-        self.size = 0
-        self.epoch = state.epoch + state.epoch_end
-        self.epoch_start = state.global_step + 1
-        if not state.epoch_end:
-            self.epoch_start -= state.epoch_step + 1
-        self.epoch_end = self.training_end = -1
-        self.token = Token()
-        self._lock = RLock()
-        self._generator: ref[Any] | None = None  # the one that began to make steps last
-        self._making: object = None  # the mark of a list that is being made
-        self.batches: Iterator[Any] = iter(())
-        self.queue: list[Any] = []
-        self.reading: int | None = None
-        self.answers: tuple[int, LoopState | None] | None = None
-        self.next_reading = NEVER
+    def last_steps(self) -> list[tuple[dict[str, int], Set[Hashable]]]:
+        """Return the last steps, the oldest first: numbers by name, and the events."""
+        return list(self._ring)
 
-    def state_at(self, step: int, epoch_end: bool, training_end: bool, elapsed: int) -> LoopState:
-        """The LoopState of a step of the epoch, at so many nanoseconds of training time."""
-        epoch_step = step - self.epoch_start
-        return LoopState(self.epoch, step, epoch_step, epoch_end, training_end, elapsed, self.clock)
 
-    def latest_state(self) -> LoopState:
-        """The LoopState of the latest step, the same object while that step lasts."""
-        step = self.step
-        if self.state._global_step != step:
-            elapsed = self.elapsed_at(self.clock.last)
-            self.state = self.state_at(
-                step, step == self.epoch_end, step == self.training_end, elapsed
-            )
-        return self.state
+class TimedSteps:
+    """An iterator that yields what `steps` yields. It keeps nothing but the time."""
 
-    def elapsed_at(self, reading: int) -> int:
-        """The training time of a step; -1 where steps do not read the clock."""
-        return self.clock.elapsed(reading) if self.timed else -1
+    turn = 0  # until it is timed
 
-    def steps(self, run: Run, keep_alive: object) -> Iterator[Pair]:
-        """A new iterator, in place of the current one. It keeps an object alive till its end."""
-        token = self._enter()
-        next_pair = partial(self._next_pair, run, token)
-        next_pair.keep_alive = keep_alive  # type: ignore[attr-defined]
-        return chain(self._new_generator(run, token), iter(next_pair, MISSING))
+    def __init__(self, steps: Iterator[Pair], engine: Engine, timings: Timings) -> None:
+        self.steps, self.engine, self.timings = steps, engine, timings
+        # One call in C makes a step and a reading: no interrupt can strike between the two
+        self.timed = map(slice, steps, iter(perf_counter_ns, None))
+        timings.end_body(perf_counter_ns())
+        timings.turn += 1
+        self.turn = timings.turn
 
-    def lists(self, run: Run, sizes: Sizes, keep_alive: object) -> Iterator[Pair]:
-        """A new iterator over lists of batches."""
-        next_list = partial(self._next_list, run, sizes, self._enter())
-        # no argument: the frame of an error would keep it
-        next_list.keep_alive = keep_alive  # type: ignore[attr-defined]
-        return iter(next_list, MISSING)
+    def __iter__(self) -> TimedSteps:
+        return self
 
-    def _enter(self) -> Token:
-        with self._lock:
-            self._refuse_while_busy()
-            self.token.set_back()
-            self.token = Token()
-            return self.token
-
-    def _refuse_while_busy(self) -> None:
-        """Raise where a step is being made: here, or in the generator that was started last."""
-        generator = None if self._generator is None else self._generator()
-        if self._making is not None or (generator is not None and generator.gi_running):
-            raise errors.in_use()
-
-    def _new_generator(self, run: Run, token: Token) -> Iterator[Pair]:
-        """A generator that makes steps, and has a reference to itself."""
-        own: list[ref[Any]] = []
-        generator = self._make_steps(run, token, own)
-        own.append(ref(generator))
-        return generator
-
-    def _next_pair(self, run: Run, token: Token) -> Pair:
-        """The next pair, where an exception has ended the generator; MISSING at the end."""
-        while not token.over:
-            for pair in self._new_generator(run, token):
+    def __next__(self) -> Pair:
+        timings, engine = self.timings, self.engine
+        if self.turn != timings.turn:
+            return next(self.steps)  # which was replaced, and says so
+        asked = perf_counter_ns()
+        timings.end_body(asked)
+        timings.before = engine.step
+        try:
+            for timed in self.timed:
+                # From here on no call and no jump lets an interrupt strike, and lose the pair
+                pair = timed.start
+                timings.events, timings.step, timings.epoch = pair[1], engine.step, engine.epoch
+                timings.asked, timings.began = asked, timed.stop
                 return pair
-        return MISSING  # type: ignore[no-any-return]
+            raise StopIteration
+        except BaseException:
+            timings.fruitless += perf_counter_ns() - asked
+            raise
 
-    def _make_steps(self, run: Run, token: Token, own: list[ref[Any]]) -> Iterator[Pair]:
-        with self._lock:
-            self._refuse_while_busy()
-            self._generator = own[0]
-        # A pair is yielded without a name for its batch: the body's `del batch` frees it. A batch
-        # comes out of `for`, where a signal cannot strike between its arrival and its name.
-        batch: Any = QUIET
-        clock = self.clock
-        timed = self.timed
-        tick = clock.tick
-        reading = -NEVER
-        while in_hand := run.fetch(token):
-            if in_hand > 0:
-                yield run.hand_over(token, None, 1)
-            step = self.step
-            next_reading = self.next_reading
-            if step >= token.until:
-                continue
-            try:
-                for batch in self.batches:
-                    if timed:
-                        reading = tick()
-                    if step < token.quiet_until and reading < next_reading:
-                        if timed:
-                            clock.last = reading
-                        self.step = step = step + 1
-                        yield batch, (batch := QUIET)
-                    else:
-                        events = self._fire(token, step + 1, 1, reading)
-                        if events is None:
-                            self.queue, batch = [batch], QUIET
-                            if timed:
-                                self.reading = reading
-                            break
-                        step += 1
-                        yield batch, (batch := QUIET) or events
-                    if step >= token.until:
-                        break
-                else:
-                    self.batches = iter(())
-            except BaseException as exception:
-                if batch is not QUIET:
-                    self.queue, batch = [batch], QUIET
-                    run.fail_step(token, exception)
-                    raise
-                if not run.goes_on_after_fetch(token, exception):
-                    raise
-        token.over = True
-
-    def _next_list(self, run: Run, sizes: Sizes, token: Token) -> Pair:
-        """The next list and the events at its last step; MISSING at the end."""
-        mark = object()
-        try:
-            run.check(token)
-            with self._lock:
-                self._refuse_while_busy()
-                self._making = mark
-            while True:  # once more where an epoch was opened
-                pair = self._list_before_decision(run, sizes, token)
-                if pair is not None:
-                    return pair
-                in_hand = run.gather(token, sizes)
-                if not in_hand:
-                    return MISSING  # type: ignore[no-any-return]
-                if in_hand > 0:
-                    return run.hand_over(token, sizes, in_hand)
-        finally:
-            if self._making is mark:
-                self._making = None
-
-    def _list_before_decision(self, run: Run, sizes: Sizes, token: Token) -> Pair | None:
-        """A list whose steps take no decision. None where one does: what was fetched is queued."""
-        conditions = self.conditions
-        step = self.step
-        last = step + (sizes if isinstance(sizes, int) else sizes[0])
-        last = min(last, self.triggers.next_due())
-        if last > token.until or (conditions.start <= last and step < conditions.stop):
-            return None
-        size = fitting(sizes, last - step)
-        step += size
-        reading = -NEVER
-        events: Any = None
-        batches: list[Any] = []
-        try:
-            batches.extend(islice(self.batches, size))
-            if len(batches) < size:
-                self.batches = iter(())
-            else:
-                if self.timed:
-                    reading = self.clock.tick()
-                if reading < self.next_reading and step <= token.quiet_until:
-                    if self.timed:
-                        self.clock.last = reading
-                    self.step = step
-                    self.size = size
-                    return batches, QUIET
-                events = self._fire(token, step, size, reading)
-        except BaseException as exception:
-            self.queue, token.until, token.quiet_until = batches, -1, -1
-            if len(batches) == size:
-                run.fail_step(token, exception)
-                raise
-            if not run.goes_on_after_fetch(token, exception):
-                raise
-            return None
-        if events is not None:
-            return batches, events
-        self.queue, token.until, token.quiet_until = batches, -1, -1
-        if self.timed and len(batches) == size:
-            self.reading = reading
-        return None
-
-    def _fire(self, token: Token, step: int, size: int, reading: int) -> Any:
-        """Make a step at which step triggers and conditions alone have a say; return its events.
-
-        None where it takes a decision, and nothing is done.
-        """
-        conditions = self.conditions
-        triggers = self.triggers
-        only: StepTrigger | None = None
-        asked: LoopState | None = None
-        bits = found = 0
-        if step > token.until or reading >= self.next_reading:
-            return None
-        if triggers.next_due() <= step:
-            only = triggers.only_due_at(step)
-            if only is None:
-                bits = triggers.bits_at(step)
-                if bits & self.decision_bits:
-                    return None
-            elif only.takes_decision:
-                return None
-        if conditions.start <= step < conditions.stop:
-            asked = self.state_at(step, False, False, self.elapsed_at(reading))
-            found, asked = conditions.ask(asked, False)
-            if found & self.decision_bits:
-                self.answers = found, asked
-                return None
-        events: Any
-        if found:
-            if only is not None:
-                bits = 1 << only.place
-                only = None
-            events = self.sets.of(bits | found)
-        elif only is not None:
-            events = only.events
-            if events is None:
-                events = only.events = self.sets.make([only.place])
-        else:
-            events = self.sets.of(bits) if bits else QUIET
-        if token is not self.token:  # the loop was closed or restarted in a condition
-            return None
-        triggers.advance(step)
-        quiet_until = triggers.next_due() - 1
-        if step + 1 < conditions.stop and conditions.start <= quiet_until:
-            quiet_until = step if conditions.start <= step else conditions.start - 1
-        if only is not None:
-            self.sets.mark_place(only.place, step)
-        elif events is not QUIET:
-            self.sets.mark(events, step)
-        if asked is not None:
-            self.state = asked
-        if self.timed:
-            self.clock.last = reading
-        self.step = step
-        self.size = size
-        # it may have been set back just now
-        token.quiet_until = quiet_until if quiet_until < token.until else token.until
-        return events
+    def __del__(self) -> None:
+        if self.turn and self.turn == self.timings.turn:
+            self.timings.end_body(perf_counter_ns())

@@ -1,65 +1,108 @@
-"""The batches of an epoch in lists, so that several micro-batches are one step."""
+"""`batched`: a loader of lists of batches, so that one step takes a whole accumulation window."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any, SupportsIndex, TypeVar, overload
 
-NEVER = 2**63 - 1
+from . import checks, loaders
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
+Item = TypeVar("Item")
+
+
+@overload
+def batched(loader: Iterable[Item], n: SupportsIndex) -> Iterable[list[Item]]: ...
+@overload
+def batched(
+    loader: Callable[[], Iterable[Item]], n: SupportsIndex
+) -> Callable[[], Iterable[list[Item]]]: ...
+def batched(loader: Any, n: SupportsIndex) -> Any:
+    """Return a loader whose batches are lists of `n` batches of another.
+
+    The last list of an epoch may be shorter. Its length, `set_epoch`, state and end are those of
+    `loader`; a single-pass `loader` stays single-pass.
+
+    Args:
+        loader: any iterable, or a callable that returns one for each epoch.
+        n: how many batches make a list.
+
+    Raises:
+        TypeError: `loader` is neither, or `n` is not a whole number.
+        ValueError: `n` is below 1.
+
+    Example:
+        >>> from dloop import Loop, batched
+        >>> [batch for batch, events in Loop(batched(range(5), 2), max_epochs=1)]
+        [[0, 1], [2, 3], [4]]
+    """
+    size = checks.count("n", n)
+    if not loaders.is_iterable(loader):
+        if not callable(loader):
+            raise TypeError(f"loader={checks.shown(loader)}: pass an iterable, or a callable")
+        load: Callable[[], Any] = loader
+        return lambda: batched(load(), size)
+    loaders.refuse_no_batches("loader", loader)
+    if loaders.is_single_pass(loader):
+        return BatchLists(iter(loader), size)
+    return Batched(loader, size)
+
+
+class Batched:
+    """A loader of lists of `size` batches of `loader`; all else of it is the loader's."""
+
+    def __init__(self, loader: Any, size: int) -> None:
+        self.loader = loader
+        self.size = size
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return BatchLists(iter(self.loader), self.size)
+
+    def __len__(self) -> int:
+        return -(-len(self.loader) // self.size)
+
+    def indexed_from(self, count: int, lists: Iterator[Any]) -> Iterator[list[Any]] | None:
+        """Return fresh `lists` from the `count`-th on; None if `loader` is not indexed."""
+        if not isinstance(lists, BatchLists):  # it has a state
+            return None
+        batches = loaders.indexed_from(count * self.size, self.loader, lists.loader)
+        return None if batches is None else BatchLists(batches, self.size)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
 
 class BatchLists:
-    """Lists of `size` batches. The last of an epoch may be shorter.
-
-    Args:
-        batches: the iterator to fetch from.
-        size: how many batches a list has.
-        end: how many batches the epoch has, where that is known.
-        given: how many of them were given before.
-        has_finder: whether `batches` ends before the epoch's last batch, which another holds.
+    """Lists of `size` batches of an iterator. An exception leaves what was gathered in here.
 
     Attributes:
-        gathered: the batches of the next list that were fetched; an exception leaves them here.
-        fell_short: whether the batches have ended before the epoch's length.
+        has_ended: whether the iterator did, which a short list finds out.
     """
 
-    __slots__ = (
-        "_end",
-        "_has_finder",
-        "batches",
-        "fell_short",
-        "gathered",
-        "given",
-        "size",
-    )
-
-    def __init__(
-        self, batches: Iterator[Any], size: int, end: int, given: int, has_finder: bool
-    ) -> None:
-        self.batches = batches
+    def __init__(self, batches: Iterator[Any], size: int) -> None:
+        self.loader = self._batches = batches
         self.size = size
-        self._end = end
-        self.given = given
-        self._has_finder = has_finder
-        self.gathered: list[Any] = []
-        self.fell_short = False
+        self._gathered: list[Any] = []
+        self.has_ended = False
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> BatchLists:
         return self
 
     def __next__(self) -> list[Any]:
-        gathered = self.gathered
-        wanted = min(self.size, self._end - self.given)
-        gathered.extend(islice(self.batches, wanted - len(gathered)))
-        if len(gathered) < wanted:
-            self.batches = iter(())  # it has ended, and is not asked again
-            self.fell_short = self._end < NEVER
-        if not gathered or (self._has_finder and len(gathered) < wanted):
+        self._gathered.extend(islice(self._batches, self.size - len(self._gathered)))
+        if len(self._gathered) < self.size:
+            self._batches, self.has_ended = iter(()), True  # it is not asked again
+        if not self._gathered:
             raise StopIteration
-        self.given += len(gathered)
-        self.gathered = []
+        gathered, self._gathered = self._gathered, []
         return gathered
+
+    def __len__(self) -> int:
+        return -(-len(self.loader) // self.size)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.loader, name)

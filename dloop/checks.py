@@ -1,115 +1,107 @@
-"""What an argument may be: numbers of steps, seconds and points, checked where they are given."""
+"""Checks of arguments: numbers of steps, durations, points, flags."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from operator import index
+from typing import SupportsFloat, TypeGuard, TypeVar
 
 from .errors import not_stop
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import SupportsFloat, TypeGuard, TypeVar
-
-    Number = TypeVar("Number", int, float)
+Number = TypeVar("Number", int, float)
 
 MOST = 2**62
-"""The greatest number of steps or epochs, and of nanoseconds: two of them add up in 64 bits."""
-
+"""The greatest number of steps, and of nanoseconds: the sum of two fits into 64 bits."""
 SECOND = 10**9
 """Nanoseconds."""
 
 
 def shown(value: object) -> str:
-    """`value` as an error message shows it: its repr in one line of bounded length."""
+    """Return the repr of `value` for a message: one line of at most 100 characters."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # the message is about something else; an int of 5000 digits has no repr
+    except Exception:  # a broken __repr__ must not hide what the message is about
         text = object.__repr__(value)
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def count(name: str, value: object, least: int = 1, *, off: bool = False) -> int:
-    """The whole number `value` of steps, epochs or batches; `off`: None would switch it off.
+def count(name: str, value: object, least: int = 1) -> int:
+    """Return the whole number `value`, at least `least`.
 
     Raises:
-        TypeError: it is no whole number (nothing with `__index__`, or a bool).
-        ValueError: it is below `least` or above 2**62.
+        TypeError: it is not a whole number.
+        ValueError: it is out of range.
     """
     try:
-        number = None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
+        number = None if _is_bool(value) else index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
-    if number is not None and least <= number <= MOST:
-        return number
-    error = TypeError if number is None else ValueError
-    or_none = "; None switches it off" if off else ""
-    raise error(f"{name}={shown(value)}: pass a whole number from {least} to 2**62{or_none}")
+    if number is None:
+        raise TypeError(f"{name}={shown(value)}: pass a whole number from {least} to 2**62")
+    if not least <= number <= MOST:
+        raise ValueError(f"{name}={shown(value)}: pass a whole number from {least} to 2**62")
+    return number
 
 
-def seconds(name: str, value: object, *, zero: bool = False, off: bool = False) -> float:
-    """The finite number `value` of seconds, as an int or a float; `off`: None would switch it off.
+def seconds(name: str, value: object, *, zero: bool = False) -> float:
+    """Return a duration in seconds, above 0; a timedelta is converted.
 
     Raises:
-        TypeError: it is no number (a bool and a str are none).
-        ValueError: it is nan or infinite, negative, zero unless `zero`, or above 2**62 ns.
+        TypeError: it is neither a number nor a timedelta.
+        ValueError: it is out of range.
     """
-    number = _real(value)
-    in_range = number is not None and 0 <= number <= MOST and bool(number or zero)
-    if number is not None and in_range and nanoseconds(number) <= MOST:
-        return number
-    sign = "0 or more" if zero else "above 0"
-    error = TypeError if number is None else ValueError
-    or_none = "; None switches it off" if off else ""
-    raise error(
-        f"{name}={shown(value)}: pass a finite number of seconds, {sign}, at most 2**62 ns{or_none}"
-    )
+    number = value.total_seconds() if isinstance(value, timedelta) else real(value)
+    expected = f"pass a finite number of seconds{'' if zero else ' above 0'}, at most 2**62 ns"
+    if number is None:
+        raise TypeError(f"{name}={shown(value)}: {expected}, or a timedelta")
+    if not (0 <= number <= MOST and (number or zero) and nanoseconds(number) <= MOST):
+        raise ValueError(f"{name}={shown(value)}: {expected}")
+    return number
 
 
 def nanoseconds(seconds: float) -> int:
-    """`seconds` in whole nanoseconds, to the nearest (half to even)."""
+    """Return seconds as whole nanoseconds, rounded to the nearest."""
     return seconds * SECOND if isinstance(seconds, int) else round(seconds * SECOND)
 
 
 def points(
     name: str, value: object, check: Callable[[str, object], Number]
 ) -> Number | tuple[Number, ...]:
-    """`value` as one checked point, or a collection of them as a sorted tuple without repeats.
+    """Return one checked point, or a collection of them as a sorted tuple without repeats.
 
     Raises:
-        TypeError: neither a point nor a collection of points.
-        ValueError: a point out of range, or an empty collection.
+        TypeError: it is neither a point nor a collection of points.
+        ValueError: a point is out of range, or the collection is empty.
     """
     if not is_collection(value):
         return check(name, value)
     several = sorted({check(name, each) for each in value})
     if not several:
-        raise ValueError(f"{name}={shown(value)}: pass at least one number, or leave {name} out")
+        raise ValueError(f"{name}={shown(value)}: pass at least one number, or None")
     return several[0] if len(several) == 1 else tuple(several)
 
 
 def sizes(name: str, value: object) -> int | tuple[int, ...]:
-    """`value` as a checked greatest size, or a collection of sizes as a tuple from the greatest on.
+    """Return the greatest length of a list, or all lengths that it may have, the greatest first.
 
     Raises:
-        TypeError: neither a size nor a collection of sizes.
-        ValueError: a size out of range, or a collection without 1.
+        TypeError: it is neither a number nor a collection of numbers.
+        ValueError: a size is out of range, or 1 is not in the collection.
     """
     if not is_collection(value):
         return count(name, value)
     several = {count(name, each) for each in value}
     if 1 not in several:
-        raise ValueError(
-            f"{name}={shown(value)}: pass sizes that contain 1, so that they add up to any number"
-        )
+        raise ValueError(f"{name}={shown(value)}: add 1, so that lists of these sizes fit any run")
     return tuple(sorted(several, reverse=True))
 
 
 def flag(name: str, value: object) -> bool:
-    """The bool `value`.
+    """Return a bool.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: it is anything else.
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name}={shown(value)}: pass True or False")
@@ -117,10 +109,9 @@ def flag(name: str, value: object) -> bool:
 
 
 def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
-    """The user's `clock`, which returns seconds, as one that returns checked nanoseconds.
+    """Return a clock in nanoseconds that reads the user's `clock` and never goes backwards.
 
-    Where `clock` goes backwards, the returned callable stands still. It raises TypeError or
-    ValueError when `clock` returns no usable number.
+    It raises TypeError or ValueError if `clock` returns no usable number.
     """
     latest = -MOST
 
@@ -130,12 +121,11 @@ def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
             value = clock()
         except StopIteration as exception:
             raise not_stop(exception) from exception
-        number = _real(value)
-        if number is None or not -MOST < number < MOST or not -MOST < nanoseconds(number) < MOST:
-            error = TypeError if number is None else ValueError
-            raise error(
-                f"clock() returned {shown(value)}: it has to return a finite number of seconds"
-            )
+        number = real(value)
+        if number is None:
+            raise TypeError(f"clock() returned {shown(value)}: return a number of seconds")
+        if not -MOST < number < MOST or not -MOST < nanoseconds(number) < MOST:
+            raise ValueError(f"clock() returned {shown(value)}: return a finite number of seconds")
         latest = max(latest, nanoseconds(number))
         return latest
 
@@ -143,15 +133,16 @@ def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
 
 
 def is_collection(value: object) -> TypeGuard[Iterable[object]]:
-    """Whether `value` is several: it can be gone through, and is no text."""
-    iterates = any("__iter__" in vars(kind) for kind in type(value).__mro__)  # no Enum's member
+    """Return whether `value` is several values: an iterable that is not a text or a scalar."""
+    iterates = any("__iter__" in vars(kind) for kind in type(value).__mro__)  # not an Enum member
     if isinstance(value, (str, bytes)) or not iterates:
         return False
     return getattr(value, "ndim", None) != 0  # a NumPy array that holds one number
 
 
-def _real(value: object) -> float | None:
-    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
+def real(value: object) -> float | None:
+    """Return a number as an int or a float; None if it is not a number."""
+    if _is_bool(value) or not hasattr(type(value), "__float__"):
         return None
     if isinstance(value, int):
         return int(value)
@@ -159,3 +150,7 @@ def _real(value: object) -> float | None:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _is_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_", "bool8")  # NumPy's, too

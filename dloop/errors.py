@@ -1,13 +1,17 @@
-"""What goes wrong: the exceptions and the warning of dloop, and the way to the user's line."""
+"""What can go wrong: exceptions, warnings and the log."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 
+NEVER = 2**63 - 1
+"""A step, or a time in nanoseconds, that no run reaches."""
+
 
 class LoopError(RuntimeError):
-    """A loop was asked for something that it cannot give in its present state.
+    """The loop cannot do this in its present state.
 
     Example:
         >>> from dloop import Loop, LoopError
@@ -18,12 +22,12 @@ class LoopError(RuntimeError):
         ...     iter(loop)
         ... except LoopError as error:
         ...     print(error)
-        this run is finished; restart() begins a new one
+        this run has ended; restart() begins a new one
     """
 
 
 class DataLengthError(LoopError):
-    """An epoch ended before the number of batches that its length promised.
+    """An epoch ended before the length that it promised.
 
     Example:
         >>> from dloop import DataLengthError, Loop
@@ -31,12 +35,12 @@ class DataLengthError(LoopError):
         ...     list(Loop([1, 2], max_epochs=1, dataloader_len=3))
         ... except DataLengthError as error:
         ...     print(str(error).partition(";")[0])
-        epoch 0 ended after 2 of the 3 batches that dataloader_len promised
+        epoch 0 ended after 2 batches, dataloader_len promised 3
     """
 
 
 class DataExhaustedError(LoopError):
-    """An epoch had no batch at all.
+    """An epoch had no batch.
 
     Example:
         >>> from dloop import DataExhaustedError, Loop
@@ -44,12 +48,12 @@ class DataExhaustedError(LoopError):
         ...     list(Loop([], max_steps=1))
         ... except DataExhaustedError as error:
         ...     print(error)
-        epoch 0 has no batch: len(dataloader) is 0
+        epoch 0 has no batch: the dataloader is empty
     """
 
 
 class StateError(LoopError):
-    """A saved state is damaged, foreign or of a later version, or cannot be saved.
+    """A saved state is damaged or foreign, or cannot be saved.
 
     Example:
         >>> from dloop import Loop, StateError
@@ -57,12 +61,12 @@ class StateError(LoopError):
         ...     Loop([1, 2], max_epochs=1).load_state_dict({"weights": []})
         ... except StateError as error:
         ...     print(error)
-        this is no state of a dloop run
+        this is not the state of a dloop run
     """
 
 
 class LoopWarning(UserWarning):
-    """The category of every warning of dloop: something that a person should act on.
+    """The category of all warnings of dloop.
 
     Example:
         >>> import warnings
@@ -72,15 +76,12 @@ class LoopWarning(UserWarning):
         ...     list(Loop(iter([1, 2]), max_steps=3))
         ... except LoopWarning as warning:
         ...     print(warning)
-        the dataloader ran dry at global_step 1, before the run's limit
+        the dataloader is exhausted after global_step 1, before the run's limit
     """
 
 
 def warn(message: str) -> None:
-    """Warn with `message`, shown at the line outside of dloop that led here.
-
-    The number of dloop's own frames in between differs from core to core, hence the walk.
-    """
+    """Warn at the line outside of dloop that led here; the cores differ in frames in between."""
     frame = sys._getframe(1)
     level = 2
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
@@ -89,85 +90,67 @@ def warn(message: str) -> None:
     warnings.warn(message, LoopWarning, stacklevel=level)
 
 
-def log(message: str, *values: object) -> None:
-    """Tell the logger "dloop" what a person may want to know."""
-    import logging  # slow to import, and seldom needed
-
-    logging.getLogger("dloop").info(message, *values)
-
-
-_HOLD_BATCHES = ("dloop.batch_lists", "dloop.profile")
-"""The modules of iterators that are written in Python and stand between a source and the core."""
-
-
-def is_from_outside(exception: BaseException) -> bool:
-    """Whether `exception` was raised in other code than dloop's, or where a batch is in hand."""
-    trace = exception.__traceback__
-    module = ""
-    while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "")
-        if module in _HOLD_BATCHES:
-            return True
-        trace = trace.tb_next
-    return bool(module) and not _is_ours(module)
-
-
 def _is_ours(module: str) -> bool:
     return module.startswith("dloop.") and not module.startswith("dloop.demo")
 
 
-def finished() -> LoopError:
-    """The error of entering a run that has handed over its last batch."""
-    return LoopError("this run is finished; restart() begins a new one")
+def log(message: str, *values: object) -> None:
+    """Log `message` to the logger "dloop", at level INFO."""
+    logging.getLogger("dloop").info(message, *values)
+
+
+def ended() -> LoopError:
+    """Return the error of entering a run after its last step."""
+    return LoopError("this run has ended; restart() begins a new one")
 
 
 def replaced() -> LoopError:
-    """The error of an iterator after `iter(loop)` has made a newer one."""
+    """Return the error of an iterator after a newer one was made."""
     return LoopError("this iterator was replaced: the loop was entered again")
 
 
-def interrupted() -> LoopError:
-    """The error where an interrupt has ended an iterator that cannot be made anew."""
-    return LoopError(
-        "the dataloader is single-pass and has ended after it was interrupted while it made a "
-        "batch; pass a callable that returns a fresh one, to go on after that"
-    )
-
-
 def closed() -> LoopError:
-    """The error of going on with a loop that was closed."""
+    """Return the error of entering a closed loop."""
     return LoopError("this loop was closed; restart() begins a new run")
 
 
 def in_use() -> LoopError:
-    """The error of asking a loop for a step while it makes one."""
+    """Return the error of requesting a step while another is being made."""
     return LoopError(
-        "this loop is in use: the step that it is making, or another thread, asks it for one more; "
-        "one loop is for one thread"
+        "this loop is making a step: a condition, the dataloader or another thread requested one "
+        "more; use a loop in one thread, one step at a time"
+    )
+
+
+def interrupted() -> LoopError:
+    """Return the error of a single-pass source that ended right after an interrupted fetch."""
+    return LoopError(
+        "the single-pass dataloader ended after an interrupt in a fetch, which may have lost "
+        "batches; pass a callable that returns a fresh one"
     )
 
 
 def failed(first: BaseException) -> LoopError:
-    """The error of going on after a run ended with the exception `first`."""
+    """Return the error of entering a run that ended with the exception `first`."""
     error = LoopError("this run ended with an exception; restart() begins a new one")
     error.__cause__ = first
     return error
 
 
 def not_stop(exception: Exception) -> Exception:
-    """`exception`, or what stands for a StopIteration, which would end the `for` in silence.
+    """Return `exception`, or a RuntimeError in place of a StopIteration, as PEP 479 does.
 
-    PEP 479 does the same for generators.
+    A StopIteration would end the user's `for` without a word.
     """
     if not isinstance(exception, StopIteration):
         return exception
-    error = RuntimeError("StopIteration was raised where it would end the loop in silence")
+    error = RuntimeError("StopIteration was raised where it would end the loop silently")
     error.__cause__ = exception
     return error
 
 
 def chain(exception: BaseException, first: BaseException) -> None:
-    """Let `exception`, which came while `first` was to be raised, tell of it in its traceback."""
+    """Make `first` the context of `exception`, so that a traceback shows both."""
     chained = {id(exception)}
     while exception.__context__ is not None and id(exception.__context__) not in chained:
         exception = exception.__context__
@@ -177,9 +160,8 @@ def chain(exception: BaseException, first: BaseException) -> None:
 
 
 def annotate(exception: BaseException, note: str) -> None:
-    """Add a note to an exception, as PEP 678 has it, on Python 3.10 too."""
+    """Add a note to an exception, as PEP 678 does, on Python 3.10 too."""
     if sys.version_info >= (3, 11):
         exception.add_note(note)
-    else:  # pragma: no cover (the coverage is measured on a newer Python)
-        notes = getattr(exception, "__notes__", None) or []
-        exception.__notes__ = [*notes, note]  # type: ignore[attr-defined]
+    else:
+        exception.__notes__ = [*getattr(exception, "__notes__", []), note]  # type: ignore[attr-defined]

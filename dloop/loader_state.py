@@ -1,28 +1,25 @@
-"""A dataloader's own state: noted on the way through an epoch, and gone on from."""
+"""The state of a dataloader that keeps one: taken on the way through an epoch, and resumed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 from . import loaders
-from .errors import log
+from .batch_lists import BatchLists
+from .errors import NEVER, log
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
-
-NEVER = 2**63 - 1
 MOST_AGAIN = 100
-"""Batches: how often a loader's state is noted, which is how many are fetched again at most.
+"""Batches: how often a loader's state is taken, and so how many are fetched again at most.
 
-And how many a loader has given, after it was resumed, when its state is taken to be right: its
-workers may tell of their places only once each has given a batch.
+And after how many batches the state of a resumed loader is right: torchdata's workers know their
+places only once each has given a batch.
 """
 
 
 def owner_of_state(loader: object, batches: object) -> object | None:
-    """Which of the two, a loader and its iterator, may tell the loader's state; None if neither."""
+    """Return which of a loader and its iterator keeps the loader's state; None if neither does."""
     if type(loader) in loaders.PLAIN:
         return None
     for owner in (loader, batches):
@@ -32,7 +29,12 @@ def owner_of_state(loader: object, batches: object) -> object | None:
 
 
 def resumed_at(loader: Any, resumed: dict[str, Any]) -> tuple[list[Any], Iterator[Any]]:
-    """An iterator of `loader` from the state on, and the batch before it, if that was taken."""
+    """Return an iterator of `loader` from a state on, and the batch before it, if it was fetched.
+
+    Args:
+        loader: the loader.
+        resumed: what `TrackedBatches.state` returned.
+    """
     if loaders.keeps_state(loader):
         loader.load_state_dict(resumed["state"])
     batches: Any = iter(loader)
@@ -45,27 +47,29 @@ def resumed_at(loader: Any, resumed: dict[str, Any]) -> tuple[list[Any], Iterato
     first = []
     if resumed["whole"]:
         first = list(islice(batches, 1))
-        if not first or resumed["cut"]:  # it came back in the epoch that is over
+        if not first or resumed["cut"]:  # the state was that of the end of the epoch before
             return [], iter(loader)
     return first, batches
 
 
 class TrackedBatches:
-    """The batches of one epoch, from a loader that keeps state, and what that was on the way.
+    """The batches of an epoch from a loader that keeps state, which is taken now and then.
 
-    It is noted after the first batch, which is the earliest moment at which a state of an epoch can
-    be relied upon, and now and then after that.
+    It is taken after the first batch, which is the earliest that it can be relied upon, and then
+    every `MOST_AGAIN` batches. A state is a dict: `state` is the loader's own after `at` batches of
+    the epoch; `whole` says that it is that of the end of the epoch before, and `cut` that the
+    epoch before was not exhausted; `rest` is how many batches end the epoch before, if the state
+    is from within that.
 
     Args:
         batches: the loader's iterator.
-        first: the batch before it, if that was taken.
-        owner: the loader or its iterator, whichever tells the state.
+        first: the batch before it, if it was fetched.
+        owner: what keeps the state: the loader or its iterator.
         before: the state from which the epoch is reached.
         resumed: the state that `owner` was loaded with, if it was.
-        begun: if it was not, how many batches of the epoch are not to come.
-        counts: whether a state of it can only be a count of batches, which a resumed loader gets
-            wrong.
-        single_pass: whether the loader can be gone through only once.
+        begun: how many batches of the epoch do not come, if `owner` was not loaded.
+        counts: whether a state can only be a count of batches, which a resumed loader gets wrong.
+        single_pass: whether the loader can be iterated only once.
     """
 
     def __init__(
@@ -84,53 +88,58 @@ class TrackedBatches:
         self._owner: Any = owner
         self.before = before
         self._resumed = resumed
-        # Its state is right after so many batches
+        # The state is right after so many batches
         self._right_after = 1 if resumed is None else NEVER if counts else MOST_AGAIN
         self._single_pass = single_pass
         self.begun: int = begun if resumed is None else resumed["at"]
         self._taken = 0
-        self._failed = False  # the latest fetch did, or it is not over: the state may be any
-        self._noted: list[dict[str, Any]] = []  # the first, and the last two
+        self._is_unsure = False  # during a fetch, and after one that failed
+        self._kept: list[dict[str, Any]] = []  # the first state of the epoch, and the last two
         self._at_end: dict[str, Any] | None = None
-        self._ended = False  # whether the iterator was
+        self._ended = False  # whether the iterator did
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        if self._taken % MOST_AGAIN == 1 and not self._failed:
-            self._note()
-        self._failed = True  # as long as the fetch lasts, and if it is interrupted
+        if self._taken % MOST_AGAIN == 1 and not self._is_unsure:
+            self._keep()
+        self._is_unsure = True
         try:
             batch = self._first.pop() if self._first else next(self._batches)
         except StopIteration:
-            self._failed, self._ended = False, True
+            self._is_unsure, self._ended = False, True
             raise
-        self._failed = False
+        self._is_unsure = False
         self._taken += 1
         return batch
 
     def tells_its_state(self) -> bool:
-        """Whether the loader's state can be asked for, once there was a batch."""
+        """Return whether the loader's state can be taken, after the first batch."""
         return self._state_now(self.begun + self._taken) is not None
 
     def state(self, done: int, ahead: int) -> dict[str, Any] | None:
-        """The state after `done` batches of the epoch, where `ahead` more were taken."""
-        is_right = done - self.begun >= self._right_after and not (ahead or self._failed)
+        """Return the state after `done` batches of the epoch, or an earlier one.
+
+        Args:
+            done: how many batches were done.
+            ahead: how many more were fetched.
+        """
+        is_right = done - self.begun >= self._right_after and not (ahead or self._is_unsure)
         is_here = done == self.begun + self._taken
         state = self._state_now(done) if is_right and is_here else None
         if state is not None:
             return state
-        earlier = [noted for noted in self._noted if noted["at"] <= done]
+        earlier = [kept for kept in self._kept if kept["at"] <= done]
         return earlier[-1] if earlier else self.before
 
-    def go_on_from(self, broken: TrackedBatches) -> None:
-        """Take over what was noted of the same epoch before its iterator was broken."""
-        self.before = broken.before
-        self._noted = broken._noted
+    def continue_from(self, dropped: TrackedBatches) -> None:
+        """Take over the states of the same epoch whose iterator was dropped."""
+        self.before = dropped.before
+        self._kept = dropped._kept
 
     def state_at_end(self) -> dict[str, Any] | None:
-        """The state once the epoch has ended."""
+        """Return the state after the epoch's end."""
         if self._owner is None:
             return self._at_end
         if self._resumed is None or not self._taken or self._taken >= self._right_after:
@@ -138,24 +147,24 @@ class TrackedBatches:
         return {**self._resumed, "rest": self._taken}
 
     def let_go(self) -> None:
-        """Let go of the loader and its iterator, and of the workers that it may have."""
-        if self._owner is not None and self._taken and not self._failed:
+        """Let go of the loader's iterator, and so of its workers."""
+        if self._owner is not None and self._taken and not self._is_unsure:
             self._at_end = self.state_at_end()
-            self._note()
+            self._keep()
         self._owner = None
         self._batches = iter(())
 
-    def _note(self) -> None:
+    def _keep(self) -> None:
         if self._taken >= self._right_after:
-            noted = self._state_now(self.begun + self._taken)
-            if noted is not None:
-                self._noted[1:-1] = []
-                self._noted.append(noted)
+            state = self._state_now(self.begun + self._taken)
+            if state is not None:
+                self._kept[1:-1] = []
+                self._kept.append(state)
 
     def _state_now(self, at: int) -> dict[str, Any] | None:
-        """The state after `at` batches; None if it cannot be asked for.
+        """Return the state after `at` batches; None if the loader has none.
 
-        `state_dict` of most of Accelerate's loaders raises AttributeError.
+        Most of Accelerate's loaders have a `state_dict` that raises AttributeError.
         """
         if self._owner is None:
             return None
@@ -163,18 +172,15 @@ class TrackedBatches:
         try:
             state = get_state()
         except (AttributeError, NotImplementedError, TypeError) as exception:
-            # a TypeError counts if the call raised it, since arguments are missing
+            # A TypeError counts if the call raised it, since arguments are missing
             trace = exception.__traceback__
             if isinstance(exception, TypeError) and trace is not None and trace.tb_next is not None:
                 raise
-            log("the dataloader keeps no state, since it cannot be asked for it: %r", exception)
+            log("the dataloader has no state: %r", exception)
             self._owner = None
             return None
         whole = at == 0 and not self._single_pass
-        return {
-            "state": state,
-            "at": at,
-            "whole": whole,
-            "cut": whole and not (self._ended or loaders.is_at_its_last(self._owner)),
-            "rest": 0,
-        }
+        at_last = loaders.tells_its_last(self._owner) and self._owner.end_of_dataloader
+        found_end = isinstance(self._batches, BatchLists) and self._batches.has_ended
+        cut = whole and not (self._ended or at_last or found_end)
+        return {"state": state, "at": at, "whole": whole, "cut": cut, "rest": 0}

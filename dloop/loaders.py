@@ -1,29 +1,27 @@
-"""What a dataloader is, and what it tells of itself: length, epochs, last batch, order, state."""
+"""What a dataloader is, and what it says of itself: length, epochs, last batch, order, state."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count as count_up
 from itertools import repeat
+from typing import Any, TypeGuard
 
 from . import checks
 from .errors import log
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import Any, TypeGuard
-
 PLAIN = frozenset({list, tuple, range, str, bytes})
-"""What has no state, no `set_epoch` and no data set. Looking for them takes longer than a step."""
+"""Types without a state, set_epoch or data set, for which a look would take longer than a step."""
 _DEEPEST = 5
-"""How many levels of samplers and data sets are followed in search of `set_epoch`."""
+"""How many levels of samplers and data sets are searched for `set_epoch`."""
+_PARTS = ("dataset", "batch_sampler", "sampler")
 
 
 class _Items:
-    """What has `__getitem__` alone, as NumPy's arrays go: Python gives it an iterator."""
+    """Has `__getitem__` alone, as old sequence classes do; Python makes an iterator of it."""
 
     def __getitem__(self, place: int) -> object:
-        """Never asked for anything."""
+        """Never called."""
 
 
 _SEQUENCES: tuple[Any, ...] = ([], (), range(1), range(2**70), "", b"", bytearray(), _Items())
@@ -31,32 +29,36 @@ _SEQUENCE_ITERATORS = tuple(type(iter(each)) for each in _SEQUENCES)
 
 
 def is_iterable(dataloader: object) -> TypeGuard[Iterable[Any]]:
-    """Whether `iter()` of it can give batches."""
+    """Return whether `iter()` of it can give batches."""
     kind = type(dataloader)
     return hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")
 
 
-def refuse_table(name: str, loader: object) -> None:
-    """Refuse a table, as pandas, Polars and PyArrow have them: `iter()` gives its columns.
+def refuse_no_batches(name: str, loader: object) -> None:
+    """Refuse a mapping, whose keys would be the batches, and a table, whose columns would be.
 
     Raises:
         TypeError: it is one.
     """
     kind = type(loader)
-    if hasattr(kind, "columns") and (
-        hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")
-    ):
+    if isinstance(loader, Mapping):
         raise TypeError(
-            f"{name}={checks.shown(loader)}: going through a table gives its columns; pass its "
-            "rows or batches, such as frame.itertuples, frame.iter_slices or table.to_batches"
+            f"{name}=<{kind.__name__}>: its keys would be the batches; pass its values() or a "
+            "loader of it"
+        )
+    is_table = hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")
+    if hasattr(kind, "columns") and is_table:
+        raise TypeError(
+            f"{name}=<{kind.__name__}>: its columns would be the batches; pass its rows or "
+            "batches, such as frame.itertuples, frame.iter_slices or table.to_batches"
         )
 
 
 def is_single_pass(loader: object) -> bool:
-    """Whether it is an iterator, which can be gone through only once.
+    """Return whether it is an iterator, which can be iterated only once.
 
-    What says that it is an Iterable, but not an Iterator, begins anew at `iter()`, even if it has
-    `__next__`; such as Lightning's CombinedLoader.
+    A class that subclasses Iterable but not Iterator starts anew at each `iter()`, even if it has
+    `__next__`, as Lightning's CombinedLoader does.
     """
     kind = type(loader)
     if not hasattr(kind, "__next__"):
@@ -66,12 +68,12 @@ def is_single_pass(loader: object) -> bool:
 
 
 def _named_abcs(kind: type[Any]) -> set[str]:
-    """The names of those of `collections.abc` that a class names as its bases."""
+    """Return the names of those of `collections.abc` that a class subclasses."""
     return {base.__name__ for base in kind.__mro__ if base.__module__ == "collections.abc"}
 
 
 def length_of(loader: Any) -> int | None:
-    """The number of batches that `len()` promises; None if it promises nothing."""
+    """Return the number of batches that `len()` promises; None if it promises nothing."""
     if _is_iterable_style(loader):
         return None
     try:
@@ -86,16 +88,15 @@ def length_of(loader: Any) -> int | None:
 
 
 def counts_batches(loader: object) -> bool:
-    """Whether a state of `loader`, if it has any, can only be a count of batches.
+    """Return whether the state of a loader can only be a count of batches.
 
-    As torchdata's are, of data sets that are only iterated and have no state: once resumed, such a
-    loader counts wrong.
+    torchdata's is, for an iterable-style data set without a state; a resumed loader counts wrong.
     """
     return _is_iterable_style(loader) and not keeps_state(getattr(loader, "dataset", None))
 
 
 def _is_iterable_style(loader: object) -> bool:
-    """Whether `loader` loads a data set that is only iterated, so that its length is a guess.
+    """Return whether the loader's data set can only be iterated, so that its length is a guess.
 
     PyTorch gives such data sets a `__getitem__` that only raises, hence the look at their class.
     """
@@ -108,19 +109,14 @@ def _is_iterable_style(loader: object) -> bool:
 
 
 def tells_its_last(loader: object) -> bool:
-    """Whether the loader says itself which batch is its last, as Accelerate's do."""
+    """Return whether the loader says which batch is its last, as Accelerate's do."""
     if type(loader) in PLAIN:
         return False
     return isinstance(getattr(loader, "end_of_dataloader", None), bool)
 
 
-def is_at_its_last(loader: Any) -> bool:
-    """Whether the loader says that the batch which it gave last was its last."""
-    return tells_its_last(loader) and loader.end_of_dataloader
-
-
 def parts(loader: object) -> list[Any]:
-    """`loader` and what it draws from, a few levels deep, once each."""
+    """Return the loader and what it is made of, a few levels deep, each object once."""
     if type(loader) in PLAIN:
         return []
     parts: dict[int, object] = {}
@@ -131,19 +127,16 @@ def parts(loader: object) -> list[Any]:
             continue
         parts[id(part)] = part
         if level < _DEEPEST:
-            names = ("dataset", "batch_sampler", "sampler")
-            found += [(getattr(part, name, None), level + 1) for name in names]
+            found += [(getattr(part, name, None), level + 1) for name in _PARTS]
     return list(parts.values())
 
 
 def set_epoch(loader: object, epoch: int) -> list[Any]:
-    """Call `set_epoch` wherever it is found.
+    """Call `set_epoch` on the loader and on what it is made of.
 
-    Returns the samplers whose `epoch` and so whose order is now this one. None where the loader has
-    a `set_epoch`, so that it sets no other itself.
+    Returns the samplers whose `epoch`, and so whose order, is now this one; none if the loader has
+    a `set_epoch` of its own, and so sets no other.
     """
-    if type(loader) in PLAIN:
-        return []
     found = [part for part in parts(loader) if _has_set_epoch(part)]
     for part in found:
         part.set_epoch(epoch)
@@ -156,20 +149,15 @@ def set_epoch(loader: object, epoch: int) -> list[Any]:
     ]
 
 
-def has_set_epoch(loader: object) -> bool:
-    """Whether `set_epoch` is found anywhere."""
-    return any(map(_has_set_epoch, parts(loader)))
-
-
 def _has_set_epoch(part: Any) -> bool:
     return callable(getattr(part, "set_epoch", None))
 
 
 def may_repeat_its_order(loader: object, has_state: bool, drawn_before: bool) -> bool:
-    """Whether an epoch that is begun anew can have the order that it had.
+    """Return whether an epoch that is begun anew can have the order that it had.
 
-    Not with PyTorch's random samplers, unless they have a seed and no epoch was drawn from it
-    before. Those of other makers may be part of the loader's state.
+    PyTorch's random samplers cannot, unless they have a seed from which no epoch was drawn yet.
+    Other random samplers may be part of the loader's state.
     """
     for part in parts(loader):
         kind = type(part)
@@ -184,21 +172,32 @@ def may_repeat_its_order(loader: object, has_state: bool, drawn_before: bool) ->
     return True
 
 
-def indexed_from(count: int, loader: Any, batches: Iterator[Any]) -> Iterator[Any] | None:
-    """The batches of a loader that is indexed, from the `count`-th on; None where it is not.
+def has_workers(loader: object) -> bool:
+    """Return whether the loader has worker processes, as PyTorch's do."""
+    workers = getattr(loader, "num_workers", 0)
+    return isinstance(workers, int) and workers > 0
 
-    `batches` is its iterator, which just began.
+
+def indexed_from(count: int, loader: Any, batches: Iterator[Any]) -> Iterator[Any] | None:
+    """Return the batches of an indexed loader from the `count`-th on; None if it is not indexed.
+
+    Args:
+        count: how many batches to skip.
+        loader: the loader.
+        batches: a fresh iterator of it.
     """
     if type(batches) in _SEQUENCE_ITERATORS:
         batches.__setstate__(count)  # type: ignore[attr-defined]
         return batches
+    if hasattr(type(loader), "indexed_from"):
+        return loader.indexed_from(count, batches)  # type: ignore[no-any-return]
     if _is_indexed(loader):
         return map(loader.__getitem__, range(count, len(loader)))
     return None
 
 
 def _is_indexed(loader: object) -> bool:
-    """Whether it is gone through by its indices: an array, or what says that it is a Sequence."""
+    """Return whether the loader is an array, or subclasses Sequence."""
     kind = type(loader)
     is_array = all(hasattr(kind, name) for name in ("shape", "__getitem__", "__len__"))
     if is_array:
@@ -207,26 +206,24 @@ def _is_indexed(loader: object) -> bool:
 
 
 def makes_nothing(batches: object) -> bool:
-    """Whether a batch of this iterator takes no time to fetch."""
+    """Return whether a batch of this iterator takes no time to fetch."""
     return type(batches) in (*_SEQUENCE_ITERATORS, repeat, count_up)
 
 
 def keeps_state(loader: object) -> bool:
-    """Whether it has what a loader needs to save its place."""
+    """Return whether the loader has `state_dict` and `load_state_dict`."""
     return callable(getattr(loader, "state_dict", None)) and callable(
         getattr(loader, "load_state_dict", None)
     )
 
 
-def renew_workers(loader: object) -> bool:
-    """Let a PyTorch DataLoader start new workers, if it has kept those of the epoch before.
+def renew_workers(loader: Any) -> None:
+    """Let a PyTorch DataLoader with persistent workers start new ones; a signal may end workers.
 
-    An interrupt may have ended them. Nothing public does that. Accelerate's loaders have theirs in
-    `base_dataloader`, Fabric's in `_dataloader`. Returns whether it keeps workers.
+    Nothing public does that. Accelerate's loaders have theirs in `base_dataloader`, Fabric's in
+    `_dataloader`.
     """
-    for name in ("base_dataloader", "_dataloader"):
+    for name in ("loader", "base_dataloader", "_dataloader"):
         loader = getattr(loader, name, loader)
-    keeps_workers = getattr(loader, "persistent_workers", False) is True
-    if keeps_workers:
-        loader._iterator = None  # type: ignore[attr-defined]
-    return keeps_workers
+    if getattr(loader, "persistent_workers", False) is True:
+        loader._iterator = None

@@ -1,224 +1,189 @@
-"""A tqdm bar for a loop: what `Loop(..., progress=)` shows."""
+"""A tqdm bar for a loop: what `Loop(..., progress=True)` shows."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 from . import checks
+from .errors import NEVER
 from .sync import rank_among_several
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
-
     from .run import Run
 
-NEVER = 2**63 - 1
-OFTEN = 0.1
-"""Seconds from one update of the bar to the next, in a terminal and in a notebook."""
-SELDOM = 10.0
-"""The same, where the output is a file, to which every update adds a line."""
-PARTS = 100
-"""How often it is looked whether a bar has to be updated, at least: a hundredth more or less of a
-bar is hardly seen."""
+OFTEN, SELDOM = 0.1, 10.0  # seconds from update to update: in a terminal, and in a file
+PARTS = 100  # updates at least, since steps may become slower than they were
+BY_TIME = "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}{postfix}]"  # tqdm's words
 
 
 class Progress:
-    """The bar of a loop: steps, or seconds under `max_seconds`, and the epoch.
+    """The bar of a loop: `loop.progress`. It shows steps, or seconds under `max_seconds`.
 
-    It is a companion of the run: it is asked at a step whose distance follows the speed of the
-    steps before, and is at most a hundredth of the bar, since steps may become slower. So the bar
-    moves about ten times a second, and other steps cost nothing. It has a clock of its own, and
-    changes no event.
+    The engine calls it at the step that it names, about ten times a second; all other steps cost
+    nothing. It reads a clock of its own and changes no event.
 
-    Attributes:
-        next_step: the next step at which it wants to be asked.
-        bar: the tqdm that is shown, or None.
+    Example:
+        >>> from dloop import Loop
+        >>> loop = Loop(range(3), max_epochs=1)  # with progress=True, there is a bar
+        >>> for batch, events in loop:
+        ...     loop.progress.set_postfix(loss=batch / 2)
     """
 
-    def __init__(self, make: Callable[..., Any] | None, given: Any) -> None:
-        self._make = make
-        self._given = given
+    def __init__(self, make: Callable[..., Any] | None, given: object = None) -> None:
+        self._make = make if given is None else lambda **_: given
+        self._run: Run | None = None  # while a bar is shown
         self._title = ""
         self._postfix: dict[str, Any] = {}
         self._interval = OFTEN
         self._latest: tuple[int, float] = 0, 0.0  # the step and the time of the latest update
-        self.next_step = NEVER
         self.bar: Any = None
 
     def set_postfix(self, values: Mapping[str, object] | None = None, **more: object) -> None:
-        """Show these behind the bar, from its next update on; without a bar this does nothing.
+        """Show values behind the bar from its next update on. Without a bar, do nothing.
 
         Args:
-            values: names and what they have, as tqdm takes them too.
-            more: the same as keywords, such as `loss=0.25`.
+            values: what to show, by name.
+            more: the same, as keywords.
 
         Example:
             >>> from dloop import Loop
-            >>> loop = Loop(range(3), max_epochs=1, progress=False)
-            >>> for batch, events in loop:
-            ...     loop.progress.set_postfix(loss=batch / 2)
+            >>> Loop(range(3), max_epochs=1).progress.set_postfix(loss=0.25)
         """
         self._postfix = {**(values or {}), **more}
 
+    def write(self, *values: object) -> None:
+        """Print a line above the bar. Without a bar, print it as `print` does.
+
+        Args:
+            values: what to print, with spaces in between.
+
+        Example:
+            >>> from dloop import Loop
+            >>> Loop(range(3), max_epochs=1).progress.write("loss", 0.25)
+            loss 0.25
+        """
+        write = getattr(self.bar, "write", print)
+        write(" ".join(map(str, values)))
+
     def show(self, run: Run) -> Shown | None:
-        """Open a bar, which is shown until what is returned is freed; None if there is none."""
-        if self._make is None and self._given is None:
+        """Open a bar, which closes when the returned object is freed. None without a bar.
+
+        Raises:
+            TypeError: the callable that makes bars returned something else.
+        """
+        if self._make is None:
             return None
-        if self.bar is not None:
-            self._show_the_latest(run)
-            if self.bar is not self._given:
-                self.close()
-        step = run.stepper.step + 1
-        name, limit = run.schedule.limit
-        by_time = name == "max_seconds"
-        total = limit / 1e9 if by_time else _total(run)
-        bar = self._given
-        if bar is None:
-            assert self._make is not None
-            look = {
-                "unit": "s" if by_time else "step",
-                "bar_format": BY_TIME if by_time else None,
-                "dynamic_ncols": True,
-                "leave": None,  # that of a loop within another one goes with it
-            }
-            bar = self._make(
-                total=total,
-                initial=round(run.latest_elapsed(), 1) if by_time else step,
-                mininterval=0,
-                miniters=1,
-                **(look if isinstance(self._make, type) else {}),
-            )
-            if not _is_a_bar(bar):
-                raise TypeError(
-                    f"progress={checks.shown(self._make)}: it returned {checks.shown(bar)}; "
-                    "let it return a tqdm"
-                )
-        elif by_time:
-            bar.total = total if bar.total is None else bar.total
-        else:
-            bar.initial = bar.n = step
-        self.bar = bar
-        self._title = getattr(bar, "desc", None) or ""  # with a colon, as tqdm keeps it
-        self._interval = SELDOM if _is_in_a_file(bar) else OFTEN
+        if self._run is not None:
+            self.leave(self._run)
+        step = run.engine.step + 1
+        arguments: dict[str, Any] = {"total": _total(run), "initial": step, "unit": "step"}
+        if run.schedule.max_time < NEVER:
+            done, total = round(run.state.elapsed, 1), run.schedule.max_time / 1e9
+            arguments = {"total": total, "initial": done, "unit": "s", "bar_format": BY_TIME}
+        arguments |= {"dynamic_ncols": True, "leave": None}  # an inner loop's bar disappears
+        if not isinstance(self._make, type):  # a function chooses the look
+            arguments = {name: arguments[name] for name in ("total", "initial")}
+        bar = self._make(**arguments, mininterval=0, miniters=1)
+        if not hasattr(bar, "update") or not hasattr(bar, "close"):
+            made, got = checks.shown(self._make), checks.shown(bar)
+            raise TypeError(f"progress={made}: it returned {got}; let it return a tqdm")
+        self.bar, self._run = bar, run
+        self._title = (getattr(bar, "desc", None) or "").partition("epoch ")[0]
+        file = getattr(bar, "fp", None)
+        is_seen = file is None or file.isatty() or "ipykernel" in sys.modules
+        self._interval = OFTEN if is_seen else SELDOM  # each update takes a line of a file
         self._latest = step, perf_counter()
-        self.next_step = step
+        run.engine.agenda.bar, run.engine.agenda.bar_step = self, step
         return Shown(self, bar, run)
 
-    def at_step(self, run: Run, step: int) -> None:
-        """Update the bar, if it is time to, before `step` is handed over."""
+    def at_step(self, step: int) -> int:
+        """Update the bar before `step` is yielded, if it is time to; return when to be called."""
+        run = self._run
+        if run is None:
+            return NEVER
         now = perf_counter()
         before, then = self._latest
         steps, seconds = step - before, now - then
         left = self._interval - seconds
         if left <= 0 or not steps:
-            self.update(run, step, run.stepper.epoch)
-            self._latest = step, now
-            left = self._interval
-        # Not by the speed alone, since steps may become slower than they were
-        by_time = run.schedule.limit[0] == "max_seconds"
-        end = step if by_time else max(step, self.bar.total or 0)
+            self._update(run, step, run.engine.epoch)
+            self._latest, left = (step, now), self._interval
+        end = step if run.schedule.max_time < NEVER else max(step, self.bar.total or 0)
         distance = steps / seconds * left if seconds > 0 else 0
-        self.next_step = step + max(1, int(min(distance, end // PARTS)))
-
-    def update(self, run: Run, done: int, epoch: int) -> None:
-        """Show that so many steps are done, and which epoch it is."""
-        bar = self.bar
-        name, _ = run.schedule.limit
-        place: float = done
-        if name == "max_seconds":
-            place = min(round(run.latest_elapsed(), 1), bar.total or NEVER)
-        elif run.error is None:
-            bar.total = _total(run)
-        bar.set_description(f"{self._title}epoch {epoch}", refresh=False)
-        postfix = {**({"step": done} if name == "max_seconds" else {}), **self._postfix}
-        if postfix:
-            bar.set_postfix(postfix, refresh=False)
-        bar.update(place - bar.n)
-
-    def finish(self, run: Run) -> None:
-        """Show the last step of the run, and close the bar."""
-        if self.bar is not None:
-            self._show_the_latest(run)
-        self.close()
+        return step + max(1, int(min(distance, end // PARTS)))
 
     def leave(self, run: Run) -> None:
-        """Close the bar; one that was given stays open, since the loop may be entered again."""
-        self._show_the_latest(run)
-        if self.bar is not self._given or run.stop_reason is not None:
+        """Show the latest step of a run whose bar is shown, and close the bar."""
+        if run is self._run:
+            is_done = run.stop_reason is not None  # else the body was left
+            if run.engine.step >= 0:
+                self._update(run, run.engine.step + is_done, run.state.epoch)
             self.close()
-
-    def _show_the_latest(self, run: Run) -> None:
-        """Show how far the run is. A body in which it was left is not done, but for the last."""
-        stepper = run.stepper
-        if stepper.step >= 0:
-            is_done = run.stop_reason is not None
-            self.update(run, stepper.step + is_done, stepper.latest_state().epoch)
 
     def close(self) -> None:
         """Close the bar."""
-        bar, self.bar = self.bar, None
-        self.next_step = NEVER
-        if bar is not None:
+        bar, run, self.bar, self._run = self.bar, self._run, None, None
+        if run is not None:
+            run.engine.agenda.bar, run.engine.agenda.bar_step = None, NEVER
             bar.close()
+
+    def _update(self, run: Run, done: int, epoch: int) -> None:
+        bar, postfix = self.bar, self._postfix
+        place: float = done
+        if run.schedule.max_time < NEVER:
+            place = min(round(run.state.elapsed, 1), bar.total or NEVER)
+            postfix = {"step": done, **postfix}
+        elif run.error is None:
+            bar.total = _total(run)
+        if run.source.has_epochs:
+            bar.set_description(f"{self._title}epoch {epoch}", refresh=False)
+        if postfix:
+            bar.set_postfix(postfix, refresh=False)
+        bar.update(place - bar.n)
 
 
 class Shown:
     """Keeps a bar shown until it is freed; each iterator of a loop has one."""
 
+    progress = None
+
     def __init__(self, progress: Progress, bar: Any, run: Run) -> None:
-        self._progress = progress
-        self._bar = bar
-        self._run = run
+        self.bar, self.run = bar, run
+        self.progress = progress
 
     def __del__(self) -> None:
-        if self._progress.bar is self._bar:
-            self._progress.leave(self._run)
-
-
-BY_TIME = "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}{postfix}]"
-"""How a bar of seconds looks; tqdm's own names."""
+        if self.progress is not None and self.progress.bar is self.bar:
+            self.progress.leave(self.run)
 
 
 def checked(progress: object) -> Progress:
-    """The argument `progress`, where a bar is asked for.
+    """Check the argument `progress`; processes other than rank 0 show no bar.
 
     Raises:
-        ImportError: a bar is asked for, and tqdm is not installed.
-        TypeError: it is something else than it may be.
+        ImportError: True needs tqdm, which is not installed.
+        TypeError: it makes no bar.
     """
     if rank_among_several() not in (None, 0):
-        return Progress(None, None)
+        return Progress(None)
     if progress is True:
         try:
-            tqdm_auto: Any = import_module("tqdm.auto")
+            tqdm: Any = import_module("tqdm.auto")
         except ImportError as error:
             raise ImportError("progress=True needs tqdm: pip install 'dloop[progress]'") from error
-        return Progress(tqdm_auto.tqdm, None)
-    if _is_a_bar(progress):
+        return Progress(tqdm.tqdm)
+    if hasattr(progress, "update") and not isinstance(progress, type):
         return Progress(None, progress)
     if callable(progress):
-        return Progress(progress, None)
-    raise TypeError(
-        f"progress={checks.shown(progress)}: pass True, False, a tqdm, or a callable that makes one"
-    )
-
-
-def _is_a_bar(given: object) -> bool:
-    is_a_class = isinstance(given, type)
-    return hasattr(given, "update") and hasattr(given, "close") and not is_a_class
+        return Progress(progress)
+    shown = checks.shown(progress)
+    raise TypeError(f"progress={shown}: pass True, False, a tqdm, or a callable that makes one")
 
 
 def _total(run: Run) -> int | None:
-    """The steps of the whole run; None where they are not known."""
+    """Return the steps of the whole run; None if unknown."""
     left = run.steps_to_come()
-    return None if left is None else run.stepper.step + 1 + left
-
-
-def _is_in_a_file(bar: Any) -> bool:
-    """Whether a bar adds lines to a file, tqdm's `fp`; what a notebook's kernel writes is shown."""
-    file = getattr(bar, "fp", None)
-    return file is not None and "ipykernel" not in sys.modules and not file.isatty()
+    return None if left is None else run.engine.step + 1 + left

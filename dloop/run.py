@@ -1,68 +1,44 @@
-"""One run: every step that takes a decision. The steps in between are the cores' own."""
+"""One run: how its epochs follow each other, how it continues after errors, and how it ends.
+
+The core makes the steps. It calls `Run.next_epoch` where the batches of an epoch end.
+"""
 
 from __future__ import annotations
 
-from itertools import islice
-from time import time as wall_time
+from collections.abc import Callable, Hashable, Iterator
+from time import time_ns
+from typing import TYPE_CHECKING, Any
 
 from . import _backend, errors
-from .missing import MISSING
-from .timers import Timers
+from .errors import NEVER, warn
+from .events import LoopEvents
+from .schedule import Schedule, Timers, key_of
+from .source import Source
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
-    from typing import Any, Protocol
-
-    from ._core import Clock, LoopState, Sizes, Token, Triggers
-    from .agreement import Agreement, Delivered
-    from .batch_lists import BatchLists
-    from .schedule import Schedule
-    from .source import Epoch, Source
+    from ._core import Clock, LoopState, Pair, Sizes
     from .state import Position
-
-    Pair = tuple[Any, frozenset[Hashable]]
-
-    class Companion(Protocol):
-        """What goes along with a run, and has a say at some of its steps."""
-
-        next_step: int
-        """The next step at which it wants to be asked."""
-
-        def at_step(self, run: Run, step: int) -> None:
-            """Called at that step or a later one, before it is handed over, perhaps twice."""
-
-        def finish(self, run: Run) -> None:
-            """Called once the last step of the run is done."""
-
-
-NEVER = 2**63 - 1
-LONGEST = 2**62
-NO_BATCHES: Iterator[Any] = iter(())
+    from .sync import Agreement
 
 
 class Run:
-    """One run over a source, from its first batch, or a saved position, to its last.
-
-    An iterator asks in two parts. `fetch` (`gather`, for a list) has the next batch in the
-    stepper's queue. `hand_over` decides what is due at its step, and lets the step be done. Until
-    then a step that is interrupted can be made again, with the batches that are in the queue.
+    """One run over a source, from its first batch or a saved position to its last.
 
     Args:
-        schedule: what is due when, and the limits.
+        schedule: the events and limits.
         source: opens epochs.
-        clock: keeps training time.
-        on_exception: the bits of the last step where an error becomes an event; 0 where none does.
-        position: where to begin.
-        agreement: lets all processes do the same; None where there is only this one.
-        companions: what goes along with the run.
+        tick: reads the clock in nanoseconds; None for the real one.
+        position: where the run begins.
+        agreement: lets processes agree, or None.
+        on_exception: the bits of the step that stands for an exception; 0 if there is none.
+        on_leave: called when the run ends, and when an exception leaves it.
 
     Attributes:
-        stop_reason: why the run ended; None before its last step.
-        stop_asked: the reason and the bits that `ask_stop` was called with, or None.
-        triggered: the bits that `trigger` was called with since the latest step.
+        engine: makes the steps.
+        clock: keeps training time.
+        first_step: the first step of this launch; `start_state`: that of the step before.
         error: the exception that ended the run.
-        pending: the same, until it was delivered as an event and raised.
+        pending: the same, until it has had its step and was raised.
         closed: whether the loop was closed.
     """
 
@@ -70,808 +46,384 @@ class Run:
         self,
         schedule: Schedule,
         source: Source,
-        clock: Clock,
-        on_exception: int,
-        position: Position | None,
+        tick: Callable[[], int] | None,
+        position: Position,
         agreement: Agreement | None,
-        companions: tuple[Companion, ...],
+        on_exception: int,
+        on_leave: Callable[[Run], object],
     ) -> None:
-        self._core = core = _backend.core
-        steps = 0 if position is None else position.steps
-        epoch = 0 if position is None else position.epoch
-        first = 0 if position is None else steps - position.epoch_steps
-        epoch_end = position is not None and position.epoch_end
-        lasts = [-1] * len(schedule.times) if position is None else schedule.timers_from(position)
+        core = _backend.core
         self.schedule = schedule
         self.source = source
-        self._launch = steps  # the first step of this launch
-        self.on_exception = on_exception
-        self.clock = clock
-        self.agreement = agreement
-        self._companions = companions
-        self.timers = self._timers_before = Timers(schedule.times, tuple(lasts), steps)
-        self._timers_at = -1  # the step before which `_timers_before` held
-        conditions = schedule.conditions, schedule.stop_conditions
-        self._decision_bits = schedule.decision_bits
-        if agreement is not None:  # what a condition asks for comes later, stop_when too
-            conditions = [*schedule.stop_conditions, *schedule.conditions], []
-            self._decision_bits |= agreement.condition_bits
-        self.stepper = core.Stepper(
-            self._new_triggers(steps, first),
-            core.Conditions(*conditions, schedule.blame),
-            schedule.event_sets(),
-            clock,
-            schedule.timed,
-            self._decision_bits,
-            core.LoopState(epoch, steps - 1, steps - 1 - first, epoch_end, False, -1, clock),
+        self._position = position
+        self._agreement = agreement
+        self._on_exception = on_exception
+        self._on_leave = on_leave
+        self.first_step = position.steps
+        self.clock: Clock = core.Clock(tick, position.elapsed)
+        self.start_state: LoopState = core.LoopState(
+            position.epoch,
+            position.steps - 1,
+            position.epoch_steps - 1,
+            position.epoch_end,
+            False,
+            -1,
+            self.clock,
         )
-        self._epoch: Epoch | None = None  # the open one
-        self._epoch_last = NEVER  # its last step, where that is known
-        self._settled = 0  # the batches of the queue whose conditions were asked, and do not hold
-        # What ends the run after the batches of the queue, and whether the source raised it
-        self._deferred: tuple[Exception, bool] | None = None
-        self.stop_reason: str | None = None
-        self.stop_asked: tuple[str, int] | None = None
-        self.triggered: list[int] = []
-        if position is not None and position.asked:
-            wanted = schedule.bits_of(position.asked)
-            if agreement is None:
-                self.triggered.append(wanted)
-            else:
-                agreement.want(steps, wanted)
-        self._pauses: list[object] = []  # the contexts in which the clock stands still
+        origins = 0, position.steps, position.steps - position.epoch_steps
+        timers = Timers(schedule.times, self._saved_times(position), position.steps, origins)
+        self.engine = core.Engine(schedule, self.clock, timers, self.start_state, agreement)
+        self._is_open = False  # whether there is an iterator for the epoch
+        self._was_left = False  # whether the loop was left in this epoch and entered again
         self.error: Exception | None = None
         self.pending: Exception | None = None
-        self._delivered = False  # whether the pending exception was, as an event
+        self._has_error_step = False  # whether the pending error has had its step
+        self._failed_in_body = False
         self.closed = False
-        self._finished = False
 
-    def _new_triggers(self, step: int, epoch_start: int) -> Triggers:
-        schedule = self.schedule
-        return self._core.Triggers(
-            schedule.steps,
-            schedule.launch_steps,
-            schedule.epoch_steps,
-            self._decision_bits,
-            self._launch,
-            step,
-            epoch_start,
-        )
+    def _saved_times(self, position: Position) -> tuple[int, ...]:
+        """Return when each timer fired last; that of a new event counts from here."""
+        left = {key: list(timers) for key, timers in position.timers.items()}
+        lasts = []
+        for row in self.schedule.times:
+            saved = left.get(self._key_of_place(row.place))
+            kind, last = saved.pop(0) if saved and not row.per_launch else ("", -1)
+            if kind != ("every" if row.period else "at"):
+                last = position.elapsed or -1
+            lasts.append(-1 if row.per_launch else last)
+        return tuple(lasts)
+
+    def _key_of_place(self, place: int) -> str:
+        names = self.schedule.names.names
+        return key_of(names[place]) if place < len(names) else ""
 
     # Entering and leaving
 
     def enter(self, sizes: Sizes | None, keep_alive: object) -> Iterator[Any]:
-        """A new iterator, in place of the current one: over lists where there are `sizes`."""
-        stepper = self.stepper
-        self.check(stepper.token)
-        if self.stop_reason is not None and self.pending is None:
-            raise errors.finished()
-        iterator = (
-            stepper.steps(self, keep_alive)
-            if sizes is None
-            else stepper.lists(self, sizes, keep_alive)
-        )
-        if self._epoch is not None:
-            self._epoch.was_left = True
-        return iterator
+        """Return a new iterator, in place of the current one; over lists if there are `sizes`.
 
-    def leave(self) -> None:
-        """Let go of the source, and let every iterator be one that was replaced."""
-        self.stepper.token.set_back()
-        self.stepper.token = self._core.Token()
-        self._let_go()
-        if self.agreement is not None:
-            self.agreement.discard()
+        Raises:
+            LoopError: the run has ended.
+        """
+        engine = self.engine
+        self.check(engine.turn)
+        if engine.ends.stop_reason is not None and self.pending is None:
+            raise errors.ended()
+        if sizes is None:
+            steps = engine.steps(self, keep_alive)
+        else:
+            steps = engine.lists(self, sizes, keep_alive)
+        self._was_left = self._is_open
+        return steps
 
-    def close(self) -> None:
-        """Let go of the source; no iterator goes on from here."""
-        self.closed = True
-        self.leave()
-
-    def ask_stop(self, reason: str, bits: int) -> None:
-        """Let the next step be the last, with the events of `bits` among its own."""
-        if self.stop_asked is None or (bits and not self.stop_asked[1]):
-            self.stop_asked = reason, bits
-        self.stepper.token.set_back()
-
-    def take_over(self, other: Run) -> None:
-        """Let what another run was asked for before its first step be asked of this one."""
-        self.stop_asked = other.stop_asked
-        self.triggered = other.triggered
-
-    def trigger(self, bit: int) -> None:
-        """Let the event of this bit be due at the next step too."""
-        self.triggered.append(bit)
-        self.stepper.token.set_back()
-
-    def pause_clock(self, context: object) -> None:
-        """Let training time stand still within this context."""
-        if not self._pauses and self.clock.ticking:
-            self.stepper.token.set_back()
-            self.clock.pause()
-        self._pauses.append(context)
-
-    def end_pause(self, context: object) -> None:
-        """Let training time go on, unless another context holds it."""
-        if context in self._pauses:
-            self._pauses.remove(context)
-            if not self._pauses:
-                self.clock.go_on()
-
-    def fail(self, exception: Exception) -> None:
-        """End the run with an error that is delivered as an event, and then raised."""
-        self._end_with(exception)
-        self.pending = exception
-
-    def fail_to_begin(self, exception: Exception) -> None:
-        """End the run with what the source raised before the first step."""
-        self._end_by(exception, True)
-
-    def check(self, token: Token) -> None:
-        """Raise where the iterator of `token` may not go on."""
+    def check(self, turn: int) -> None:
+        """Raise LoopError if the iterator of this number may not continue."""
         if self.closed:
-            self._let_go()
             raise errors.closed()
-        if token is not self.stepper.token:
+        if turn != self.engine.turn:
             raise errors.replaced()
         if self.error is not None and self.pending is None:
             raise errors.failed(self.error)
 
-    # The next batch
-
-    def fetch(self, token: Token) -> int:
-        """Prepare the next step.
-
-        Returns 1 where its batch, or the pending exception, is ready for `hand_over`; 0 where the
-        run is over; -1 where an epoch was opened whose first step the core makes on its own.
-        """
-        self.check(token)
-        if self._pauses or self.clock.paused is not None:
-            self._pauses.clear()
-            self.clock.go_on()
-        if self.pending is not None:
-            return self._deliver(self.pending)
-        if self.stop_reason is not None:
-            self._finish()
-            return 0
-        if self.stepper.queue:
-            return 1
-        if self._deferred is not None:
-            return self._end_by(*self._deferred)
+    def leave(self) -> None:
+        """Close the source's iterator; every iterator of the loop counts as replaced."""
+        self.engine.turn += 1
         try:
-            while True:
-                # no local name for the epoch: that would keep its workers
-                opens = self._epoch is None or self._epoch.over
-                if opens:
-                    self._open_epoch(token)
-                if not self.clock.ticking:
-                    self._start_clock()
-                    self.check(token)
-                if opens and self._core_goes_on(token):
-                    return -1
-                if self._fetch(token) or self.stepper.queue:
-                    if token is not self.stepper.token:
-                        self.check(token)
-                    return 1
-                self.stop_reason = self._end_unforeseen()
-                if self.stop_reason is not None:
-                    self._finish()
-                    return 0
-        except BaseException as exception:
-            if not self._goes_on_after_source(token, exception):
-                raise
-        return self.fetch(token)  # not in `except`: the exception is no context of what this raises
-
-    def _start_clock(self) -> None:
-        schedule = self.schedule
-        if schedule.timestamps:
-            lasts = self.timer_lasts(True) + (-1,) * len(schedule.timestamps)
-            rows = schedule.times_of_launch(wall_time())
-            self.timers = self._timers_before = Timers(rows, lasts, self._launch)
-        try:
-            self.clock.start()
-        except Exception as exception:  # not of the source, and never an event
-            self._end_with(exception)
-            raise
-
-    def _core_goes_on(self, token: Token) -> bool:
-        """Set how far the core goes on its own. Whether that is at least the next step."""
-        stepper = self.stepper
-        token.quiet_until = -1
-        token.until, stepper.next_reading = self._next_decision(stepper.step, self.timers)
-        if self.stop_asked is not None or self.triggered:
-            token.set_back()
-        return stepper.step < token.until
-
-    def _is_asked(self) -> bool:
-        """Whether the next step has to do what `stop` or `trigger` asked for."""
-        return self.agreement is None and (self.stop_asked is not None or bool(self.triggered))
-
-    def _fetch(self, token: Token) -> bool:
-        """Have one more batch of the epoch in the queue. False where it has no more."""
-        stepper = self.stepper
-        if self._epoch is not None and self._epoch.must_reopen:
-            self._open_epoch(token)
-        epoch = self._epoch
-        assert epoch is not None
-        if self._epoch_last <= stepper.step:  # resumed beyond the length that it has now
-            return False
-        try:
-            for batch in stepper.batches:
-                stepper.queue = [*stepper.queue, batch]
-                if epoch.lists is None:
-                    epoch.was_interrupted = False
-                else:
-                    self._judge_lists(epoch, epoch.lists)
-                return True
-        except BaseException as exception:
-            self._note_interrupt(exception)
-            raise
-        last = stepper.step + 1 + len(stepper.queue)
-        if epoch.lists is not None:
-            self._judge_lists(epoch, epoch.lists)
-        holds_last = epoch.end_finder is not None and epoch.end_finder.held is not MISSING
-        has_held = self._queue_held(epoch)
-        if epoch.was_interrupted and not (has_held and epoch.tells_its_last):
-            if not has_held:
-                epoch.was_interrupted = False
-                raise errors.interrupted()
-        elif holds_last:
-            self._epoch_last = last
-        elif not has_held:
-            stepper.batches = NO_BATCHES
-            epoch.was_left = False  # what follows is no error of the source
-        return has_held
-
-    def _judge_lists(self, epoch: Epoch, lists: BatchLists) -> None:
-        """Learn from the lists of an epoch whether it goes on, or ends before its last step."""
-        if epoch.went_on(lists):
-            epoch.was_interrupted = False
-        if lists.fell_short:  # that will be an error
-            self._epoch_last = NEVER
-
-    def _end_unforeseen(self) -> str | None:
-        """Let the epoch be over, whose end nobody foresaw. The reason, if the run is over too."""
-        epoch = self._epoch
-        assert epoch is not None
-        stepper = self.stepper
-        step = stepper.step
-        taken = step + 1 - stepper.epoch_start if epoch.lists is None else epoch.lists.given
-        if not self.source.has_next_epoch(epoch, taken, step):
-            return "exhausted"
-        if stepper.epoch + 1 >= self.schedule.max_epochs:
-            self.source.warn_no_batches_left(epoch, taken)
-            return "max_epochs"
-        epoch.over = True
-        epoch.ends_itself = False  # that has been seen
-        return None
-
-    def _open_epoch(self, token: Token) -> None:
-        """Open the next epoch, or the same one anew."""
-        stepper = self.stepper
-        epoch = self._epoch
-        was_left = False
-        if epoch is not None and epoch.over:
-            was_left = epoch.was_left
-            self._leave_epoch(epoch)
-            if token is not stepper.token:
-                self.check(token)
-            epoch = None
-        size = self.source.batches_per_step or 1
-        taken = (stepper.step + 1 - stepper.epoch_start) * size
-        if epoch is not None:
-            taken += self.fetched_ahead()
-            self.source.prepare_to_reopen(stepper.epoch, taken)
-            epoch.was_left = False
-        stepper.batches = NO_BATCHES
-        opened = self.source.open_epoch(stepper.epoch, taken, was_left)
-        if epoch is not None:
-            held = opened.go_on_from(epoch)
-            if held is not MISSING:
-                stepper.queue = [*stepper.queue, held]
-        stepper.triggers.next_epoch(stepper.step + 1, stepper.epoch_start)
-        stepper.batches = opened.batches
-        length = opened.length
-        self._epoch_last = NEVER
-        if length is not None:
-            self._epoch_last = stepper.epoch_start - (-length // size) - 1
-        self._epoch = opened
-        if token is not stepper.token:
-            self.check(token)
-
-    def _queue_held(self, epoch: Epoch) -> bool:
-        """Put the batch that was fetched ahead, if there is one, into the queue."""
-        held = epoch.take_held()
-        if held is MISSING:
-            return False
-        self.stepper.queue = [*self.stepper.queue, held]
-        return True
-
-    def _leave_epoch(self, epoch: Epoch) -> None:
-        """Go on to the next epoch. The old iterator is asked once more, as a `for` does."""
-        stepper = self.stepper
-        stepper.latest_state()  # it is kept, still with the old epoch
-        stepper.epoch += 1
-        stepper.epoch_start = stepper.step + 1
-        self._epoch = None
-        if epoch.ends_itself:
-            self.source.ask_once_more(epoch)
-
-    def _finish(self) -> None:
-        """End the run after its last step."""
-        if self._finished:
-            return
-        self._finished = True
-        epoch = self._epoch
-        try:
-            if epoch is not None and epoch.over:
-                self._leave_epoch(epoch)
-            if self.agreement is not None:
-                self.agreement.discard()
-            for companion in self._companions:
-                companion.finish(self)
-        except Exception as exception:
-            self._end_with(exception)
-            raise
+            self.source.close()
         finally:
             self._let_go()
-            self.source.forget()
+            if self._agreement is not None:
+                self._agreement.discard()
 
-    def fail_step(self, token: Token, exception: BaseException) -> None:
-        """Undo the step that was being made, for an exception that the source did not raise.
+    def close(self) -> None:
+        """Do the same; no iterator continues from here."""
+        self.closed = True
+        self.leave()
 
-        An Exception ends the run.
+    # Requests
+
+    def request(self, bits: int, reason: str | None) -> None:
+        """Let the next step have these events, and be the last if there is a reason."""
+        self.engine.requests.append((bits, reason))
+        self.engine.quiet_until = -1
+
+    def on_signal(self, name: str) -> None:
+        """Let the next step be the last because of a signal."""
+        if self.stop_reason is None:
+            self.request(self.schedule.bits_with(LoopEvents.INTERRUPT), name)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run was requested to stop."""
+        asked = self._agreement is not None and self._agreement.stop_code > 0
+        return asked or any(reason is not None for _, reason in self.engine.requests)
+
+    def pause_clock(self) -> None:
+        """Stop counting training time; pauses nest."""
+        self.clock.pause()
+
+    def resume_clock(self) -> None:
+        """Count training time again."""
+        self.clock.resume()
+        self.engine.alarm.set(self.engine.alarm.timers)
+        self.engine.quiet_until = -1
+
+    # Epochs
+
+    def next_epoch(self, turn: int) -> Pair | None:
+        """Open the next epoch, or the same one after an interrupt.
+
+        Returns the step that stands for an exception, or None.
+
+        Raises:
+            StopIteration: the run is over.
         """
-        if self._undo_step(token) and isinstance(exception, Exception):
-            self._end_with(exception)
-
-    def goes_on_after_fetch(self, token: Token, exception: BaseException) -> bool:
-        """Whether the run goes on after an exception that came out of a core's fetch."""
-        if token is self.stepper.token:
-            self._note_interrupt(exception)
-        return self._goes_on_after_source(token, exception)
-
-    def _goes_on_after_source(self, token: Token, exception: BaseException) -> bool:
-        """Whether the run goes on after what the source raised: not believed, or raised later."""
-        if not self._undo_step(token) or not isinstance(exception, Exception):
-            return False
-        if self.error is not None:  # the clock's, which has ended the run
-            return False
-        epoch = self._epoch
-        error = exception
-        if epoch is not None and not epoch.over:
-            if epoch.was_left and not self.source.single_pass:
-                epoch.must_reopen = True
-                return True
-            if epoch.lists is not None:
-                self._judge_lists(epoch, epoch.lists)
-            if epoch.was_interrupted:
-                error = errors.interrupted()
-                error.__cause__ = exception
-            self._queue_held(epoch)
-            self._epoch_last = NEVER  # what comes before an error is no epoch's end
-        self._deferred = error, True
-        return True
-
-    def _undo_step(self, token: Token) -> bool:
-        """Let the step that was being made be made again.
-
-        False where that is none of this run's: an older iterator is collected, or the loop closed.
-        """
-        stepper = self.stepper
-        if token is not stepper.token:
-            return False
-        token.set_back()
-        stepper.reading = None
-        stepper.triggers.schedule(stepper.step + 1, stepper.epoch_start)
-        epoch = self._epoch
-        if epoch is not None:
-            stepper.batches = epoch.go_on()
-        return True
-
-    def _note_interrupt(self, exception: BaseException) -> None:
-        """Take note of an interrupt of a fetch. It may have cost a batch, or the iterator."""
-        epoch = self._epoch
-        if isinstance(exception, Exception) or epoch is None:  # the source has closed the loop
-            return
-        if not errors.is_from_outside(exception):
-            return
-        if self.source.single_pass:
-            epoch.note_interrupt()
-        else:
-            epoch.must_reopen = True
-
-    def _end_with(self, exception: Exception) -> None:
-        self.error = exception
-        self.stop_reason = "exception"
-        self._let_go()
-        self.source.forget()
-
-    def _let_go(self) -> None:
-        stepper = self.stepper
-        stepper.token.set_back()
-        stepper.batches = NO_BATCHES
-        stepper.queue = []
-        stepper.answers = None
-        self._epoch = None
-        self._settled = 0
-
-    def _end_by(self, error: Exception, by_source: bool) -> int:
-        """End the run with an error, once all batches from before it were handed over."""
-        if not (by_source and self.on_exception):
-            self._end_with(error)
-            raise error
-        self.fail(error)
-        return 1
-
-    def _deliver(self, exception: Exception) -> int:
-        """Let an exception be delivered as an event; or, where it was, raise it."""
-        if not self._delivered:
-            return 1
-        self.pending = None
-        raise errors.not_stop(exception)
-
-    # Lists
-
-    def gather(self, token: Token, sizes: Sizes) -> int:
-        """Have the batches of the next list in hand. Returns how many, or what `fetch` does."""
-        in_hand = self.fetch(token)
-        if in_hand <= 0 or self.pending is not None:
-            return in_hand
-        stepper = self.stepper
-        foreseen = min(stepper.triggers.next_due(), self.schedule.max_steps - 1, self._epoch_last)
-        if self.agreement is not None:
-            foreseen = min(foreseen, self.agreement.at_or_after(stepper.step + 1))
-        size = self._core.fitting(sizes, foreseen - stepper.step)
-        while not self._is_asked():
-            if not self._settle(token, size - 1):
-                size = self._settled + 1
-                break
-            if self._deferred is not None or len(stepper.queue) >= size:
-                break
-            try:
-                self.check(token)
-                if not self._fetch_several(token, size):
-                    break
-                self.check(token)
-            except BaseException as exception:
-                if not self._goes_on_after_source(token, exception):
-                    raise
-        if self._is_asked():
-            return 1
-        return self._core.fitting(sizes, min(size, len(stepper.queue)))
-
-    def _settle(self, token: Token, count: int) -> bool:
-        """Ask the conditions of the first `count` steps in the queue, as long as none holds.
-
-        False where the list has to end with the first whose step is not settled.
-        """
-        stepper = self.stepper
-        conditions = stepper.conditions
-        while self._settled < min(count, len(stepper.queue)):
-            step = stepper.step + 1 + self._settled
-            if step == self._epoch_last or stepper.answers is not None:
-                return False
-            if conditions.start <= step < conditions.stop:
-                try:
-                    found, _ = conditions.ask(stepper.state_at(step, False, False, -1), False)
-                except BaseException as exception:
-                    if self._defers(token, exception):
-                        return True
-                    self.fail_step(token, exception)
-                    raise
-                if found and self.agreement is None:
-                    stepper.answers = found, None
-                    return False
-                if self.agreement is not None:
-                    self.agreement.want(step, found)
-            self._settled += 1
-        return True
-
-    def _fetch_several(self, token: Token, size: int) -> bool:
-        """Have more batches in the queue, up to `size`, or up to the next that has a condition."""
-        if not self._fetch(token):
-            return False
-        stepper = self.stepper
-        latest = stepper.step + len(stepper.queue)
-        more = min(size - len(stepper.queue), self._epoch_last - latest)
-        if latest < stepper.conditions.stop:
-            more = min(more, stepper.conditions.start - latest)
-        if more > 0:
-            try:
-                stepper.queue.extend(islice(stepper.batches, more))
-            except BaseException as exception:
-                self._note_interrupt(exception)
-                raise
-            if stepper.step + len(stepper.queue) < latest + more:
-                stepper.batches = NO_BATCHES
-            if self._epoch is not None and self._epoch.lists is not None:
-                self._judge_lists(self._epoch, self._epoch.lists)
-        return True
-
-    def _defers(self, token: Token, exception: BaseException) -> bool:
-        """Whether what a condition raised comes later, after the batches that are settled."""
-        stepper = self.stepper
-        if token is not stepper.token or not isinstance(exception, Exception):
-            return False
-        if not self._settled:
-            return False
-        self._deferred = exception, False
-        stepper.queue = stepper.queue[: self._settled]
-        return True
-
-    # The decision
-
-    def hand_over(self, token: Token, sizes: Sizes | None, count: int) -> Pair:
-        """Decide what is due at the next step, or the last of `count`, and hand over its batch.
-
-        A list of batches where there are `sizes`.
-        """
+        self.check(turn)
         if self.pending is not None:
-            self._delivered = True
-            bits = self.on_exception | (self.stop_asked[1] if self.stop_asked else 0)
-            for bit in self.triggered:
-                bits |= bit
-            return None, self.stepper.sets.of(bits)
+            return self._error_step(self.pending)
         try:
-            return self._decide(token, sizes, count)
+            if self._is_open or self.engine.ended_epoch:
+                self._end_epoch()
+            if self.engine.ends.stop_reason is None:
+                self._open_epoch(turn)
+                return None
         except BaseException as exception:
-            self.fail_step(token, exception)
+            if not self.continues_after(exception, turn):
+                raise
+            return None
+        if self._agreement is not None:
+            self._agreement.discard()
+        self._let_go()
+        raise StopIteration
+
+    def _open_epoch(self, turn: int) -> None:
+        engine, source, agreement = self.engine, self.source, self._agreement
+        place = engine.step + 1 - engine.epoch_start
+        agree = None if agreement is None else agreement.epoch_length
+        batches = source.open(engine.epoch, place, engine, agree)
+        length = source.length
+        if not self.clock.ticking:
+            self._start_clock()
+        if turn != engine.turn:  # the loop was closed or restarted
+            self.check(turn)
+        if length is not None and length <= place:
+            batches = iter(())
+        # If an interrupt strikes now, a single-pass source is opened again, which is its iterator
+        self._is_open, self._was_left = not source.single_pass, False
+        engine.begin_epoch(batches, length)
+        self._is_open = True
+
+    def _start_clock(self) -> None:
+        schedule, alarm, agreement = self.schedule, self.engine.alarm, self._agreement
+        if schedule.timestamps:
+            now = time_ns() if agreement is None else agreement.wall_time
+            alarm.timers = alarm.timers.with_timestamps(schedule.times_of_launch(now))
+        try:
+            self.clock.start()
+        except Exception as exception:  # it is not the dataloader's, so it never becomes an event
+            self._end_with(exception)
             raise
 
-    def _decide(self, token: Token, sizes: Sizes | None, count: int) -> Pair:
-        stepper = self.stepper
-        schedule = self.schedule
-        step = stepper.step + count
-        epoch_end = step == self._epoch_last
-        now = launch_now = -1
-        if stepper.timed:
-            if stepper.reading is None:
-                stepper.reading = self.clock.tick()
-            now = self.clock.elapsed(stepper.reading)
-            launch_now = stepper.reading - self.clock.launched
+    def _end_epoch(self) -> None:
+        """End the epoch, whether its last batch was known as such or not."""
+        engine = self.engine
+        if engine.ended_epoch:
+            self.source.ask_once_more(engine.epoch, self._was_left)
+        elif engine.ends.stop_reason is not None:
+            return
+        else:
+            self._judge_end()
+        self._is_open = False
+        engine.end_epoch()
 
-        # What is due, but for conditions, and why the run ends here
-        triggers = stepper.triggers
-        bits = triggers.bits_at(step)
-        if epoch_end:
-            bits |= schedule.on_epoch_end(stepper.epoch, step)
-        timers = self.timers
-        agreement = self.agreement
-        delivered: Delivered | None = None
-        is_agreement = False
-        may_be_due = False
-        triggered = 0
-        if agreement is None:
-            may_be_due = (
-                now >= timers.next_time
-                or launch_now >= timers.next_launch_time
-                or step >= timers.next_start
+    def _judge_end(self) -> None:
+        """Judge an epoch whose end was not known beforehand."""
+        engine, source = self.engine, self.source
+        if engine.agenda.interrupted_at == engine.step:
+            raise errors.interrupted()
+        taken = engine.step + 1 - engine.epoch_start
+        source.judge_end(engine.epoch, taken)
+        if source.single_pass:
+            self.warn_exhausted(engine.step)
+            engine.ends.stop_reason = "exhausted"
+        elif engine.epoch + 1 >= self.schedule.max_epochs:
+            warn(f"the run has ended: epoch {engine.epoch}, its last, has only {taken} batches now")
+            engine.ends.stop_reason = "max_epochs"
+
+    def warn_exhausted(self, step: int) -> None:
+        """Warn that the source ended with `step`, before the run's limit."""
+        warn(f"the dataloader is exhausted after global_step {step}, before the run's limit")
+
+    # Errors
+
+    def continues_after(self, error: BaseException, turn: int) -> bool:
+        """Decide what an error of the source means.
+
+        Returns True if the error is retried or raised later; False if it is to be raised now.
+        """
+        engine = self.engine
+        if turn != engine.turn or self.error is not None:
+            return False
+        if not isinstance(error, Exception):
+            self._reopen_later()
+            self._on_leave(self)
+            return False
+        if self._was_left and not self.source.single_pass:
+            self._was_left = False  # an interrupt may have ended the workers: try once more
+            self._reopen_later()
+            return True
+        failure = errors.not_stop(error)
+        place = engine.step + len(engine.in_hand)
+        if engine.agenda.interrupted_at == place and not isinstance(failure, errors.LoopError):
+            failure = errors.interrupted()
+            failure.__cause__ = error
+        if self._on_exception:
+            self.fail(failure)
+            return True
+        signals = [reason for _, reason in engine.requests if reason not in (None, "stop")]
+        if signals and self.source.has_workers():
+            errors.annotate(
+                failure,
+                f"{signals[0]} may have ended the dataloader's workers before the last step: pass "
+                'on_exception="event" to have one more step after it',
             )
-            if may_be_due:
-                bits |= timers.due_at(step, (now, launch_now))
-            triggered = len(self.triggered)
-            if triggered:
-                for bit in self.triggered[:triggered]:
-                    bits |= bit
-            asked_stop = self.stop_asked
-            reason = self._limit_reached(step, epoch_end, now)
+        self._end_with(failure)
+        if failure is not error:
+            raise failure
+        return False
+
+    def _reopen_later(self) -> None:
+        """Let the epoch be opened again at this place; a single-pass source keeps its iterator."""
+        engine = self.engine
+        if engine.ended_epoch:
+            return
+        if self.source.single_pass and self._is_open:
+            engine.agenda.interrupted_at = engine.step + len(engine.in_hand)
+            return
+        engine.drop_batches()
+        self._is_open = False
+        self.source.prepare_to_reopen(engine.epoch, engine.step + 1 - engine.epoch_start)
+        self.source.renew_workers()
+
+    def fail_step(self, exception: BaseException, turn: int) -> None:
+        """Note an exception in a decision: an Exception ends the run, an interrupt does not."""
+        if turn != self.engine.turn:
+            return
+        if isinstance(exception, Exception):
+            self._end_with(exception)
         else:
-            reason = self._limit_reached(step, epoch_end, -1)
-            is_agreement = step == agreement.at_or_after(step)
-            if is_agreement or reason is not None:
-                delivered = agreement.collect(step, timers, stepper.sets)
-            if delivered is not None:
-                bits |= delivered.bits
-                if delivered.out_of_time:
-                    reason = "max_seconds"
-            asked_stop = None if delivered is None else delivered.stop
-        if asked_stop is not None:
-            reason = asked_stop[0]
+            self._on_leave(self)
 
-        # Conditions, which are told of it
-        conditions = stepper.conditions
-        state: LoopState | None = None
-        found = 0
-        if self._settled == count - 1 and stepper.answers is not None:
-            found, state = stepper.answers
-        elif self._settled < count and conditions.start <= step < conditions.stop:
-            state = stepper.state_at(step, epoch_end, reason is not None, now)
-            try:
-                found, state = conditions.ask(state, bool(bits & schedule.stop_bit))
-            except Exception as exception:
-                if not self._defers(token, exception):
-                    raise
-                assert sizes is not None
-                return self._decide(token, sizes, self._core.fitting(sizes, self._settled))
-        if agreement is None:
-            bits |= found
-        else:
-            agreement.want(step, found)
-        stops = bool(bits & schedule.stop_bit)
-        if stops:
-            reason = "stop_when" if asked_stop is None else reason
-        if reason is not None:
-            bits |= schedule.on_training_end
-            if asked_stop is not None:
-                bits |= asked_stop[1]
-            if reason == "exhausted":
-                self.source.warn_ran_dry(step)
-        if agreement is not None and stepper.timed:
-            timers = timers.after_agreement(step, (now, launch_now), bits, delivered)
-        elif may_be_due or bits & schedule.timer_bits:
-            timers = timers.after(step, (now, launch_now), bits)
-        if stops:
-            bits ^= schedule.stop_bit
-        events = stepper.sets.of(bits)
-        if agreement is not None and is_agreement and reason is None:
-            if delivered is not None:
-                for bit in [*self.triggered]:
-                    if bit & delivered.triggered:
-                        self.triggered.remove(bit)
-            out_of_time = now >= schedule.max_time
-            rows = timers.to_ask_for(step, (now, launch_now))
-            agreement.ask(step, self.stop_asked, out_of_time, self.triggered, rows)
-        if self._companions:
-            for companion in self._companions:
-                if step >= companion.next_step:
-                    companion.at_step(self, step)
-        if token is not stepper.token:
-            self.check(token)
+    def fail(self, exception: Exception, in_body: bool = False) -> None:
+        """End the run with an exception that has a step of its own, and is raised after it."""
+        self._end_with(exception, leaves=False)
+        self.pending = exception
+        self._failed_in_body = in_body
 
-        # What comes next
-        if bits:
-            triggers.advance(step)
-            stepper.sets.mark(events, step)
-        queue = stepper.queue
-        rest = queue[count:]
-        until, next_reading = -1, NEVER
-        epoch = self._epoch
-        assert epoch is not None
-        is_broken = epoch.must_reopen or epoch.was_interrupted
-        if not (epoch_end or reason or rest or is_broken or self._deferred):
-            until, next_reading = self._next_decision(step, timers)
-        settled, answers = 0, None
-        if self._settled >= count:
-            settled, answers = self._settled - count, stepper.answers
+    def _error_step(self, exception: Exception) -> Pair:
+        """Return the step of an exception; the second time, raise the exception."""
+        if self._has_error_step:
+            self.pending = None
+            self._on_leave(self)
+            raise errors.not_stop(exception)
+        self._has_error_step = True
+        bits = self._on_exception
+        for more, _ in self.engine.requests:
+            bits |= more
+        return None, self.engine.sets.of(bits)
 
-        # From here on nothing is called: the step is done as a whole
-        pair = (queue[0] if sizes is None else queue[:count]), events
-        if timers is not self.timers:
-            self._timers_before, self.timers, self._timers_at = self.timers, timers, step
-        if stepper.reading is not None:
-            self.clock.last = stepper.reading
-            stepper.reading = None
-        stepper.step = step
-        stepper.size = count
-        if epoch_end:
-            stepper.epoch_end = step
-            epoch.over = True
-        if reason is not None:
-            stepper.training_end = step
-            self.stop_reason = reason
-        if state is not None:
-            stepper.state = state
-        stepper.queue = rest
-        stepper.answers = answers
-        self._settled = settled
-        stepper.next_reading = next_reading
-        token.quiet_until = -1
-        token.until = until
-        if triggered:
-            del self.triggered[:triggered]
-        # More may have been asked meanwhile
-        if agreement is None and (self.triggered or self.stop_asked is not asked_stop):
-            token.until = -1
-        return pair
+    def _end_with(self, exception: Exception, leaves: bool = True) -> None:
+        self.error = exception
+        self.engine.ends.stop_reason = "exception"
+        self._let_go(leaves)
 
-    def _next_decision(self, step: int, timers: Timers) -> tuple[int, int]:
-        """After `step`, up to which step and reading the core goes on without a decision."""
-        until = min(self._epoch_last, self.schedule.max_steps - 1, timers.next_start) - 1
-        if self._companions:
-            until = min(until, *[companion.next_step - 1 for companion in self._companions])
-        if self.agreement is not None:
-            return min(until, self.agreement.at_or_after(step + 1) - 1), NEVER
-        if not self.stepper.timed:
-            return until, NEVER
-        clock = self.clock
-        reading = clock.reading_at(min(timers.next_time, self.schedule.max_time))
-        return until, min(reading, clock.launched + min(timers.next_launch_time, LONGEST))
+    def _let_go(self, leaves: bool = True) -> None:
+        self._is_open = False
+        self.engine.drop_batches()
+        self.source.forget()
+        if leaves:
+            self._on_leave(self)
 
-    def _limit_reached(self, step: int, epoch_end: bool, now: int) -> str | None:
-        """The reason why the run ends at this step, if a limit is reached."""
-        schedule = self.schedule
-        if step == schedule.max_steps - 1:
-            return "max_steps"
-        by_time = "max_seconds" if now >= schedule.max_time else None
-        if not epoch_end:
-            return by_time
-        if self.stepper.epoch + 1 >= schedule.max_epochs:
-            return "max_epochs"
-        assert self._epoch is not None
-        if self.source.single_pass and isinstance(self._epoch.end_finder, self._core.Lookahead):
-            return by_time or "exhausted"
-        return by_time
+    # What is known of the run
 
-    # What is asked of a run
+    @property
+    def state(self) -> LoopState:
+        """The LoopState of the latest step."""
+        return self.engine.latest_state()
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run has ended, from its last step on."""
+        return self.engine.ends.stop_reason
 
     def steps_to_come(self) -> int | None:
-        """The number of steps still to come; None where it is not known."""
-        stepper = self.stepper
-        schedule = self.schedule
+        """Return the number of steps to come; None if it is not known."""
+        schedule, state = self.schedule, self.state
         if self.closed or self.stop_reason is not None:
             return 0
-        epoch_len = self.source.epoch_len()
-        if epoch_len is not None:
-            epoch_len = self.source.steps_in(epoch_len)
-        in_epoch = stepper.step - stepper.epoch_start + 1
         if schedule.max_steps < NEVER:
-            return schedule.max_steps - stepper.step - 1
-        if schedule.max_epochs < NEVER and epoch_len is not None and in_epoch <= epoch_len:
-            return (schedule.max_epochs - stepper.epoch) * epoch_len - in_epoch
-        return None
+            return schedule.max_steps - state.steps_done
+        length = self.source.epoch_len()
+        if schedule.max_epochs == NEVER or length is None:
+            return None
+        done = state.epoch * length + (length if state.epoch_end else state.epoch_step + 1)
+        return schedule.max_epochs * length - done if state.epoch_step < length else None
 
-    def latest_elapsed(self) -> float:
-        """The training time, in seconds, of the latest step that has read the clock."""
-        clock = self.clock
-        return (clock.elapsed(clock.last) if clock.ticking else clock.saved) / 1e9
-
-    # What a saved state holds
-
-    def fetched_ahead(self) -> int:
-        """How many batches were fetched and not handed over."""
-        queue = self.stepper.queue
-        queued = len(queue) if self.source.batches_per_step is None else sum(map(len, queue))
-        return queued + (0 if self._epoch is None else self._epoch.fetched_ahead())
-
-    def is_out_of_time(self) -> bool:
-        """Whether the latest step came when the time was up, or later."""
-        if self.agreement is not None:
-            return self.stop_reason == "max_seconds"
-        clock = self.clock
-        return clock.elapsed(clock.last) >= self.schedule.max_time
-
-    def time_to_save(self) -> int:
-        """The training time now. It is no less than what all processes have agreed upon."""
-        now = self.clock.now()
-        if self.agreement is None:
-            return now
-        agreed = self.schedule.max_time if self.stop_reason == "max_seconds" else 0
-        return max(now, agreed, *self.timer_lasts(True))
-
-    def timer_lasts(self, step_done: bool) -> tuple[int, ...]:
-        """When each timer was last due, or -1; before the latest step, unless that is done.
-
-        What belongs to the launch counts as never due.
-        """
-        undone = not step_done and self._timers_at == self.stepper.step
-        lasts = (self._timers_before if undone else self.timers).lasts
-        # zip leaves out those of at_timestamp
-        return tuple(
-            [-1 if row.per_launch else last for row, last in zip(self.schedule.times, lasts)]
-        )
-
-    def steps_to_next_event(self, epoch_len: int | None) -> int | None:
-        """The steps up to the next for which anything is scheduled; None if there is none.
-
-        Epochs that were not opened yet are taken to have `epoch_len` batches.
-        """
+    def steps_to_next_event(self) -> int | None:
+        """Return the number of steps to the next that is scheduled; None if there is none."""
+        engine = self.engine
         if self.closed or self.stop_reason is not None:
             return None
-        stepper = self.stepper
-        schedule = self.schedule
-        triggers = stepper.triggers
-        epoch = self._epoch
-        over = epoch is not None and epoch.over
-        first = stepper.step + 1 if over else stepper.epoch_start
-        if epoch is not None:
-            epoch_len = epoch.length
-        if epoch_len is not None:
-            epoch_len = self.source.steps_in(epoch_len)
-        if epoch is None or over:
-            triggers = self._new_triggers(stepper.step + 1, first)
-        epoch_last = NEVER if epoch_len is None else first + epoch_len - 1
-        if epoch_last <= stepper.step:
-            epoch_last = NEVER
-        due = min(triggers.next_due(), schedule.max_steps - 1, epoch_last)
-        return None if due >= NEVER - 1 else due - stepper.step
+        if not self._is_open or engine.ended_epoch:  # opening the epoch plans again
+            first = engine.step + 1 if engine.ended_epoch else engine.epoch_start
+            engine.agenda.begin_epoch(engine.step + 1, first, self.source.epoch_len())
+        due = engine.next_due()
+        return None if due >= NEVER - 1 else due - engine.step
+
+    def steps_since(self, name: Hashable) -> int:
+        """Return the number of steps since a name fired before the latest step."""
+        engine = self.engine
+        is_own = name in tuple(LoopEvents)
+        begin = -1 if is_own else self.first_step - 1
+        saved = self._position.windows.get(key_of(name), begin)
+        return engine.step - max(saved, engine.sets.last_step(name, engine.step))
+
+    def position(self, step_done: bool) -> Position:
+        """Return where the run is: after the latest step, or before it or its list."""
+        engine, position = self.engine, self._position
+        is_done = step_done and not self._failed_in_body
+        undone = 0 if is_done or engine.step < self.first_step else engine.size
+        latest = engine.latest_state()
+        epoch_steps = latest.epoch_step + 1 - undone
+        epoch_end = latest.epoch_end and not undone
+        steps = engine.step + 1 - undone
+        timers: dict[str, list[tuple[str, int]]] = {}
+        for row, last in engine.alarm.timers.saved_after(steps):
+            kind = "every" if row.period else "at"
+            timers.setdefault(self._key_of_place(row.place), []).append((kind, last))
+        windows = dict(position.windows)
+        for name in self.schedule.names.names:
+            last_step = engine.sets.last_step(name, steps)
+            if last_step >= 0:
+                windows[key_of(name)] = last_step
+            elif name in self.schedule.events:
+                windows.setdefault(key_of(name), self.first_step - 1)
+        ahead = undone + len(engine.in_hand) + self.source.batches_ahead()
+        finished = None if undone else engine.ends.finished or position.finished
+        agreed = 0 if self._agreement is None else self._agreement.now
+        latest_time = position.latest_time
+        if engine.step >= self.first_step:
+            read_at = self.clock.elapsed(self.clock.last) if self.schedule.timed else 0
+            latest_time = 0 if undone else max(read_at, agreed)
+        return position._replace(
+            epoch=latest.epoch,
+            epoch_steps=epoch_steps,
+            steps=steps,
+            epoch_end=epoch_end,
+            elapsed=max(self.clock.now(), agreed),
+            latest_time=latest_time,
+            finished=finished,
+            timers=timers,
+            windows=windows,
+            loader=self.source.state(epoch_steps, ahead, latest.epoch, epoch_end),
+        )

@@ -1,182 +1,179 @@
-"""Signals that ask a run to stop; their handlers are installed while the run has an iterator."""
+"""Signals that request a run to stop; their handlers are set while the run is iterated."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 from . import checks
 from .errors import warn
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from types import FrameType
-    from typing import Any, SupportsIndex
+Handler = Any
+"""What `signal.getsignal` returns: a callable, a constant, or None for one not set by Python."""
 
 
 class StopSignals:
-    """The signals that ask one run to stop.
+    """The signals that request one run to stop.
 
-    The first signal asks every run that listens for it, and restores the handler that dloop
-    replaced: a second one does what it would do without dloop.
+    The first signal requests every run that handles it to stop, and restores the handlers from
+    before dloop; so a second one acts as it would without dloop.
+
+    Args:
+        numbers: the signals.
+
+    Attributes:
+        request: called with a signal's name; None while no handler is set.
     """
 
-    def __init__(
-        self, numbers: tuple[signal.Signals, ...], request_stop: Callable[[str], object]
-    ) -> None:
+    def __init__(self, numbers: tuple[signal.Signals, ...]) -> None:
         self.numbers = numbers
-        self.request_stop = request_stop
-        self._registrations: set[int] = set()
+        self.request: Callable[[str], None] | None = None
+        self._registered = 0  # the id of the registration that keeps the handlers set
 
-    def install(self) -> Registration | None:
-        """Handle the signals until the object returned is freed; only in the main thread."""
-        if not self.numbers:
-            return None
+    def install(self, request: Callable[[str], None]) -> Registration | None:
+        """Set the handlers until the object that is returned is freed, or `restore` is called."""
         if not _in_main_thread():
             names = ", ".join(each.name for each in self.numbers)
-            warn(f"signals={names}: only the main thread can be asked by signals; nothing is set")
+            warn(f"signals={names}: only the main thread can handle signals; none is handled here")
             return None
+        self.restore()
         registration = Registration(self)
-        if not self._registrations:
-            for number in self.numbers:
-                _add_listener(number, self)
-        self._registrations.add(id(registration))
+        self.request = request
+        for number in self.numbers:
+            _handlers[number] = [*_handlers.get(number, []), (self, signal.getsignal(number))]
+            signal.signal(number, _handle)
+        self._registered = id(registration)
         return registration
 
-    def release(self, registration: Registration) -> None:
-        """Remove `registration`; with the last one, the handlers are uninstalled."""
-        self._registrations.discard(id(registration))
-        if not self._registrations:
-            self.uninstall()
-
-    def uninstall(self) -> None:
-        """Stop handling the signals, whatever is registered, and restore the replaced handlers."""
-        self._registrations.clear()
+    def restore(self, registration: Registration | None = None) -> None:
+        """Restore the handlers from before; those of this registration alone, if it is given."""
+        if registration is not None and id(registration) != self._registered:
+            return
+        self._registered = 0
         for number in self.numbers:
-            _remove_listener(number, self)
+            _remove(number, self)
+        self.request = None
 
 
 class Registration:
-    """Keeps the handlers of `signals` installed until it is freed; each iterator has one."""
+    """Keeps the handlers of `signals` set until it is freed."""
+
+    _signals: StopSignals | None = None  # until __init__ has run: an interrupt may prevent it
 
     def __init__(self, signals: StopSignals) -> None:
         self._signals = signals
 
     def __del__(self) -> None:
-        self._signals.release(self)
+        if self._signals is not None:
+            self._signals.restore(self)
 
 
-# For each signal number: who listens for it, in the order of installation, each with the handler
-# that it replaced (`_handle` if that was dloop's own). None stands for a listener that was removed
-# in another thread than the main one, where no handler can be restored.
-_listeners: dict[int, list[tuple[StopSignals | None, Any]]] = {}
+_handlers: dict[int, list[tuple[StopSignals | None, Handler]]] = {}
+"""By signal: who handles it, in the order of installation, each with the handler it replaced.
+
+None stands for one that was removed in another thread than the main one, which cannot restore.
+"""
 
 
-def _add_listener(number: int, signals: StopSignals) -> None:
-    # recorded first, so that the replaced handler can be restored after an interrupt at any line
-    _listeners[number] = [*_listeners.get(number, ()), (signals, signal.getsignal(number))]
-    signal.signal(number, _handle)
-
-
-def _remove_listener(number: int, signals: StopSignals) -> None:
-    listeners = _listeners.get(number, [])
+def _remove(number: int, signals: StopSignals) -> None:
     if not _in_main_thread():
-        _listeners[number] = [(None if each is signals else each, old) for each, old in listeners]
+        _handlers[number] = [
+            (None if each is signals else each, replaced)
+            for each, replaced in _handlers.get(number, [])
+        ]
         return
-    kept: list[tuple[StopSignals | None, Any]] = []
-    previous: Any = _handle
-    for listener, replaced in listeners:
+    kept: list[tuple[StopSignals | None, Handler]] = []
+    previous: Handler = _handle
+    for each, replaced in _handlers.get(number, []):
         previous = previous if replaced is _handle else replaced
-        if listener is not signals and listener is not None:
-            kept.append((listener, previous))  # with the handlers of those removed before it
+        if each is not signals and each is not None:
+            kept.append((each, previous))
             previous = _handle
-    _listeners[number] = kept
-    _restore(number, previous)
+    _handlers[number] = kept
+    _put_back(number, previous)
 
 
-def _restore(number: int, previous: Any) -> None:
-    """Replace dloop's handler, if that is installed, by `previous`, if that is another one."""
+def _put_back(number: int, previous: Handler) -> None:
+    """Replace dloop's handler by the one before, unless somebody else has set another."""
     if previous is not _handle and signal.getsignal(number) is _handle:
         signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:
-    removed = _remove_all_listeners(number)
-    listeners = [listener for listener in removed if listener is not None]
-    for listener in reversed(listeners):
-        listener.request_stop(signal.Signals(number).name)
-    if removed and not listeners:
+    runs = _remove_all(number)
+    for each in reversed(runs):
+        if each.request is not None:
+            each.request(signal.Signals(number).name)
+    if not runs:
         signal.raise_signal(number)
 
 
-def _remove_all_listeners(number: int) -> list[StopSignals | None]:
-    """Restore the handler from before the first listener, and return all listeners."""
-    removed = _listeners.pop(number, [])
+def _remove_all(number: int) -> list[StopSignals]:
+    """Restore the handler from before all others; return who handled the signal."""
+    removed = _handlers.pop(number, [])
     for _, previous in reversed(removed):
-        _restore(number, previous)
-    return [listener for listener, _ in removed]
+        _put_back(number, previous)
+    return [each for each, _ in removed if each is not None]
 
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-_masks: list[set[signal.Signals | int]] = []
+def _after_fork_in_child() -> None:
+    """Let the signals act as before dloop in a child, such as a loader's worker.
+
+    SIGINT is ignored there: a terminal sends it to all processes, but the run's last step still
+    needs its workers.
+    """
+    stops_on_ctrl_c = bool(_handlers.get(signal.SIGINT))
+    for number in list(_handlers):
+        _remove_all(number)
+    if stops_on_ctrl_c:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_masks: list[set[Any]] = []
 
 
 def _before_fork() -> None:
-    # Python drops signals that reach the child before it is set up, so they are blocked until then
-    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, _listeners))
+    # Python drops a signal that reaches the child before it is set up, so it is held until then
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, _handlers))
 
 
 def _after_fork() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
 
 
-def _after_fork_in_child() -> None:  # pragma: no cover (coverage is not measured in children)
-    handles_ctrl_c = bool(_listeners.get(signal.SIGINT))
-    for number in list(_listeners):
-        _remove_all_listeners(number)
-    if handles_ctrl_c:
-        _ignore_once(signal.SIGINT)
+def _set_up_child() -> None:
+    _after_fork_in_child()
     _after_fork()
 
 
-def _ignore_once(number: int) -> None:  # pragma: no cover (coverage is not measured in children)
-    # A terminal sends Ctrl-C to all of its processes, but the parent's last step needs its workers
-    previous = signal.getsignal(number)
-    if callable(previous):
-        signal.signal(number, lambda number, _frame: signal.signal(number, previous))
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows cannot fork)
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
     os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_set_up_child
     )
 
 
-def checked_signals(given: Iterable[SupportsIndex]) -> tuple[signal.Signals, ...]:
-    """The argument `signals`, checked.
+def checked_signals(given: object) -> tuple[signal.Signals, ...]:
+    """Return the argument `signals`, a signal or a collection of them, as a tuple.
 
     Raises:
-        TypeError: it is no collection of signals.
+        TypeError: it is neither.
         ValueError: this system has no such signal, or it cannot be handled.
     """
-    if not checks.is_collection(given):
-        raise TypeError(f"signals={checks.shown(given)}: pass a collection, such as (SIGTERM,)")
-    found = []
-    for each in given:
-        number = checks.count("signals", each)
+    found: dict[signal.Signals, None] = {}
+    for each in given if checks.is_collection(given) else (given,):
         try:
-            found.append(signal.Signals(number))
+            number = signal.Signals(checks.count("signals", each))
         except ValueError:
-            raise ValueError(
-                f"signals={checks.shown(given)}: there is no signal {number}"
-            ) from None
-        if found[-1].name in ("SIGKILL", "SIGSTOP"):
-            raise ValueError(f"signals={checks.shown(given)}: {found[-1].name} cannot be handled")
-    if len(set(found)) < len(found):
-        raise ValueError(f"signals={checks.shown(given)}: pass each signal once")
+            raise ValueError(f"signals={checks.shown(each)}: there is no such signal") from None
+        if number.name in ("SIGKILL", "SIGSTOP"):
+            raise ValueError(f"signals={number.name}: no process can handle it; pass SIGTERM, say")
+        found[number] = None
     return tuple(found)

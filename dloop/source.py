@@ -1,501 +1,318 @@
-"""Any loader as epochs of batches: its length, where to look ahead, `set_epoch`, wrong lengths."""
+"""Any dataloader as epochs of batches: how long they are, how a place is reached, how they end."""
 
 from __future__ import annotations
 
-from collections import deque, namedtuple
-from itertools import chain, count, islice
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from time import monotonic
 from types import FunctionType, WrapperDescriptorType
+from typing import TYPE_CHECKING, Any
+from weakref import ref
 
-from . import _backend, checks, loaders
-from .batch_lists import BatchLists
+from . import checks, loaders
 from .errors import DataExhaustedError, DataLengthError, log, not_stop, warn
 from .loader_state import TrackedBatches, owner_of_state, resumed_at
-from .missing import MISSING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, NamedTuple, SupportsIndex
+    from ._core import Engine, Lookahead
 
-    from ._core import Lookahead
-    from .profile import Profile
-
-    class BegunFields(NamedTuple):
-        """The fields of a Begun."""
-
-        loader: Any
-        samplers: list[Any]
-        batches: Iterator[Any]
-        first: list[Any]
-        dropped: int
-else:
-    # typing would take longer to import than all of dloop
-    BegunFields = namedtuple("BegunFields", "loader samplers batches first dropped")
-
-NEVER = 2**63 - 1
 LONG = 10
-"""Seconds: how long it takes to go on in an epoch before there is a warning."""
+"""Seconds: a way to a place that takes longer is warned of."""
 _WRITTEN_IN_C: Any = (
     () if issubclass(FunctionType, WrapperDescriptorType) else WrapperDescriptorType
 )
-"""The type of an `__iter__` that is; PyPy tells no difference, and nothing counts as it there."""
-
-
-class Epoch:
-    """One epoch of a source, as far as it was opened.
-
-    Attributes:
-        number: which epoch, from 0.
-        batches: the iterator to fetch from.
-        length: its number of batches, where that is promised.
-        end_finder: what fetches for `batches` and finds the epoch's last batch, where that is not
-            known beforehand; it ends before that batch, which it then holds.
-        lists: what makes lists of the batches, where a step takes several.
-        ends_itself: whether the iterator has more to do after the last batch: it is asked once
-            more, as a `for` does.
-        over: whether its last batch was handed over.
-        must_reopen: whether an interrupt may have cost a batch, or ended the iterator, so that
-            another has to be made.
-        was_interrupted: the same of a single-pass loader, which has no other, up to its next batch.
-        was_left: whether the loop was left in this epoch, and entered again.
-        may_have_more: whether the iterator may have more batches than were to come.
-    """
-
-    __slots__ = (
-        "_fetched_before",
-        "batches",
-        "end_finder",
-        "ends_itself",
-        "length",
-        "lists",
-        "may_have_more",
-        "must_reopen",
-        "number",
-        "over",
-        "was_interrupted",
-        "was_left",
-    )
-
-    def __init__(
-        self,
-        number: int,
-        batches: Iterator[Any],
-        length: int | None,
-        end_finder: Lookahead | LastBatchTold | None,
-        ends_itself: bool,
-    ) -> None:
-        self.number = number
-        self.batches = batches
-        self.length = length
-        self.end_finder = end_finder
-        self.ends_itself = ends_itself
-        self.lists: BatchLists | None = None
-        self.over = False
-        self.must_reopen = False
-        self.was_interrupted = False
-        self.was_left = False
-        self.may_have_more = False
-
-    @property
-    def tells_its_last(self) -> bool:
-        """Whether the loader says itself which batch is the epoch's last."""
-        return isinstance(self.end_finder, LastBatchTold)
-
-    def gather(self, size: int, given: int) -> None:
-        """Let a step take a list of so many batches, after so many were given."""
-        end = NEVER if self.length is None else self.length
-        has_finder = self.end_finder is not None
-        self._fetched_before = -1
-        self.batches = self.lists = BatchLists(self.batches, size, end, given, has_finder)
-
-    def fetched_ahead(self) -> int:
-        """How many batches were fetched and not given."""
-        gathered = 0 if self.lists is None else len(self.lists.gathered)
-        return gathered + (self.end_finder is not None and self.end_finder.held is not MISSING)
-
-    def note_interrupt(self) -> None:
-        """Take note of an interrupt of a single-pass loader, which may have ended its iterator."""
-        self.was_interrupted = True
-        if self.lists is not None:
-            self._fetched_before = self.lists.given + self.fetched_ahead()
-
-    def went_on(self, lists: BatchLists) -> bool:
-        """Whether a batch has come since the latest interrupt."""
-        return lists.given + self.fetched_ahead() > self._fetched_before
-
-    def take_held(self) -> Any:
-        """The batch that was fetched and not given, or the list of them; MISSING if none was."""
-        held: Any = MISSING
-        if self.end_finder is not None:
-            held, self.end_finder.held = self.end_finder.held, MISSING
-        if self.lists is None:
-            return held
-        gathered, self.lists.gathered = self.lists.gathered, []
-        if held is not MISSING:
-            gathered.append(held)
-        self.lists.given += len(gathered)
-        return gathered or MISSING
-
-    def go_on_from(self, broken: Epoch) -> Any:
-        """Take over what was fetched of the same epoch and not given; MISSING if all could be."""
-        if self.lists is not None and broken.lists is not None:
-            self.lists.given -= broken.fetched_ahead()
-            self.lists.gathered = broken.lists.gathered
-            broken.lists.gathered = []
-        held = broken.take_held()
-        if held is MISSING:
-            return MISSING
-        if self.end_finder is not None:
-            self.end_finder.held = held if self.lists is None else held[0]
-        elif self.lists is not None:
-            self.lists.gathered += held
-        else:
-            return held
-        return MISSING
-
-    def go_on(self) -> Iterator[Any]:
-        """The iterator to fetch from after an exception, which has ended a generator."""
-        if self.end_finder is not None:
-            batches = iter(self.end_finder)
-            if self.lists is None:
-                self.batches = batches
-            else:
-                self.lists.batches = batches
-        return self.batches
-
-    def rest(self) -> Iterator[Any]:
-        """What the loader's iterator has after the last batch."""
-        if isinstance(self.end_finder, LastBatchTold):
-            return self.end_finder.rest()
-        return self.batches if self.lists is None else self.lists.batches
-
-
-class Begun(BegunFields):
-    """An epoch of which the first batches were dropped, to find the place of `start_step`.
-
-    Attributes:
-        loader: that of the epoch.
-        samplers: the parts of it that have the epoch's number.
-        batches: its iterator.
-        first: the batch before it.
-        dropped: how many came before that.
-    """
-
-    __slots__ = ()
+"""The type of an `__iter__` written in C; on PyPy there is no such type."""
 
 
 class LastBatchTold:
-    """The batches of a loader whose `end_of_dataloader` is true at the last.
+    """The batches of a loader whose `end_of_dataloader` is true at its last."""
 
-    It ends before that one, which it then holds.
-    """
-
-    __slots__ = ("_batches", "_loader", "held")
-
-    def __init__(self, loader: Any, batches: Iterator[Any]) -> None:
+    def __init__(self, loader: Any, batches: Iterator[Any], engine: Engine) -> None:
         self._loader = loader
         self._batches = batches
-        self.held: Any = MISSING
+        self._engine: Callable[[], Any] = ref(engine)  # which refers to this
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        for batch in self._batches:
-            if not self._loader.end_of_dataloader:
-                return batch
-            self.held = batch
-            break
-        raise StopIteration
+        batch = next(self._batches)
+        if self._loader.end_of_dataloader:
+            self._engine().ends_next()
+        return batch
 
-    def rest(self) -> Iterator[Any]:
-        """What comes after the last batch."""
-        return self._batches
+    def batches_ahead(self) -> int:
+        """Return how many batches were fetched ahead: none."""
+        return 0
 
 
 class Source:
-    """Opens one epoch after the other, and judges where they end.
+    """Opens one epoch after the other, and judges how they end.
 
     Attributes:
         given_len: the argument `dataloader_len`.
-        batches_per_step: the argument of this name.
-        single_pass: whether the batches can be gone through only once.
-        agree: called with the number of an epoch and its length, returns the length on which all
-            processes agree; None where there are no others.
-        profile: what measures how long batches take, or None.
+        single_pass: whether the batches can be iterated only once.
+        length: the length of the latest epoch, if it is known.
+        asks_once_more: whether the epoch's iterator is asked once more after the last batch.
     """
 
     def __init__(
-        self,
-        dataloader: Iterable[Any] | Callable[[], Iterable[Any]],
-        dataloader_len: SupportsIndex | None,
-        lookahead: bool | None,
-        max_epochs: int | None,
-        batches_per_step: SupportsIndex | None,
+        self, dataloader: Any, dataloader_len: object, lookahead: object, max_epochs: int | None
     ) -> None:
-        if lookahead is not None and not isinstance(lookahead, bool):
-            raise TypeError(f"lookahead={checks.shown(lookahead)}: pass True, False or None")
-        self._loader: Iterable[Any] | None = None
-        self._load: Callable[[], Iterable[Any]] | None = None
+        self._lookahead = None if lookahead is None else checks.flag("lookahead", lookahead)
+        self._by_epochs = max_epochs is not None
+        self.given_len = (
+            None if dataloader_len is None else checks.count("dataloader_len", dataloader_len)
+        )
+        self._loader: Any = None
+        self._load: Callable[[], Any] | None = None
         if loaders.is_iterable(dataloader):
-            loaders.refuse_table("dataloader", dataloader)
+            loaders.refuse_no_batches("dataloader", dataloader)
             self._loader = dataloader
         elif callable(dataloader):
             self._load = dataloader
         else:
             raise TypeError(
                 f"dataloader={checks.shown(dataloader)}: pass an iterable, or a callable that "
-                "returns a fresh one for each epoch"
+                "returns one for each epoch"
             )
         self.single_pass = loaders.is_single_pass(self._loader)
-        self.given_len = (
-            None if dataloader_len is None else checks.count("dataloader_len", dataloader_len)
-        )
-        self.batches_per_step = (
-            None if batches_per_step is None else checks.count("batches_per_step", batches_per_step)
-        )
-        self.agree: Callable[[int, int | None], int | None] | None = None
-        self.profile: Profile | None = None
-        self._lookahead = lookahead
-        self._by_epochs = max_epochs is not None
-        # A stream is taken exactly when asked for, since no epoch is at stake
-        self._is_stream = self.single_pass and not self._by_epochs
         self._check(max_epochs)
-
-        self._resumed: dict[str, Any] | None = None  # the state from which to open an epoch
-        self._skips = 0  # of a single-pass loader: all batches that were ever taken
-        self._begun_within = (-1, 0)  # an epoch, and how many of its batches are not skipped
-        self._begun: Begun | None = None  # the epoch of `start_step`, if it was gone through
-        self._opened = False
+        self._resumed: dict[str, Any] | None = None  # the loader's state at the place to open
+        self._skips = 0  # the batches to skip in a single-pass source
+        self._left_at: tuple[int, int] | None = None  # an epoch and its batches not to come
+        self._open: Any = None  # the loader of the latest epoch
         self._epoch = -1  # the latest that was opened
-        self._batches: Iterator[Any] | None = None
-        self._tracked: TrackedBatches | None = None  # its batches, where the loader keeps state
+        self._batches: Iterator[Any] | None = None  # the iterator of the loader
+        self._rest: Iterator[Any] | None = None  # what fetches from it, without end finders
+        self._end_finder: Lookahead | LastBatchTold | None = None
+        self._tracked: TrackedBatches | None = None  # the batches, if the loader keeps state
         self._tracked_before: TrackedBatches | None = None  # those of the epoch before
-        self._samplers: list[Any] = []  # whose epoch has to be that of the latest
-        self._told = False  # whether the latest loader says which batch is its last
-        self._length: int | None = None  # of the latest epoch, as far as it is promised
-        self._is_cut = False  # whether another process has fewer batches
+        self._samplers: list[Any] = []  # whose epoch has to be the latest
+        self._agree: Callable[[int, int | None], int | None] | None = None
+        self.length: int | None = None
+        self._is_cut = False  # whether the epoch ends before the loader does
+        self.asks_once_more = False
 
     def _check(self, max_epochs: int | None) -> None:
         if self._lookahead and self.given_len is not None:
-            raise ValueError(
-                f"lookahead=True: dataloader_len={self.given_len} says where an epoch ends; pass "
-                "one of them"
-            )
+            raise ValueError("lookahead=True: dataloader_len ends the epochs; pass one of them")
         if self.single_pass and (max_epochs or 0) > 1 and self.given_len is None:
             raise ValueError(
-                f"max_epochs={max_epochs}: this dataloader is single-pass; give its epochs a "
-                "dataloader_len, or pass a callable that returns a fresh iterable"
+                f"max_epochs={max_epochs}: this dataloader is single-pass; pass dataloader_len as "
+                "the length of its epochs, or a callable that returns a fresh iterable"
             )
         if self._loader is not None:
             self._check_lookahead(self._loader)
 
-    def _check_lookahead(self, loader: Iterable[Any]) -> None:
-        """Refuse a `lookahead` that does not go with how the loader tells of its end."""
+    def _check_lookahead(self, loader: Any) -> None:
+        """Refuse a `lookahead` that contradicts the loader."""
         tells_its_last = loaders.tells_its_last(loader)
         if self._lookahead and tells_its_last:
-            raise ValueError(
-                "lookahead=True: this dataloader looks ahead itself (it has end_of_dataloader); "
-                "leave lookahead out"
-            )
-        needs_length = self._lookahead is False and self._by_epochs and not tells_its_last
-        if needs_length and self._promised_length(loader) is None:
+            raise ValueError("lookahead=True: this dataloader has end_of_dataloader; leave it out")
+        is_known = tells_its_last or self._promised_length(loader) is not None
+        if self._lookahead is False and self._by_epochs and not is_known:
             raise ValueError(
                 "lookahead=False: max_epochs needs to know where an epoch ends; pass "
-                "dataloader_len, or let the loop look ahead"
+                "dataloader_len, or leave lookahead out"
             )
 
-    def open_epoch(self, number: int, taken: int, was_left: bool) -> Epoch:
-        """Begin epoch `number`, and skip those of its batches that were `taken` before.
+    # Opening
 
-        If the loop `was_left` in the epoch before, an interrupt may have ended the workers that
-        the loader keeps. So an error is believed only if it comes with new workers too.
+    def open(
+        self,
+        epoch: int,
+        place: int,
+        engine: Engine,
+        agree: Callable[[int, int | None], int | None] | None,
+    ) -> Iterator[Any]:
+        """Open `epoch` at a place and return its other batches; set `length`.
+
+        Args:
+            epoch: the number of the epoch.
+            place: how many of its batches were taken.
+            engine: what an end finder tells of the last batch.
+            agree: takes the epoch and its length, and returns that of all processes; or None.
 
         Raises:
-            DataExhaustedError: the loader says that it is empty.
-            ValueError: `lookahead` does not go with the loader.
+            DataExhaustedError: the length is 0.
+            ValueError: `lookahead` contradicts the loader.
         """
-        if self._tracked is not None:
-            self._tracked.let_go()
-        self._batches = None  # and its workers, before there are new ones
+        self._agree = agree
+        if type(self._loader) in loaders.PLAIN and self._lookahead is not True:
+            return self._open_plain(epoch, place)
+        self.forget()  # frees workers before new ones begin
         try:
-            loader: Any = self._next_loader() if self._begun is None else self._begun.loader
-            if self.profile is None:
-                batches = self._iterate(loader, number, taken)
-            else:
-                begun = self.profile.begin_opening()
-                batches = self.profile.around_batches(self._iterate(loader, number, taken))
-                self.profile.end_opening(begun)
+            loader = self._loader if self._load is None else self._load_next()
+            batches = self._iterate(loader, epoch, place)
         except StopIteration as exception:
             raise not_stop(exception) from exception
-        except Exception:
-            if was_left and self._loader is not None and loaders.renew_workers(self._loader):
-                return self.open_epoch(number, taken, False)
-            raise
-        self._told = self.given_len is None and loaders.tells_its_last(loader)
-        if self.given_len is not None or self._is_cut:
-            epoch = Epoch(number, batches, self._length, None, False)
-        elif self._told:
-            told = LastBatchTold(loader, batches)
-            epoch = Epoch(number, told, None, told, not self.single_pass)
-        elif self._length is not None:
-            epoch = Epoch(number, batches, self._length, None, not self.single_pass)
-        elif self._lookahead or (self._lookahead is None and not self._is_stream):
-            ahead = _backend.core.Lookahead(batches)
-            epoch = Epoch(number, iter(ahead), None, ahead, False)
-        else:
-            epoch = Epoch(number, batches, None, None, False)
-        if number == self._begun_within[0]:
-            epoch.may_have_more = self._begun_within[1] > 0
-        if self.batches_per_step is not None:
-            epoch.gather(self.batches_per_step, taken)
-        return epoch
+        tells_its_last = loaders.tells_its_last(loader) and self.given_len is None
+        if tells_its_last and (agree is None or self.length is None):
+            self.length = None
+            self._end_finder = LastBatchTold(loader, batches, engine)
+        elif self.length is None and (self._lookahead or self._looks_ahead()):
+            self._end_finder = engine.one_ahead(batches)
+        is_cut = self._is_cut or self._left_in(epoch) > 0 or self.single_pass
+        self.asks_once_more = not is_cut and (self.length is not None or tells_its_last)
+        self._rest = batches
+        tells = self._end_finder is None or isinstance(self._end_finder, LastBatchTold)
+        engine.ends.dries = self.single_pass and not tells
+        return batches if self._end_finder is None else iter(self._end_finder)
 
-    def _next_loader(self) -> Iterable[Any]:
-        if self._load is None:
-            assert self._loader is not None
-            return self._loader
+    def _open_plain(self, epoch: int, place: int) -> Iterator[Any]:
+        """Open an epoch of a list or its like: it has a length and indices, and nothing else."""
+        loader = self._loader
+        self._set_length(epoch, self.given_len or loaders.length_of(loader))
+        if not self.length:
+            raise _empty(epoch)
+        batches: Any = iter(loader)
+        self._batches = self._rest = batches
+        left = self._left_in(epoch)
+        if place > left:
+            batches.__setstate__(place - left)
+        self.asks_once_more = not self._is_cut and not left
+        self._open, self._epoch = loader, epoch
+        return batches  # type: ignore[no-any-return]
+
+    def _load_next(self) -> Any:
+        assert self._load is not None
         loader = self._load()
         if not loaders.is_iterable(loader):
-            raise TypeError(
-                f"dataloader() returned {checks.shown(loader)}: it has to return an iterable"
-            )
-        loaders.refuse_table("dataloader()", loader)
+            raise TypeError(f"dataloader() returned {checks.shown(loader)}: return an iterable")
+        loaders.refuse_no_batches("dataloader()", loader)
         return loader
 
-    def _iterate(self, loader: Any, epoch: int, taken: int) -> Iterator[Any]:
-        is_anew = self._epoch == epoch
-        not_skipped = self._begun_within[1] if epoch == self._begun_within[0] else 0
-        before = self._tracked_before if is_anew else self._tracked
+    def _iterate(self, loader: Any, epoch: int, place: int) -> Iterator[Any]:
+        """Return the batches of an epoch from a place on, from what resumes this loader there."""
+        is_again = self._epoch == epoch
+        left = self._left_in(epoch)
+        before = self._tracked_before if is_again else self._tracked
         resumed = self._resumed
         if resumed is not None and resumed["rest"]:
-            loaders.set_epoch(loader, epoch - 1)
-            rest = resumed["rest"] + (not self.single_pass)  # the last is to see its end
-            next(islice(chain(*resumed_at(loader, resumed)), rest, rest), None)
+            self._end_epoch_before(loader, epoch, resumed)
             resumed = None
-        begun, self._begun = self._begun, None  # once: an iterator that is made anew has to skip
-        dropped = not_skipped if begun is None else begun.dropped
-        samplers = loaders.set_epoch(loader, epoch) if begun is None else begun.samplers
-        self._length = promised = self._promised_length(loader)
-        if self.agree is not None:
-            self._length = self.agree(epoch, promised)
-            self._is_cut = self._length != promised
+        samplers = loaders.set_epoch(loader, epoch)
+        self._set_length(epoch, self._promised_length(loader))
         if self._lookahead is not None:
             self._check_lookahead(loader)
-        if self._length == 0 and not loaders.tells_its_last(loader):
-            raise DataExhaustedError(f"epoch {epoch} has no batch: len(dataloader) is 0")
+        if self.length == 0 and not loaders.tells_its_last(loader):
+            raise _empty(epoch)
         first: list[Any] = []
-        batches: Iterator[Any]
-        if begun is not None:
-            first, batches = begun.first, begun.batches
-        elif resumed is not None:
+        if resumed is not None:
             first, batches = resumed_at(loader, resumed)
             if resumed["whole"] and not first:
-                resumed = None  # the epoch was begun as any other
-        elif taken > not_skipped or (epoch and not self._opened and not not_skipped):
+                resumed = None  # the epoch begins as any other
+        elif place > left or (epoch and self._epoch < 0 and not left):
             first, batches = _begun_in_order(loader, samplers, epoch)
         else:
             batches = iter(loader)
         self._batches = batches
-        owner = owner_of_state(loader, batches)
         tracked = None
-        skips = self._skips or taken - dropped
-        if owner is not None:  # else it kept state when that was saved
+        skips = self._skips if self.single_pass else place - left
+        owner = owner_of_state(loader, batches)
+        if owner is not None:
+            reached_from = self._resumed or (None if before is None else before.state_at_end())
+            counts = loaders.counts_batches(loader)
+            begun = place - self._skips if self.single_pass else left
             tracked = TrackedBatches(
-                batches,
-                first,
-                owner,
-                self._resumed or (None if before is None else before.state_at_end()),
-                resumed,
-                dropped,
-                loaders.counts_batches(loader),
-                self.single_pass,
+                batches, first, owner, reached_from, resumed, begun, counts, self.single_pass
             )
-            if is_anew and self._tracked is not None:
-                tracked.go_on_from(self._tracked)
-            skips = self._skips or taken - tracked.begun
+            if is_again and self._tracked is not None:
+                tracked.continue_from(self._tracked)
+            skips = place - tracked.begun
             batches = tracked
         elif first:
             batches = chain(first, batches)
         if skips:
             batches = self._without_first(skips, loader, batches, epoch)
-        if taken > not_skipped:
-            has_state = tracked is not None and (resumed or tracked.tells_its_state())
-            if not loaders.may_repeat_its_order(loader, bool(has_state), bool(epoch or is_anew)):
-                _warn_of_order(taken, epoch)
+        if place > left:
+            has_state = tracked is not None and bool(resumed or tracked.tells_its_state())
+            if not loaders.may_repeat_its_order(loader, has_state, bool(epoch or is_again)):
+                _warn_of_order(place, epoch)
         if not isinstance(getattr(type(batches), "__iter__", None), _WRITTEN_IN_C):
             batches = chain(_Once(batches))
         self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
-        self._samplers = samplers
-        self._resumed = None
-        self._opened = True
-        self._skips = 0
+        self._samplers, self._open = samplers, loader
+        self._resumed, self._skips = None, 0
         return batches
+
+    def _end_epoch_before(self, loader: Any, epoch: int, resumed: dict[str, Any]) -> None:
+        """Fetch the rest of the epoch before, in which the loader's state is."""
+        loaders.set_epoch(loader, epoch - 1)
+        rest = resumed["rest"] + (not self.single_pass)  # the last fetch finds its end
+        next(islice(chain(*resumed_at(loader, resumed)), rest, rest), None)
 
     def _without_first(
         self, skips: int, loader: object, batches: Iterator[Any], epoch: int
     ) -> Iterator[Any]:
-        """What is left of the `batches`, which just began, after so many of them."""
+        """Return fresh `batches` without the first ones: by index, or by fetching them."""
         indexed = None if self.single_pass else loaders.indexed_from(skips, loader, batches)
         if indexed is not None:
             return indexed
         begun = monotonic()
-        next(islice(batches, skips, skips), None)
+        for _ in islice(batches, skips):
+            self._skips -= self._skips > 0  # an interrupted single-pass source continues from here
         _tell_of_dropped(epoch, skips, batches, monotonic() - begun)
         return batches
 
-    def prepare_to_reopen(self, epoch: int, taken: int) -> None:
-        """Let `epoch`, of which so many batches were taken, be opened anew."""
-        self._resumed = self.state(taken, 1, epoch, False)
-        self._batches = None
+    # Resuming
+
+    def prepare_to_reopen(self, epoch: int, place: int) -> None:
+        """Let `epoch` be opened again at a place, after an interrupt."""
+        if self._epoch == epoch and self._resumed is None:  # else it is still being opened
+            self._resumed = self.state(place, 1, epoch, False)
+        self._batches = self._rest = self._end_finder = None
+
+    def renew_workers(self) -> None:
+        """Let the loader start new workers, since an interrupt may have ended them."""
         if self._loader is not None:
             loaders.renew_workers(self._loader)
 
     def resume(
         self,
-        loader: dict[str, Any] | None,
+        state: dict[str, Any] | None,
         steps: int,
-        epochs: int,
+        epoch: int,
         epoch_steps: int,
         fast_forward: bool,
     ) -> None:
-        """Let the first epoch that is opened go on from what `state` returned.
+        """Let the first epoch that is opened continue from a saved place.
 
         Args:
-            loader: that.
+            state: the loader's own, as `state` returned.
             steps: how many steps were done.
-            epochs: how many epochs are complete.
+            epoch: how many epochs are complete.
             epoch_steps: how many steps of the next one were done.
-            fast_forward: whether the loader is set forward; else it is left as it is.
+            fast_forward: False leaves the loader as it is.
         """
         if not fast_forward:
-            self._begun_within = epochs, self.batches_in(epoch_steps)
-            return
-        self._resumed = loader
-        if self.single_pass and loader is None:
-            self._skips = self.batches_in(steps)
-            if self.given_len is not None and epochs:  # their last lists may have been shorter
-                self._skips = epochs * self.given_len + self.batches_in(epoch_steps)
+            self._left_at = epoch, epoch_steps
+        elif self.single_pass and state is None:
+            self._skips = steps
+        else:
+            self._resumed = state
 
     def state(self, done: int, ahead: int, epoch: int, ended: bool) -> dict[str, Any] | None:
-        """The loader's own state after `done` batches of `epoch`; None where it keeps none.
+        """Return the loader's own state after `done` batches of `epoch`; None if it has none.
 
-        It is the state after `at` batches, where the loader has given `ahead` more than `done`:
-        those between are skipped when it is loaded. `whole` is whether that is the end of the
-        epoch before. `rest` is how many batches end the epoch, where it is that of the one before.
+        Args:
+            done: how many batches of the epoch are done.
+            ahead: how many more were fetched.
+            epoch: the epoch.
+            ended: whether it is complete.
         """
-        if not self._opened:
+        if self._epoch < 0:
             return self._resumed
         for sampler in self._samplers:
             if sampler.epoch != self._epoch:
                 warn(
-                    f"epoch {self._epoch} has the order of epoch {sampler.epoch}, which its "
-                    "dataloader has set itself, so that a resumed run may have another; set up the "
-                    "dataloader for this loop alone"
+                    f"epoch {self._epoch} has the order of epoch {sampler.epoch}, since the "
+                    "dataloader sets the epoch itself: a resumed run may have another order; use "
+                    "the dataloader for this loop alone"
                 )
         tracked = self._tracked
-        if self._epoch != epoch and tracked is not None:  # the next one was opened already
+        if self._epoch != epoch and tracked is not None:  # the next one was opened
             if ended:
                 return tracked.before
             tracked = self._tracked_before
@@ -503,193 +320,135 @@ class Source:
             return None
         return tracked.state_at_end() if ended else tracked.state(done, ahead)
 
-    def has_next_epoch(self, epoch: Epoch, taken: int, step: int) -> bool:
-        """Judge that `epoch` ended, unforeseen, after `taken` batches, the last of them at `step`.
+    def may_repeat_its_order(self) -> bool:
+        """Return whether a resumed run can see the batches in the order of this one."""
+        loader = self._loader if self._open is None else self._open
+        has_state = self._tracked is not None and self._tracked.tells_its_state()
+        return loader is None or loaders.may_repeat_its_order(loader, has_state, self._epoch > 0)
 
-        Returns whether another epoch may begin.
+    def has_workers(self) -> bool:
+        """Return whether the dataloader has worker processes."""
+        return loaders.has_workers(self._loader)
+
+    def batches_ahead(self) -> int:
+        """Return how many batches were fetched ahead."""
+        return 0 if self._end_finder is None else self._end_finder.batches_ahead()
+
+    # Ends
+
+    def judge_end(self, epoch: int, taken: int) -> None:
+        """Judge an epoch that ended unforeseen after so many batches.
 
         Raises:
-            DataExhaustedError: it had no batch.
-            DataLengthError: it had fewer than were promised.
+            DataExhaustedError: there was none.
+            DataLengthError: there were fewer than promised.
         """
-        number = epoch.number
-        if taken == 0 and (number == 0 or not self.single_pass):
-            raise DataExhaustedError(
-                f"epoch {number} has no batch: the dataloader is empty or was consumed before"
-            )
-        if epoch.length is not None and 0 < taken < epoch.length:
+        if taken == 0 and (epoch == 0 or not self.single_pass):
+            raise _empty(epoch)
+        if self.length is not None and 0 < taken < self.length:
             promised_by = "len(dataloader)" if self.given_len is None else "dataloader_len"
+            advice = "lookahead=True, which ignores the length"
+            if self.single_pass or self.given_len is not None:
+                advice = f"dataloader_len={taken}, if that is the length of every epoch"
             raise DataLengthError(
-                f"epoch {number} ended after {taken} of the {epoch.length} batches that "
-                f"{promised_by} promised; pass lookahead=True to go by the data itself"
+                f"epoch {epoch} ended after {taken} batches, {promised_by} promised {self.length}; "
+                f"pass {advice}"
             )
-        if taken and epoch.tells_its_last:
+        if taken and isinstance(self._end_finder, LastBatchTold):
             raise DataLengthError(
-                f"epoch {number} ended after {taken} batches, but its loader's end_of_dataloader "
-                "did not say so; pass dataloader_len"
+                f"epoch {epoch} ended after {taken} batches, but end_of_dataloader was not true at "
+                "the last; pass dataloader_len"
             )
-        if self.single_pass:
-            self.warn_ran_dry(step)
-        return not self.single_pass
 
-    def ask_once_more(self, epoch: Epoch) -> None:
-        """Ask the iterator of an epoch that is over once more, as a `for` does.
+    def ask_once_more(self, epoch: int, was_left: bool) -> None:
+        """Ask the iterator of an epoch once more after its last batch, as a `for` does.
 
-        If the loop was left in this epoch, an exception is only logged: an interrupt may have ended
-        the iterator's workers, and all batches of the epoch were had.
+        Args:
+            epoch: the epoch.
+            was_left: whether the loop was left in it; an exception is then only logged, since an
+                interrupt may have ended the workers.
         """
+        batches, self._rest = self._rest, None
+        if not self.asks_once_more or batches is None:
+            return
         try:
-            for _ in epoch.rest():
-                break
-            else:
-                return
+            has_more = bool(list(islice(batches, 1)))
         except Exception as exception:
-            if not epoch.was_left:
-                raise not_stop(exception)  # noqa: B904 (mostly it is the exception itself)
-            log("epoch %d: its iterator failed after its last batch: %r", epoch.number, exception)
+            if not was_left:
+                raise not_stop(exception)  # noqa: B904 (it is mostly the exception itself)
+            log("epoch %d: the iterator failed after its last batch: %r", epoch, exception)
             return
-        if epoch.may_have_more:
-            return
-        if epoch.tells_its_last:
-            warn(
-                f"epoch {epoch.number} had more batches after the one at which its loader's "
-                "end_of_dataloader was true; the rest is dropped"
-            )
-        else:
-            warn(
-                f"epoch {epoch.number} had more than the {epoch.length} batches that "
-                "len(dataloader) promised; the rest is dropped; pass lookahead=True to use it"
-            )
-
-    def warn_no_batches_left(self, epoch: Epoch, taken: int) -> None:
-        """Warn that the last epoch was resumed after `taken` batches, and has no more."""
-        warn(
-            f"the run is over: epoch {epoch.number}, its last, was resumed after {taken} batches "
-            "and has no more"
-        )
-
-    def warn_ran_dry(self, step: int) -> None:
-        """Warn that the source ended at `step`, before the run's limit."""
-        warn(f"the dataloader ran dry at global_step {step}, before the run's limit")
+        if has_more:
+            by = "end_of_dataloader" if self.length is None else "len(dataloader)"
+            advice = "" if self.length is None else "; pass lookahead=True to get them"
+            warn(f"epoch {epoch} has more batches than {by} said; they are dropped{advice}")
 
     def forget(self) -> None:
-        """Let go of the open epoch's iterator, but not of the states that may be asked for."""
+        """Let go of the open epoch's iterator, but not of its states."""
         if self._tracked is not None:
             self._tracked.let_go()
-        self._batches = None
-
-    def steps_per_epoch(self) -> int | None:
-        """The steps of every epoch, where that is known beforehand."""
-        length = self.fixed_len() if self.given_len is None else self.given_len
-        return self.steps_in(length) if length else None
-
-    def expected_steps(self) -> tuple[int | None, bool]:
-        """The steps that an epoch will have, and whether that is certain of every epoch.
-
-        None where it is not known, and NEVER where the only epoch goes on as long as the run does.
-        """
-        steps = self.steps_per_epoch()
-        if steps is not None:
-            return steps, True
-        length = self.epoch_len()
-        if length is not None:
-            return self.steps_in(length), False
-        tells_its_last = self._loader is not None and loaders.tells_its_last(self._loader)
-        goes_on = self._is_stream and not self._lookahead and not tells_its_last
-        return NEVER if goes_on else None, True
-
-    def steps_in_epoch(self, number: int, most: int, iterates: bool) -> int | None:
-        """The steps of an epoch, if there are no more than `most`, else None; 0 if not known.
-
-        Where no length is promised, they are fetched and dropped, if it `iterates`. An epoch that
-        has more goes on from there when it is opened.
-
-        Raises:
-            DataExhaustedError: it has no batch.
-        """
-        loader: Any = self._next_loader()
-        samplers = loaders.set_epoch(loader, number)
-        length = self._promised_length(loader)
-        if self.agree is not None:
-            length = self.agree(number, length)
-        if length is None and not iterates:
-            return 0
-        wanted = self.batches_in(most)
-        if length is None:
-            try:
-                length = self._begin(loader, samplers, number, wanted)
-            except StopIteration as exception:
-                raise not_stop(exception) from exception
-        if length == 0:
-            raise DataExhaustedError(f"epoch {number} has no batch: the dataloader is empty")
-        return self.steps_in(length) if length <= wanted else None
-
-    def _begin(self, loader: Any, samplers: list[Any], epoch: int, drops: int) -> int:
-        """Drop the first batches of an epoch. Returns how many it has: all, or one more."""
-        began = monotonic()
-        place = count()
-        batches = self._batches = iter(loader)
-        deque(zip(islice(batches, drops), place), 0)
-        dropped = next(place)
-        _tell_of_dropped(epoch, dropped, batches, monotonic() - began)
-        first = list(islice(batches, 1)) if dropped == drops else []
-        self._begun = Begun(loader, samplers, batches, first, dropped) if first else None
-        return dropped + len(first)
-
-    def take_over(self, other: Source) -> None:
-        """Go on in the epoch in which another source was when it looked for its place."""
-        self._begun, self._batches = other._begun, other._batches
-
-    def steps_in(self, batches: int) -> int:
-        """How many steps so many batches of an epoch make."""
-        return -(-batches // (self.batches_per_step or 1))
-
-    def batches_in(self, steps: int) -> int:
-        """How many batches so many steps within an epoch take, but for a shorter last list."""
-        return steps * (self.batches_per_step or 1)
-
-    def epoch_len(self) -> int | None:
-        """The length that is promised of the open epoch, or of the first where none was opened."""
-        if self._opened:
-            return self._length
-        if self._loader is None:
-            return self.given_len
-        return self._promised_length(self._loader)
-
-    def ends_at(self) -> int | None:
-        """The same, where the epoch is ended by it."""
-        told = self._told or (self._loader is not None and loaders.tells_its_last(self._loader))
-        return self.given_len if told else self.epoch_len()
-
-    def fixed_len(self) -> int | None:
-        """The length of every epoch, where that is known beforehand."""
-        if self._loader is None or loaders.has_set_epoch(self._loader):
-            return None
-        return self._promised_length(self._loader)
+        self._batches = self._rest = self._end_finder = self._open = None
 
     def close(self) -> None:
-        """Close the open epoch's iterator, unless it is the dataloader that the user passed."""
+        """Close the open epoch's iterator, unless it is the user's dataloader."""
         batches = self._batches
         self.forget()
         close = getattr(batches, "close", None)
         if callable(close) and not self.single_pass and not getattr(batches, "gi_running", False):
             close()
 
-    def _promised_length(self, loader: Iterable[Any]) -> int | None:
+    # Lengths
+
+    def epoch_len(self) -> int | None:
+        """Return the length of the open epoch, or of the first if none was opened."""
+        if self._epoch >= 0:
+            return self.length
+        if self._loader is None:
+            return self.given_len
+        return self._promised_length(self._loader)
+
+    def fixed_len(self) -> int | None:
+        """Return the length of every epoch, as far as it is known beforehand."""
+        return self.given_len if self._loader is None else self._promised_length(self._loader)
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether the run has epochs: a stream has none."""
+        return not self.single_pass or self._by_epochs or self.fixed_len() is not None
+
+    def _set_length(self, epoch: int, length: int | None) -> None:
+        """Take the length of the epoch that is opened, or the shorter one of all processes."""
+        self.length = length if self._agree is None else self._agree(epoch, length)
+        self._is_cut = self.given_len is not None or self.length != length
+
+    def _left_in(self, epoch: int) -> int:
+        """Return how many batches of an epoch do not come, since the loader was left as it was."""
+        return self._left_at[1] if self._left_at is not None and self._left_at[0] == epoch else 0
+
+    def _looks_ahead(self) -> bool:
+        return self._lookahead is None and (self._by_epochs or not self.single_pass)
+
+    def _promised_length(self, loader: Any) -> int | None:
         if self._lookahead:
             return None
         if self.given_len is not None:
             return self.given_len
-        return None if self._is_stream else loaders.length_of(loader)
+        # A stream is fetched exactly when requested, since no epoch is at stake
+        is_stream = self.single_pass and not self._by_epochs
+        return None if is_stream else loaders.length_of(loader)
+
+
+def _empty(epoch: int) -> DataExhaustedError:
+    return DataExhaustedError(f"epoch {epoch} has no batch: the dataloader is empty")
 
 
 def _begun_in_order(
     loader: Any, samplers: list[Any], epoch: int
 ) -> tuple[list[Any], Iterator[Any]]:
-    """An iterator of `loader` that has the order of `epoch`, and the batch before it, if taken.
+    """Return an iterator in the order of `epoch`, and the batch before it, if it was fetched.
 
-    Some loaders, as Fabric's, set the epoch of their samplers themselves: to how often they were
-    iterated before. They are begun anew until that is `epoch`.
+    Some loaders, as Fabric's, set their samplers' epoch to how often they were iterated. They are
+    iterated again until that is `epoch`.
     """
     batches: Iterator[Any] = iter(loader)
     if not samplers:
@@ -702,9 +461,8 @@ def _begun_in_order(
             return first, batches
         if not reached < epochs[0] < epoch:
             warn(
-                f"epoch {epoch} is gone on with in the order of epoch {epochs[0]}, which its "
-                "dataloader has set itself, so that samples may come twice or not at all; set up "
-                "the dataloader anew before the loop goes on"
+                f"epoch {epoch} is resumed in the order of epoch {epochs[0]}, since the dataloader "
+                "sets the epoch itself: samples may come twice or never; make the dataloader anew"
             )
             return first, batches
         reached = epochs[0]
@@ -713,27 +471,27 @@ def _begun_in_order(
 
 def _tell_of_dropped(epoch: int, dropped: int, batches: Iterator[Any], seconds: float) -> None:
     if not loaders.makes_nothing(batches):
-        log("epoch %d: %d batches were fetched and dropped, in %.1f s", epoch, dropped, seconds)
+        log("epoch %d: fetched and dropped %d batches, in %.1f s", epoch, dropped, seconds)
     if seconds > LONG:
         warn(
-            f"epoch {epoch}: to go on, {dropped} batches were fetched and dropped, which took "
-            f"{seconds:.0f} seconds; use a dataloader with state_dict, or one that is indexed"
+            f"epoch {epoch}: fetching and dropping {dropped} batches to resume took {seconds:.0f} "
+            "seconds; use a dataloader with state_dict, or one that is indexed"
         )
 
 
-def _warn_of_order(taken: int, epoch: int) -> None:
+def _warn_of_order(place: int, epoch: int) -> None:
     warn(
-        f"epoch {epoch} goes on after {taken} batches, but its dataloader shuffles in an order "
-        "that cannot be known to repeat, so that samples may come twice or not at all; use a "
-        "sampler with set_epoch, or a dataloader that saves its order"
+        f"epoch {epoch} is resumed after {place} batches, but the dataloader shuffles in an order "
+        "that cannot be known to repeat: samples may come twice or never; use a sampler with "
+        "set_epoch, or a dataloader with state_dict"
     )
 
 
 class _Once:
-    """Hands over an iterator, for `chain`, without asking it for itself.
+    """Gives an iterator to `chain` without a second `iter()` of it.
 
-    Each `for` asks an iterator for itself, and one epoch is gone over with many. An `__iter__` that
-    is written in Python would see them, and some begin anew there.
+    Every `for` calls `iter()`, and one epoch is iterated by many. Some iterators written in Python
+    begin anew at each.
     """
 
     __slots__ = ("__iter__",)

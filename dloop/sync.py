@@ -1,37 +1,313 @@
-"""What lets processes agree: the element-wise maximum of a list of ints over all of them.
+"""Processes that agree on time, stops, conditions and triggers, so that all do the same.
 
-Each function returns an object for `Loop(..., sync=)`, and imports its package when it is called.
+At every n-th step the processes begin to exchange what each of them has, and at the n-th step after
+that they read the maximum. So the answer is the same everywhere, and nobody waits for it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from array import array
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from signal import Signals
+from time import time_ns
+from typing import Any, Protocol, SupportsIndex
+from zlib import crc32
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from . import checks
+from .errors import NEVER, LoopError, warn
+from .events import Event, LoopEvents, Member
+from .schedule import Schedule, key_of
+from .state import Position
+
+_LIMITS = ("max_steps", "max_epochs", "max_seconds")
 
 
-def torch_distributed(group: Any = None) -> TorchExchange:
-    """Processes of `torch.distributed`, by an all-reduce on the CPU that runs beside the training.
+class Exchange(Protocol):
+    """Takes the element-wise maximum of a list of ints over all processes, in two parts."""
 
-    All processes have to call this. It never waits for a GPU: where the default group has no gloo
-    backend, a gloo group is made beside it, once. (That was tried with gloo alone: the machine that
-    dloop is tested on has no GPU, so that NCCL cannot run there.)
+    def start(self, values: list[int], /) -> object:
+        """Begin; no other exchange is under way."""
+
+    def finish(self) -> Sequence[int]:
+        """Wait for all processes and return the maximum."""
+        ...
+
+
+class Sync:
+    """What the argument `sync` takes.
+
+    Attributes:
+        exchange: takes the maximum over all processes.
+        every: how many steps lie between two agreements.
+    """
+
+    def __init__(self, exchange: Exchange, every: SupportsIndex) -> None:
+        self.exchange = exchange
+        self.every = checks.count("every", every)
+
+
+class Agreement:
+    """What the processes of one run agree on.
 
     Args:
-        group: a process group that can reduce tensors of the CPU; None for all processes.
+        sync: the exchange and its period.
+        schedule: the events and limits.
+        position: where the run begins.
+
+    Attributes:
+        every: how many steps lie between two agreements.
+        now: the training time of all processes, as last read; `launch_now`: the time of the launch.
+        stop_code: the greatest reason to stop of this process, as a number; 0 for none.
+        wall_time: the greatest Unix time of all processes at the begin, in nanoseconds.
+    """
+
+    def __init__(self, sync: Sync, schedule: Schedule, position: Position) -> None:
+        self.every = sync.every
+        self._exchange = sync.exchange
+        self._schedule = schedule
+        self.now = position.elapsed
+        self.launch_now = 0
+        self.stop_code = 0
+        self.wall_time = 0
+        self._wanted = 0  # bits of conditions and triggers since the latest agreement
+        self._kept_at = -1  # the step whose conditions were added last
+        self._compared = False
+        self._under_way = ""  # what the exchange is about
+        self._size = 0
+        self._result: Any = None  # of the exchange under way, until it is used
+        self._early: list[int] | None = None  # that of a step, until the step is made
+        self._begun_at = self._read_at = -1
+        self._answer: tuple[int, str | None] = 0, None
+        self._epoch, self._length = -1, 0  # the epoch whose length was agreed on last
+        self._knows_lengths = True  # else each process has epochs of its own
+
+    # Before the first step
+
+    def compare(self, position: Position, is_over: bool) -> None:
+        """Compare what all processes have.
+
+        Args:
+            position: where the run begins.
+            is_over: whether it is finished.
+
+        Raises:
+            LoopError: their steps, limits or events differ.
+        """
+        if self._compared:
+            return
+        limit = self._schedule.limit or ("stop_when", 0)
+        own = {
+            "global_step": position.steps,
+            "epoch": position.epoch,
+            "step within the epoch": position.epoch_steps,
+            "kind of limit": (*_LIMITS, "stop_when").index(limit[0]),
+            "limit": limit[1],
+            "every": self.every,
+            "finished run": int(is_over),
+            "events": _digest(self._schedule),
+        }
+        values = [value for each in own.values() for value in (each, -each)]
+        *most, self.now, self.wall_time = self._at_once("begin", [*values, self.now, time_ns()])
+        self._compared = True
+        differing = [
+            f"{name} ({-low} to {high})" if name in ("global_step", "limit", "every") else name
+            for name, high, low in zip(own, most[::2], most[1::2])
+            if high != -low
+        ]
+        if differing:
+            raise LoopError(
+                f"sync: the processes differ in {', '.join(differing)}; compute once what may "
+                "differ, as a deadline, and share it; for events of rank 0, ask for the rank in "
+                "the body"
+            )
+
+    def epoch_length(self, epoch: int, length: int | None) -> int | None:
+        """Return the length of an epoch: the shortest of all processes. It waits for them.
+
+        Raises:
+            LoopError: a process does not know it, and the limit counts epochs.
+        """
+        if epoch != self._epoch and self._knows_lengths:
+            if self._under_way == "step":
+                self._early = self._wait()
+                self._under_way, self._result = "", None
+            unknown, least = self._at_once("epoch", [int(length is None), -(length or 0)])
+            self._epoch, self._length, self._knows_lengths = epoch, -least, not unknown
+        if self._knows_lengths:
+            return self._length
+        if self._schedule.max_epochs < NEVER:
+            raise LoopError(
+                f"sync: a process does not know the length of epoch {epoch}; pass dataloader_len, "
+                "or max_steps"
+            )
+        return length
+
+    # Each step that has a say
+
+    def read(self, step: int, is_last: bool) -> tuple[int, str | None, bool, tuple[int, int]]:
+        """Read the exchange under way, if `step` is an agreement or the last step.
+
+        Returns the bits that fire, the reason to stop, whether the times have changed, and the
+        times of training and of the launch that all processes have agreed on.
+        """
+        if step == self._read_at:  # the step is made again
+            return (*self._answer, True, (self.now, self.launch_now))
+        is_agreement = (step + 1) % self.every == 0
+        if not (is_agreement or is_last):
+            return 0, None, False, (self.now, self.launch_now)
+        if self._under_way == "step":
+            self._early = self._wait()
+        if self._early is None:
+            return 0, None, False, (self.now, self.launch_now)
+        now, launch_now, stop_code, *flags = self._early
+        bits = sum([1 << place for place, flag in enumerate(flags) if flag])
+        stop = None
+        if stop_code:
+            stop = "stop" if stop_code == 1 else Signals(stop_code - 1).name
+            bits |= self._schedule.bits_with(LoopEvents.INTERRUPT) if stop_code > 1 else 0
+        now, launch_now = max(self.now, now), max(self.launch_now, launch_now)
+        self._answer, self._read_at, self.now, self.launch_now = (bits, stop), step, now, launch_now
+        self._under_way, self._result, self._early = "", None, None
+        return bits, stop, True, (now, launch_now)
+
+    def keep(self, step: int, bits: int) -> None:
+        """Keep the bits of conditions that were true at `step` for the next exchange."""
+        if step != self._kept_at:
+            self._kept_at = step
+            self._wanted |= bits
+
+    def begin(self, step: int, requests: list[tuple[int, str | None]], clock: Any) -> None:
+        """Begin an exchange at an agreement; keep the requests until then.
+
+        Args:
+            step: the step that is made.
+            requests: what was requested since the step before.
+            clock: the run's.
+        """
+        for bits, reason in requests:
+            if reason is None:
+                self._wanted |= bits
+            else:
+                code = 1 if reason == "stop" else 1 + Signals[reason]
+                self.stop_code = max(self.stop_code, code)
+        if (step + 1) % self.every or self._begun_at == step:
+            return
+        launch_now = clock.tick() - clock.launched
+        flags = [self._wanted >> place & 1 for place in range(self._schedule.stop_place + 2)]
+        self._start("step", [clock.now(), launch_now, self.stop_code, *flags])
+        self._begun_at, self._wanted = step, 0
+
+    def discard(self) -> None:
+        """Finish an exchange that is under way, and drop its answer."""
+        if self._under_way:
+            self._wait()
+        self._under_way, self._result, self._early = "", None, None
+
+    def _at_once(self, about: str, values: list[int]) -> list[int]:
+        if self._under_way != about:  # else an interrupt came while it was waited for
+            self._start(about, values)
+        numbers = self._wait()
+        self._under_way, self._result = "", None
+        return numbers
+
+    def _start(self, about: str, values: list[int]) -> None:
+        self._size = len(values)
+        self._exchange.start(values)
+        self._under_way = about
+
+    def _wait(self) -> list[int]:
+        if self._result is None:
+            try:
+                self._result = self._exchange.finish()
+            except Exception:
+                self._under_way = ""  # nobody can finish it now
+                raise
+        try:
+            numbers = [int(value) for value in self._result]
+        except TypeError:
+            numbers = []
+        if len(numbers) != self._size:
+            raise TypeError(
+                f"sync: the exchange returned {checks.shown(self._result)}; return the maximum of "
+                f"each of the {self._size} ints over all processes, as a list"
+            )
+        return numbers
+
+
+def _digest(schedule: Schedule) -> int:
+    """Return a number for all names and Events, the same in all processes that have the same."""
+    described = [(key_of(name), _described(event)) for name, event in schedule.events.items()]
+    stop_when = schedule.stop_when and _described(schedule.stop_when)
+    return crc32(repr((described, stop_when)).encode())
+
+
+def _described(event: Event) -> list[object]:
+    """Return what an Event consists of; of a condition only that there is one."""
+    return [
+        repr(part)
+        if isinstance(part, Member)
+        else {**part.given(), "condition_function": part.condition_function is not None}
+        for part in event.parts
+    ]
+
+
+# Exchanges
+
+
+def maximum(function: Callable[[list[int]], Sequence[int]], *, every: SupportsIndex) -> Sync:
+    """Let processes agree by any function that takes a maximum over all of them.
+
+    Args:
+        function: takes a list of ints and returns the element-wise maximum over all processes.
+        every: how many steps lie between two agreements.
+
+    Example:
+        >>> import dloop
+        >>> alone = dloop.sync.maximum(lambda values: values, every=10)
+        >>> len([batch for batch, events in dloop.Loop(range(5), max_epochs=1, sync=alone)])
+        5
+    """
+    if not callable(function):
+        raise TypeError(f"function={checks.shown(function)}: pass a callable")
+    return Sync(_AtOnce(function), every)
+
+
+class _AtOnce:
+    """An exchange that is made by a function, while the process waits."""
+
+    def __init__(self, function: Callable[[list[int]], Sequence[int]]) -> None:
+        self._function = function
+        self._values: Sequence[int] = ()
+
+    def start(self, values: list[int]) -> None:
+        self._values = self._function(values)
+
+    def finish(self) -> Sequence[int]:
+        return self._values
+
+
+def torch_distributed(*, every: SupportsIndex, group: Any = None) -> Sync:
+    """Let the processes of `torch.distributed` agree, by an all-reduce beside the training.
+
+    All processes have to call this. It never waits for a GPU: without a gloo backend, it makes a
+    gloo group beside the default one. (It was tried with gloo alone, on machines without a GPU.)
+
+    Args:
+        every: how many steps lie between two agreements. Twice as many have to fit into the time
+            between a signal and the end.
+        group: a process group with a gloo backend; by default all processes.
 
     Raises:
         ImportError: PyTorch is not installed.
         RuntimeError: `torch.distributed.init_process_group` was not called.
-        ValueError: the group has no gloo backend.
+        ValueError: `group` has no gloo backend.
 
     Example:
-        loop = Loop(dataloader, max_steps=10_000, signals=[SIGTERM],
-                    sync=dloop.sync.torch_distributed(), sync_every=50)
+        loop = Loop(dataloader, max_steps=10_000, signals=SIGTERM,
+                    sync=dloop.sync.torch_distributed(every=50))
     """
     distributed = _imported(
         "torch.distributed", "torch_distributed() needs PyTorch: pip install torch"
@@ -40,25 +316,20 @@ def torch_distributed(group: Any = None) -> TorchExchange:
         raise RuntimeError(
             "dloop.sync.torch_distributed(): call torch.distributed.init_process_group() before"
         )
-    if group is None:
-        return TorchExchange(_gloo_group(distributed))
+    group = _gloo_group(distributed) if group is None else group
     if not _has_gloo(distributed, group):
-        raise ValueError(
-            f"group: its backend is {distributed.get_backend(group)}; pass one that has gloo"
-        )
-    return TorchExchange(group)
+        backend = distributed.get_backend(group)
+        raise ValueError(f"group: its backend is {backend}; pass one that has gloo")
+    return Sync(_TorchExchange(group), every)
 
 
-class TorchExchange:  # pragma: no cover (it runs in other processes)
-    """An all-reduce that is begun, and waited for later."""
-
+class _TorchExchange:
     def __init__(self, group: Any) -> None:
         self._group = group
         self._values: Any = None
         self._work: Any = None
 
     def start(self, values: list[int]) -> None:
-        """Begin."""
         torch: Any = import_module("torch")
         distributed = torch.distributed
         self._values = torch.tensor(values, dtype=torch.int64)
@@ -67,14 +338,13 @@ class TorchExchange:  # pragma: no cover (it runs in other processes)
         )
 
     def finish(self) -> list[int]:
-        """Wait for the others, and return the maximum."""
         self._work.wait()
         values: list[int] = self._values.tolist()
         return values
 
 
 _gloo_groups: list[tuple[Any, Any]] = []
-"""The default group for which a gloo group was made, and that."""
+"""The default group without gloo, and the gloo group made beside it."""
 
 
 def _gloo_group(distributed: Any) -> Any:
@@ -87,97 +357,95 @@ def _gloo_group(distributed: Any) -> Any:
 
 
 def _has_gloo(distributed: Any, group: Any) -> bool:
-    # "cpu:gloo,cuda:nccl" where the group was made without the name of a backend
+    # It is "cpu:gloo,cuda:nccl" if the group was made without the name of a backend
     return "gloo" in str(distributed.get_backend_config(group))
 
 
-def mpi(comm: Any = None) -> MpiExchange:
-    """Processes of MPI, by mpi4py's `Iallreduce`, which runs beside the training.
+def mpi(*, every: SupportsIndex, comm: Any = None) -> Sync:
+    """Let the processes of MPI agree, by mpi4py's `Iallreduce`, which runs beside the training.
 
-    All processes have to call this. Leave the loop by `with loop:` or `loop.close()`, so that no
-    exchange is under way when MPI ends.
+    All processes have to call this. Use `with loop:` or `loop.close()`, so that no exchange is
+    under way when MPI ends.
 
     Args:
-        comm: an mpi4py communicator, of which a duplicate is used; None for `MPI.COMM_WORLD`.
+        every: how many steps lie between two agreements.
+        comm: an mpi4py communicator, by default `MPI.COMM_WORLD`; a duplicate of it is used.
 
     Raises:
         ImportError: mpi4py is not installed.
 
     Example:
-        with Loop(data, max_steps=10_000, sync=dloop.sync.mpi(), sync_every=50) as loop:
+        with Loop(data, max_steps=10_000, sync=dloop.sync.mpi(every=50)) as loop:
             ...
     """
     package = _imported("mpi4py.MPI", "mpi() needs mpi4py: pip install mpi4py")
-    return MpiExchange(package, (package.COMM_WORLD if comm is None else comm).Dup())
+    return Sync(_MpiExchange(package, (package.COMM_WORLD if comm is None else comm).Dup()), every)
 
 
-class MpiExchange:  # pragma: no cover (it runs in other processes)
-    """An all-reduce that is begun, and waited for later."""
-
+class _MpiExchange:
     def __init__(self, package: Any, comm: Any) -> None:
         self._package = package
         self._comm = comm
-        self._sent: Any = None
-        self._received: Any = None
+        self._sent = self._received = array("q")
         self._request: Any = None
 
     def start(self, values: list[int]) -> None:
-        """Begin."""
-        from array import array
-
         package = self._package
-        self._sent = array("q", values)
-        self._received = array("q", values)
+        self._sent, self._received = array("q", values), array("q", values)
         self._request = self._comm.Iallreduce(
             [self._sent, package.INT64_T], [self._received, package.INT64_T], op=package.MAX
         )
 
     def finish(self) -> list[int]:
-        """Wait for the others, and return the maximum."""
         self._request.Wait()
         return list(self._received)
 
 
-def jax_processes() -> JaxExchange:
-    """The processes of `jax.distributed`, by `jax.experimental.multihost_utils`.
+def jax_processes(*, every: SupportsIndex) -> Sync:
+    """Let the processes of `jax.distributed` agree, by `jax.experimental.multihost_utils`.
 
-    What JAX offers publicly waits for all processes at each exchange, so that `sync_every` should
-    not be small.
+    It waits for all processes at each exchange, so `every` should not be small.
+
+    Args:
+        every: how many steps lie between two agreements.
 
     Raises:
         ImportError: JAX is not installed.
 
     Example:
-        loop = Loop(data, max_steps=10_000, sync=dloop.sync.jax_processes(), sync_every=500)
+        loop = Loop(data, max_steps=10_000, sync=dloop.sync.jax_processes(every=500))
     """
     multihost_utils = _imported(
         "jax.experimental.multihost_utils", "jax_processes() needs JAX: pip install jax"
     )
-    return JaxExchange(multihost_utils)
 
-
-class JaxExchange:  # pragma: no cover (it runs in other processes)
-    """What all processes have is gathered, and each takes the maximum."""
-
-    def __init__(self, multihost_utils: Any) -> None:
-        self._gather = multihost_utils.process_allgather
-
-    def __call__(self, values: list[int]) -> list[int]:
-        """Wait for the others, and return the maximum."""
+    def gathered_maximum(values: list[int]) -> list[int]:
         numpy: Any = import_module("numpy")  # JAX needs it
         halves = numpy.array(values, numpy.int64).view(numpy.int32)  # JAX has no int64 by default
-        gathered = numpy.ascontiguousarray(self._gather(halves))
+        gathered = numpy.ascontiguousarray(multihost_utils.process_allgather(halves))
         found: list[int] = gathered.reshape(-1, halves.size).view(numpy.int64).max(0).tolist()
         return found
 
+    return Sync(_AtOnce(gathered_maximum), every)
+
+
+def _imported(name: str, what_to_do: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f"dloop.sync.{what_to_do}") from error
+
+
+# Without sync
+
 
 def rank_among_several() -> int | None:
-    """The rank of this process, where it looks like one of several. Nothing is imported for it."""
+    """Return the rank of this process if it looks like one of several. It imports nothing."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() if distributed.get_world_size() > 1 else None
     jax = sys.modules.get("jax")
-    # Older versions do not tell, and to ask for their processes would begin their backends
+    # Older versions do not say, and a call for their processes would start their backends
     is_initialized = getattr(getattr(jax, "distributed", None), "is_initialized", None)
     if jax is not None and is_initialized is not None and is_initialized():
         return jax.process_index() if jax.process_count() > 1 else None
@@ -191,13 +459,27 @@ def rank_among_several() -> int | None:
     return None
 
 
-def _imported(name: str, what_to_do: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(f"dloop.sync.{what_to_do}") from error
-
-
 def _number(variable: str) -> int:
     text = os.environ.get(variable, "")
     return int(text) if text.isdecimal() else 0
+
+
+def warn_if_distributed(schedule: Schedule, has_signals: bool) -> None:
+    """Warn on rank 0 if there are other processes, which may decide differently."""
+    if not (schedule.timed or schedule.conditions or schedule.stop_conditions or has_signals):
+        return
+    if rank_among_several() != 0:
+        return
+    events = {**schedule.events, "stop_when": schedule.stop_when or Event()}
+    differ = ("condition_function", "every_n_seconds", "at_time", "at_timestamp")
+    found = [
+        checks.shown(name)
+        for name, event in events.items()
+        if any(getattr(part, each) is not None for part in event.parts for each in differ)
+    ]
+    found += ["max_seconds"] if schedule.max_time < NEVER else []
+    found += ["signals"] if has_signals else []
+    warn(
+        f"this process is one of several, which may differ in {', '.join(found)}; pass sync=, or "
+        "sync=False if that is intended"
+    )

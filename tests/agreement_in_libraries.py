@@ -35,12 +35,10 @@ def main() -> None:
     data: Any = range(SAMPLES)
     loader = set_up(DataLoader(data, batch_size=2, shuffle=True))
     events = {"Save": Event(lambda state: (RANK, state.global_step) in ((0, 2), (1, 21)))}
-    loop: Loop[Any] = Loop(
-        loader, events, max_epochs=5, sync=sync.torch_distributed(), sync_every=4
-    )
+    loop: Loop[Any] = Loop(loader, events, max_epochs=5, sync=sync.torch_distributed(every=4))
     trace = []
-    for _, due in loop:
-        trace += [(loop.epoch, loop.global_step, sorted(map(str, due)))] if due else []
+    for _, fired in loop:
+        trace += [(loop.epoch, loop.global_step, sorted(map(str, fired)))] if fired else []
         if (RANK, loop.global_step) == (1, 38):
             loop.stop()
     with warnings.catch_warnings(record=True) as caught:

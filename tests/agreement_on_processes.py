@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dloop import Event, Loop, LoopError, LoopEvents, sync
+from dloop import Event, Loop, LoopError, LoopEvents, batched, sync
 from manual_clock import ManualClock
 from processes import report
 
@@ -27,12 +27,12 @@ Trace = list[Any]
 Body = Callable[[int], object]
 
 
-def agreeing(data: Any, events: Any = None, sync_every: int = 5, **arguments: Any) -> Loop[Any]:
-    return Loop(data, events, sync=primitive(), sync_every=sync_every, **arguments)
+def agreeing(data: Any, events: Any = None, every: int = 5, **arguments: Any) -> Loop[Any]:
+    return Loop(data, events, sync=primitive(every), **arguments)
 
 
 def trace(loop: Loop[Any], body: Body = id, steps: Iterable[Any] | None = None) -> Trace:
-    """What is due at which steps, how the run ended, and the batches of its last step."""
+    """What fires at which steps, how the run ended, and the batches of its last step."""
     found: Trace = []
     batch: Any = None
     for batch, events in loop if steps is None else steps:  # noqa: B007 (it is used below)
@@ -59,7 +59,7 @@ def one_slow_rank() -> Trace:
 
 
 def sigterm_to_one() -> Trace:
-    loop = agreeing(range(99), max_epochs=1, signals=[signal.SIGTERM])
+    loop = agreeing(range(99), max_epochs=1, signals=signal.SIGTERM)
     return trace(loop, on(LAST, 12, lambda: os.kill(os.getpid(), signal.SIGTERM)))
 
 
@@ -93,12 +93,12 @@ def max_seconds() -> Trace:
     def clock() -> float:
         return time.perf_counter() * (1 + RANK)
 
-    return trace(agreeing(range(10**9), max_seconds=0.05, clock=clock, sync_every=50))
+    return trace(agreeing(range(10**9), max_seconds=0.05, clock=clock, every=50))
 
 
 def at_timestamp() -> Trace:
-    stop = Event(at_timestamp=time.time() + 0.05 + RANK)
-    return trace(agreeing(range(10**9), max_epochs=1, stop_when=stop, sync_every=50))
+    stop = Event(at_timestamp=Path(sys.argv[1]).stat().st_ctime)  # the same for all, and past
+    return trace(agreeing(range(10**9), max_epochs=1, stop_when=stop, every=50))
 
 
 def pause_on_one() -> Trace:
@@ -120,17 +120,9 @@ def lists() -> Trace:
     return trace(loop, lambda _: clock.advance(1 + RANK), loop.chunks((4, 1)))
 
 
-def batches_per_step() -> Trace:
-    loop = agreeing(range(50 + RANK), max_epochs=2, batches_per_step=4, sync_every=3)
+def lists_of_batches() -> Trace:
+    loop = agreeing(batched(range(50 + RANK), 4), max_epochs=2, every=3)
     return trace(loop, on(LAST, 12, loop.stop))
-
-
-def step_events_of_rank_0() -> Trace:
-    events = {"Save": Event(lambda state: (RANK, state.global_step) == (LAST, 3))}
-    if RANK == 0:
-        events["Log"] = Event(every_n_steps=8)
-    found = trace(agreeing(range(21), events, max_epochs=1))
-    return [each for each in found if isinstance(each, int) or each[-1] != ["Log"]]
 
 
 def left_and_entered_again() -> Trace:
@@ -194,12 +186,12 @@ def random_plans() -> Trace:
         }
         limit = same.choice([{"max_epochs": 2}, {"max_steps": 30}, {"max_seconds": 20}])
         size = same.choice([None, 3, (4, 2, 1)])
+        size_of_list = same.randint(1, 2)
         loop = agreeing(
-            range(same.randint(5, 20) + own.randint(0, 3)),
+            batched(range(size_of_list * (same.randint(5, 20) + own.randint(0, 3))), size_of_list),
             events,
-            batches_per_step=same.choice([None, 2]),
             clock=clock,
-            sync_every=same.randint(1, 6),
+            every=same.randint(1, 6),
             **limit,
         )
         stop, trigger = own.randint(0, 200), own.randint(0, 60)
@@ -237,8 +229,7 @@ SCENARIOS: dict[str, Callable[[], Trace]] = {
         at_timestamp,
         pause_on_one,
         lists,
-        batches_per_step,
-        step_events_of_rank_0,
+        lists_of_batches,
         left_and_entered_again,
         resumed,
         other_events,
@@ -302,7 +293,7 @@ def nothing(*_: object) -> None:
     """MPI begins when it is imported, and ends with the process."""
 
 
-PRIMITIVES: dict[str, tuple[Callable[[], Any], Callable[[Path], None], Callable[[], None]]] = {
+PRIMITIVES: dict[str, tuple[Callable[..., Any], Callable[[Path], None], Callable[[], None]]] = {
     "gloo": (sync.torch_distributed, join_gloo, leave_gloo),
     "mpi": (sync.mpi, nothing, nothing),
     "jax": (sync.jax_processes, join_jax, leave_jax),
@@ -310,8 +301,8 @@ PRIMITIVES: dict[str, tuple[Callable[[], Any], Callable[[Path], None], Callable[
 
 
 @cache
-def primitive() -> Any:
-    return PRIMITIVES[sys.argv[2]][0]()
+def primitive(every: int) -> Any:
+    return PRIMITIVES[sys.argv[2]][0](every=every)
 
 
 def main() -> None:

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
 
 from cores import CORES, use_core
 
-# No deadline, since a busy machine is slow. No explain phase, since our messages say more. CI
-# always runs the same examples, so that a failure there is due to the change.
-settings.register_profile(
-    "default",
-    deadline=None,
-    phases=set(Phase) - {Phase.explain},
-    derandomize=bool(os.environ.get("CI")),
-)
-settings.register_profile(
-    "first",
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    report_multiple_bugs=False,
-    derandomize=True,
-)
-settings.load_profile(os.environ.get("DLOOP_HYPOTHESIS", "default"))
+# No deadline, since a busy machine is slow. No explain phase, since our messages say more. The same
+# examples always, so that a failure is due to a change; `--examples` hunts for others.
+ALWAYS: dict[str, Any] = {
+    "deadline": None,
+    "database": None,
+    "phases": set(Phase) - {Phase.explain},
+}
+settings.register_profile("default", **ALWAYS, derandomize=True, max_examples=500)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--examples", type=int, help="hunt: so many random examples for each test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    examples = config.getoption("--examples", None)
+    if examples is not None:
+        settings.register_profile(
+            "hunt", **ALWAYS, derandomize=False, max_examples=examples, print_blob=True
+        )
+    settings.load_profile("default" if examples is None else "hunt")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

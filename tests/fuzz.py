@@ -31,7 +31,7 @@ if __name__ == "__main__":  # before dloop is imported anywhere else, to count i
         import dloop.state  # noqa: F401
 
 from cores import CORES, use_core
-from dloop import Event, Loop, LoopEvents, LoopWarning
+from dloop import Event, Loop, LoopEvents, LoopWarning, batched
 
 DOCUMENTED = (TypeError, ValueError, RuntimeError, KeyError)
 """LoopError and its subclasses are RuntimeErrors; KeyError is of `steps_since` and `trigger`."""
@@ -244,13 +244,13 @@ def loop(chosen: Bytes) -> Loop[Any]:
     if chosen.one_in(4):
         arguments["lookahead"] = chosen.pick((True, False, None, 1))
     if chosen.one_in(4):
-        arguments["batches_per_step"] = value(chosen)
-    if chosen.one_in(4):
         arguments["start_step"] = chosen.byte() % 20
         arguments["fast_forward"] = chosen.one_in(2)
     if chosen.one_in(4):
         arguments["on_exception"] = chosen.pick(("event", "raise", "raise ", None))
     arguments["clock"] = clock(chosen)
+    if chosen.one_in(4):
+        loader = batched(loader, value(chosen))
     return Loop(loader, events, **arguments)
 
 
@@ -343,7 +343,7 @@ def call(made: Loop[Any], chosen: Bytes) -> Any:
     elif kind == 11:
         made.pause_clock().__enter__()
     else:
-        with made.guard():
+        with made, made.guard():
             raise ValueError("a body's own")
     return kind
 

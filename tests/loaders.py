@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import tarfile
 from collections.abc import Callable, Iterator
@@ -12,22 +13,28 @@ from typing import Any
 from frameworks import needed
 
 SAMPLES = 10  # in an epoch
-THREE_EPOCHS = {"max_epochs": 3}
+CUT = {"max_epochs": 3, "dataloader_len": SAMPLES // 2}  # a stream into epochs
 
 
 @dataclass(frozen=True)
 class Loader:
-    build: Callable[[Path], Any]  # takes a temporary folder
+    """How to build a loader, and what is special about it.
+
+    Args:
+        build: takes a temporary folder.
+        needs: modules.
+        arguments: of the Loop.
+        shuffles: whether the epochs have different orders.
+        json: whether its state, if it has one, can be saved as JSON.
+        workers: whether it starts processes.
+    """
+
+    build: Callable[[Path], Any]
     needs: tuple[str, ...] = ()
-    # the Loop's arguments besides the loader
-    arguments: dict[str, Any] = field(default_factory=THREE_EPOCHS.copy)
-    # whether the epochs have different orders
+    arguments: dict[str, Any] = field(default_factory={"max_epochs": 3}.copy)
     shuffles: bool = False
-    # whether its state, if it has one, can be saved as JSON
     json: bool = True
-    # whether it starts processes
     workers: bool = False
-    lookaheads: tuple[bool | None, ...] = (None, True)
 
     def __call__(self, folder: Path) -> Any:
         for module in self.needs:
@@ -35,41 +42,50 @@ class Loader:
         return self.build(folder)
 
 
-# ------------------------------------------------------------------- Python, NumPy
+def plain(batch: Any) -> Any:
+    """The batch as lists and numbers."""
+    if hasattr(batch, "tolist"):
+        return batch.tolist()
+    if isinstance(batch, dict):
+        return {key: plain(value) for key, value in batch.items()}
+    return [plain(each) for each in batch] if isinstance(batch, (list, tuple)) else batch
 
 
-def batches() -> Iterator[list[int]]:
-    return ([i, i + 1] for i in range(0, SAMPLES, 2))
+def samples(batch: Any) -> list[int]:
+    """The numbers in a plain batch."""
+    if isinstance(batch, int):
+        return [batch]
+    values = batch.values() if isinstance(batch, dict) else batch
+    return [number for value in values for number in samples(value)]
 
 
-def array(_: Path) -> Any:
-    import numpy as np
+def module(name: str) -> Any:
+    return importlib.import_module(name)
 
-    return np.arange(SAMPLES).reshape(-1, 2)
+
+def pairs() -> Iterator[list[int]]:
+    return ([number, number + 1] for number in range(0, SAMPLES, 2))
 
 
 def endless(_: Path) -> Iterator[list[int]]:
     """One stream in which each pass over the numbers shifts them by one."""
     return (
-        [(number + epoch) % SAMPLES for number in pair] for epoch in range(99) for pair in batches()
+        [(number + epoch) % SAMPLES for number in pair] for epoch in range(99) for pair in pairs()
     )
 
 
-# -------------------------------------------------------------- PyTorch, torchdata
+# PyTorch and torchdata
 
 
 def torch_sampler(kind: str) -> Any:
-    from torch.utils.data import DistributedSampler
-
     import torch_data
 
     halves = {"num_replicas": 2, "rank": 0}
     if kind == "Shuffled":
         return torch_data.Shuffled(SAMPLES)
     if kind == "DistributedSampler":
-        return DistributedSampler(range(2 * SAMPLES), **halves)
-    from torchdata.stateful_dataloader import sampler as kept
-
+        return module("torch.utils.data").DistributedSampler(range(2 * SAMPLES), **halves)
+    kept = module("torchdata.stateful_dataloader.sampler")
     if kind == "RandomSampler":
         return kept.RandomSampler(range(SAMPLES), generator=torch_data.seeded())
     return kept.StatefulDistributedSampler(range(2 * SAMPLES), **halves)
@@ -87,12 +103,11 @@ def of_torch(
     """A DataLoader, or torchdata's StatefulDataLoader, of a range or a stream of torch_data."""
 
     def build(_: Path) -> Any:
-        from torch.utils.data import DataLoader
-
         import torch_data
 
+        kind = module("torch.utils.data").DataLoader
         if stateful:
-            from torchdata.stateful_dataloader import StatefulDataLoader as DataLoader
+            kind = module("torchdata.stateful_dataloader").StatefulDataLoader
         chosen: dict[str, Any] = {"batch_size": 2, **options}
         if shuffle:
             chosen |= {"shuffle": True, "generator": torch_data.seeded()}
@@ -100,7 +115,7 @@ def of_torch(
             chosen["sampler"] = torch_sampler(sampler)
         # a DistributedSampler takes half of the samples; the other samplers use the first half
         numbers = range(2 * SAMPLES if sampler else SAMPLES)
-        return DataLoader(getattr(torch_data, stream)(SAMPLES) if stream else numbers, **chosen)
+        return kind(getattr(torch_data, stream)(SAMPLES) if stream else numbers, **chosen)
 
     return Loader(
         (lambda folder: lambda: build(folder)) if called else build,
@@ -111,127 +126,74 @@ def of_torch(
     )
 
 
+# Without workers, torchdata does not resume shuffle=True with a generator exactly (later epochs
+# have other orders), but it does so with a sampler that has its own generator.
 TORCH = {
     "DataLoader": of_torch(),
     "DataLoader, 2 workers": of_torch(num_workers=2),
     "DataLoader, iterable-style": of_torch("Stream"),
-    "DataLoader, iterable-style, 2 workers": of_torch("Stream", num_workers=2),
-    "DataLoader, guessed length, 2 workers": of_torch("GuessedStream", num_workers=2),
     "DataLoader, seeded sampler": of_torch(sampler="Shuffled"),
     "DataLoader, seeded sampler, 2 workers": of_torch(sampler="Shuffled", num_workers=2),
     "DataLoader, DistributedSampler": of_torch(sampler="DistributedSampler"),
-    "DataLoader, DistributedSampler, 2 workers": of_torch(
-        None, "DistributedSampler", num_workers=2
-    ),
     "callable, DataLoader": of_torch(sampler="Shuffled", called=True),
-}
-
-# Without workers, torchdata does not resume shuffle=True with a generator exactly (later epochs
-# have other orders), but it does so with a sampler that has its own generator.
-TORCHDATA = {
-    "StatefulDataLoader": of_torch(stateful=True),
-    "StatefulDataLoader, 2 workers": of_torch(stateful=True, num_workers=2),
-    "StatefulDataLoader, rare snapshots, 2 workers": of_torch(
+    "Stateful": of_torch(stateful=True),
+    "Stateful, 2 workers": of_torch(stateful=True, num_workers=2),
+    "Stateful, rare snapshots, 2 workers": of_torch(
         stateful=True, num_workers=2, snapshot_every_n_steps=3
     ),
-    "StatefulDataLoader, shuffled": of_torch(sampler="RandomSampler", stateful=True),
-    "StatefulDataLoader, shuffled, 2 workers": of_torch(stateful=True, shuffle=True, num_workers=2),
-    "StatefulDataLoader, seeded sampler": of_torch(sampler="Shuffled", stateful=True),
-    "StatefulDataLoader, DistributedSampler": of_torch(sampler="DistributedSampler", stateful=True),
-    "StatefulDataLoader, its own DistributedSampler": of_torch(
-        None, "StatefulDistributedSampler", stateful=True
-    ),
-    "StatefulDataLoader, unsized": of_torch("KeptStream", stateful=True),
-    "StatefulDataLoader, unsized, 2 workers": of_torch("KeptStream", stateful=True, num_workers=2),
-    "StatefulDataLoader, unsized, reset": of_torch("ResetStream", stateful=True),
-    "StatefulDataLoader, unsized, reset, 2 workers": of_torch(
-        "ResetStream", stateful=True, num_workers=2
-    ),
+    "Stateful, shuffled": of_torch(sampler="RandomSampler", stateful=True),
+    "Stateful, shuffled, 2 workers": of_torch(stateful=True, shuffle=True, num_workers=2),
+    "Stateful, seeded sampler": of_torch(sampler="Shuffled", stateful=True),
+    "Stateful, its DistributedSampler": of_torch(None, "StatefulDistributed", stateful=True),
+    "Stateful, unsized": of_torch("KeptStream", stateful=True),
+    "Stateful, unsized, 2 workers": of_torch("KeptStream", stateful=True, num_workers=2),
+    "Stateful, reset": of_torch("ResetStream", stateful=True),
+    "Stateful, reset, 2 workers": of_torch("ResetStream", stateful=True, num_workers=2),
     # torchdata alone cannot save these two twice in one epoch: it counts batches twice
-    "StatefulDataLoader, unsized, no state": of_torch("Stream", stateful=True),
-    "StatefulDataLoader, unsized, no state, 2 workers": of_torch(
-        "Stream", stateful=True, num_workers=2
-    ),
-    "callable, StatefulDataLoader": of_torch(sampler="Shuffled", stateful=True, called=True),
+    "Stateful, no state": of_torch("Stream", stateful=True),
+    "Stateful, no state, 2 workers": of_torch("Stream", stateful=True, num_workers=2),
+    "callable, Stateful": of_torch(sampler="Shuffled", stateful=True, called=True),
 }
 
 
-def torch_nodes(_: Path) -> Any:
-    from torchdata import nodes
+def nodes(sampler: bool) -> Loader:
+    def build(_: Path) -> Any:
+        kinds = module("torchdata.nodes")
+        numbers = kinds.IterableWrapper(range(SAMPLES))
+        if sampler:
+            numbers = kinds.SamplerWrapper(torch_sampler("Shuffled"))
+        return kinds.Loader(kinds.Batcher(numbers, 2), restart_on_stop_iteration=False)
 
-    batches = nodes.Batcher(nodes.IterableWrapper(range(SAMPLES)), 2)
-    return nodes.Loader(batches, restart_on_stop_iteration=False)
-
-
-def torch_nodes_of_sampler(_: Path) -> Any:
-    from torchdata import nodes
-
-    batches = nodes.Batcher(nodes.SamplerWrapper(torch_sampler("Shuffled")), 2)
-    return nodes.Loader(batches, restart_on_stop_iteration=False)
+    return Loader(build, needs=("torch", "torchdata"), shuffles=sampler)
 
 
-# -------------------------------------------------------------------------- Grain
+# Grain, Hugging Face, webdataset
 
 
-def grain_map(_: Path) -> Any:
-    import grain.python as grain
+def grain(build: Callable[[Any, Any], Any], **given: Any) -> Loader:
+    """`build` takes Grain and options without threads, of which Grain would start 16."""
 
-    return grain.MapDataset.range(SAMPLES).batch(2)
+    def built(_: Path) -> Any:
+        library = module("grain.python")
+        return build(library, library.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
-
-def no_threads() -> Any:
-    """Starting Grain's 16 threads would take a hundred times as long as an epoch here."""
-    import grain.python as grain
-
-    return grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    return Loader(built, needs=("grain",), **given)
 
 
-def grain_iter(folder: Path) -> Any:
-    return grain_map(folder).to_iter_dataset(no_threads())
-
-
-def grain_stream(_: Path) -> Any:
-    """An endless iterator, with another shuffle in each pass."""
-    import grain.python as grain
-
-    shuffled = grain.MapDataset.range(SAMPLES).shuffle(seed=3).repeat().batch(2)
-    return iter(shuffled.to_iter_dataset(no_threads()))
-
-
-def grain_loader(_: Path) -> Any:
-    import grain.python as grain
-
-    return grain.DataLoader(
+def grain_loader(library: Any, options: Any) -> Any:
+    return library.DataLoader(
         data_source=range(SAMPLES),
-        sampler=grain.SequentialSampler(SAMPLES),
-        operations=[grain.Batch(2)],
+        sampler=library.SequentialSampler(SAMPLES),
+        operations=[library.Batch(2)],
         worker_count=0,
-        read_options=no_threads(),
+        read_options=options,
     )
 
 
-# ------------------------------------------------------- Hugging Face, webdataset
-
-
 def rows() -> Any:
-    import datasets
-
+    datasets = module("datasets")
     datasets.disable_progress_bars()
     return datasets.Dataset.from_dict({"number": list(range(SAMPLES))})
-
-
-def hf_rows(_: Path) -> Any:
-    return rows().batch(2)
-
-
-def hf_stream(_: Path) -> Any:
-    return rows().to_iterable_dataset(num_shards=2).batch(2)
-
-
-def hf_shuffled_stream(_: Path) -> Any:
-    """Shuffles shards, not rows: its state does not include a buffer of rows."""
-    stream = rows().to_iterable_dataset(num_shards=SAMPLES // 2)
-    return stream.shuffle(seed=3, buffer_size=1).batch(2)
 
 
 def number_rows(starts: list[int]) -> Iterator[dict[str, int]]:
@@ -240,29 +202,31 @@ def number_rows(starts: list[int]) -> Iterator[dict[str, int]]:
         yield {"number": start + 1}
 
 
-def hf_generated_stream(_: Path) -> Any:
-    import datasets
-
+def hf_generated(_: Path) -> Any:
+    """From the second epoch on, it shuffles its shards by itself."""
     starts = list(range(0, SAMPLES, 2))
-    stream = datasets.IterableDataset.from_generator(number_rows, gen_kwargs={"starts": starts})
-    return stream.batch(2)
+    streams = module("datasets").IterableDataset
+    return streams.from_generator(number_rows, gen_kwargs={"starts": starts}).batch(2)
 
 
-def hf_in_torch(*, stateful: bool, shuffle: bool, num_workers: int) -> Callable[[Path], Any]:
-    def build(_: Path) -> Any:
-        stream = rows().to_iterable_dataset(num_shards=SAMPLES // 2)
-        if shuffle:
-            stream = stream.shuffle(seed=3, buffer_size=1)
+def hf_shuffled(_: Path) -> Any:
+    """It shuffles shards, not rows: its state does not include a buffer of rows."""
+    return rows().to_iterable_dataset(num_shards=SAMPLES // 2).shuffle(seed=3, buffer_size=1)
+
+
+def hf_in_torch(*, stateful: bool, shuffle: bool, num_workers: int) -> Loader:
+    def build(folder: Path) -> Any:
+        stream = hf_shuffled(folder) if shuffle else rows().to_iterable_dataset(num_shards=5)
+        kind = module("torch.utils.data").DataLoader
         if stateful:
-            from torchdata.stateful_dataloader import StatefulDataLoader as Torch
-        else:
-            from torch.utils.data import DataLoader as Torch
-        return Torch(stream, batch_size=2, num_workers=num_workers)
+            kind = module("torchdata.stateful_dataloader").StatefulDataLoader
+        return kind(stream, batch_size=2, num_workers=num_workers)
 
-    return build
+    needs = "datasets", "torch", "torchdata"
+    return Loader(build, needs=needs, shuffles=shuffle, workers=num_workers > 0)
 
 
-def shards(folder: Path) -> list[str]:
+def web_pipeline(folder: Path) -> Any:
     paths = [folder / "shard-0.tar", folder / "shard-1.tar"]
     for half, path in enumerate(paths):
         with tarfile.open(path, "w") as tar:
@@ -271,84 +235,86 @@ def shards(folder: Path) -> list[str]:
                 info = tarfile.TarInfo(f"{number:03}.number.cls")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    return [str(path) for path in paths]
-
-
-def web_pipeline(folder: Path) -> Any:
-    import webdataset
-
-    pipeline = webdataset.WebDataset(shards(folder), shardshuffle=False)
+    pipeline = module("webdataset").WebDataset([str(path) for path in paths], shardshuffle=False)
     return pipeline.decode().to_tuple("number.cls").batched(2)
 
 
 def web_workers(folder: Path) -> Any:
-    import webdataset
+    return module("webdataset").WebLoader(web_pipeline(folder), batch_size=None, num_workers=2)
 
-    return webdataset.WebLoader(web_pipeline(folder), batch_size=None, num_workers=2)
-
-
-# ---------------------------------------------------------------------- the table
 
 LOADERS: dict[str, Loader] = {
-    "list": Loader(lambda _: list(batches())),
-    "array": Loader(array, needs=("numpy",)),
-    "callable, generator": Loader(lambda _: batches),
-    # epochs of a single-pass source need dataloader_len, which is refused with lookahead=True
-    "stream, cut into epochs": Loader(
-        endless,
-        arguments={"max_epochs": 3, "dataloader_len": SAMPLES // 2},
-        shuffles=True,
-        lookaheads=(None, False),
-    ),
+    "list": Loader(lambda _: list(pairs())),
+    "callable, generator": Loader(lambda _: pairs),
+    "stream, cut": Loader(endless, arguments=CUT, shuffles=True),
     **TORCH,
-    **TORCHDATA,
-    "torchdata nodes": Loader(torch_nodes, needs=("torch", "torchdata")),
-    "torchdata nodes, seeded sampler": Loader(
-        torch_nodes_of_sampler, needs=("torch", "torchdata"), shuffles=True
+    "nodes": nodes(sampler=False),
+    "nodes, seeded sampler": nodes(sampler=True),
+    "Grain MapDataset": grain(lambda library, _: library.MapDataset.range(SAMPLES).batch(2)),
+    "Grain IterDataset": grain(
+        lambda library, no: library.MapDataset.range(SAMPLES).batch(2).to_iter_dataset(no)
     ),
-    "Grain MapDataset": Loader(grain_map, needs=("grain",)),
-    "Grain IterDataset": Loader(grain_iter, needs=("grain",)),
-    "Grain DataLoader": Loader(grain_loader, needs=("grain",), json=False),  # its state is bytes
-    "Grain stream, cut into epochs": Loader(
-        grain_stream,
-        needs=("grain",),
-        arguments={"max_epochs": 3, "dataloader_len": SAMPLES // 2},
-        shuffles=True,
-        lookaheads=(None, False),
-    ),
-    "datasets.Dataset": Loader(hf_rows, needs=("datasets",)),
-    "datasets.IterableDataset": Loader(hf_stream, needs=("datasets",)),
-    "datasets.IterableDataset, generated": Loader(
-        # from the second epoch on, it shuffles its shards by itself
-        hf_generated_stream,
-        needs=("datasets",),
+    "Grain DataLoader": grain(grain_loader, json=False),  # its state is bytes
+    "Grain stream, cut": grain(
+        lambda library, no: iter(
+            library.MapDataset.range(SAMPLES).shuffle(3).repeat().batch(2).to_iter_dataset(no)
+        ),
+        arguments=CUT,
         shuffles=True,
     ),
-    "datasets.IterableDataset, shuffled": Loader(
-        hf_shuffled_stream,
-        needs=("datasets",),
-        shuffles=True,
+    "Dataset": Loader(lambda _: rows().batch(2), ("datasets",)),
+    "IterableDataset": Loader(
+        lambda _: rows().to_iterable_dataset(num_shards=2).batch(2), ("datasets",)
     ),
-    "datasets.IterableDataset in a DataLoader, 2 workers": Loader(
-        hf_in_torch(stateful=False, shuffle=True, num_workers=2),
-        needs=("datasets", "torch"),
-        shuffles=True,
-        workers=True,
+    "IterableDataset, generated": Loader(hf_generated, ("datasets",), shuffles=True),
+    "IterableDataset, shuffled": Loader(
+        lambda folder: hf_shuffled(folder).batch(2), ("datasets",), shuffles=True
     ),
-    "datasets.IterableDataset in a StatefulDataLoader": Loader(
-        hf_in_torch(stateful=True, shuffle=True, num_workers=0),
-        needs=("datasets", "torch", "torchdata"),
-        shuffles=True,
+    "IterableDataset in DataLoader, 2 workers": hf_in_torch(
+        stateful=False, shuffle=True, num_workers=2
     ),
-    "datasets.IterableDataset in a StatefulDataLoader, 2 workers": Loader(
-        # not shuffled, since the workers could not load its state (an IndexError in datasets 5.2)
-        hf_in_torch(stateful=True, shuffle=False, num_workers=2),
-        needs=("datasets", "torch", "torchdata"),
-        workers=True,
+    "IterableDataset in Stateful": hf_in_torch(stateful=True, shuffle=True, num_workers=0),
+    # not shuffled, since the workers could not load its state (an IndexError in datasets 5.2)
+    "IterableDataset in Stateful, 2 workers": hf_in_torch(
+        stateful=True, shuffle=False, num_workers=2
     ),
-    "webdataset": Loader(web_pipeline, needs=("webdataset",)),
-    "webdataset, 2 workers": Loader(web_workers, needs=("webdataset", "torch"), workers=True),
+    "webdataset": Loader(web_pipeline, ("webdataset",)),
+    "webdataset, 2 workers": Loader(web_workers, ("webdataset", "torch"), workers=True),
 }
 
-LIGHT = [name for name, loader in LOADERS.items() if not loader.workers]
-WITH_WORKERS = [name for name, loader in LOADERS.items() if loader.workers]
+
+# Accelerate
+
+
+@dataclass(frozen=True)
+class Accelerated:
+    """A loader of PyTorch, and what the Accelerator that prepares it is told of its loaders."""
+
+    loader: Loader
+    configuration: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, folder: Path) -> tuple[Any, Any]:
+        """A new Accelerator and the loader that it has prepared."""
+        needed("accelerate")
+        state = module("accelerate.state")
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
+        configuration = module("accelerate.utils").DataLoaderConfiguration(**self.configuration)
+        accelerator = module("accelerate").Accelerator(
+            cpu=True, gradient_accumulation_steps=4, dataloader_config=configuration
+        )
+        return accelerator, accelerator.prepare(self.loader(folder))
+
+
+def accelerated(loaders: dict[str, Loader]) -> dict[str, Accelerated]:
+    """Each of the loaders with state and without, dispatched and not."""
+    seeded = {"use_seedable_sampler": True, "data_seed": 3}
+    return {
+        name + ", stateful" * stateful + ", dispatched" * dispatched: Accelerated(
+            loader,
+            {"use_stateful_dataloader": stateful, "dispatch_batches": dispatched, **seeded},
+        )
+        for name, loader in loaders.items()
+        for stateful in (False, True)
+        for dispatched in (False, True)
+    }

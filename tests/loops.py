@@ -18,3 +18,13 @@ def flat(pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
     for batch, _events in pairs:
         batches += batch if isinstance(batch, list) else [batch]
     return batches
+
+
+def fired(loop: Loop[Any], name: Any, body: Callable[[int], object] = id) -> list[int]:
+    """The steps of the run at which `name` fires; `body` is called at each step."""
+    steps = []
+    for _, events in loop:
+        if name in events:
+            steps.append(loop.global_step)
+        body(loop.global_step)
+    return steps

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import runpy
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import pytest
 import dloop
 from dloop.demo import iris
 from dloop.demo.__main__ import main
-from frameworks import needed
 
 
 def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -23,75 +20,39 @@ def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seed", ["0", "1", "2"])
-def test_the_demo_reaches_an_accuracy_of_93_percent(
-    capsys: pytest.CaptureFixture[str], seed: str
-) -> None:
-    printed = demo(capsys, "--seed", seed)
-    accuracy = re.search(r"accuracy on the held-out flowers: (\S+)", printed)
-    assert accuracy is not None
-    assert float(accuracy[1]) >= 0.93
+def test_the_demo_reaches_an_accuracy_of_93_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = []
+    for seed in ("0", "1", "1"):
+        printed = demo(capsys, "--seed", seed)
+        accuracy = re.search(r"accuracy on the held-out flowers: (\S+)", printed)
+        assert accuracy is not None
+        assert float(accuracy[1]) >= 0.93
+        losses.append(re.findall(r"loss .*", printed))
+    assert losses[0] != losses[1] == losses[2]
 
 
-def test_the_demo_prints_the_steps_of_each_event_and_the_core(
-    capsys: pytest.CaptureFixture[str],
+def test_the_demo_prints_the_steps_of_each_event_the_core_and_a_profile(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    printed = demo(capsys, "--epochs", "3")
+    printed = demo(capsys, "--epochs", "3", "--trace", str(tmp_path / "trace.json"))
     assert f"{dloop.BACKEND} core: {dloop.BACKEND_REASON}" in printed
     assert re.search(r"OptimizerStep +23 x +3, 7, 11, 15, 19, 23, \.\.\. 89$", printed, re.M)
     assert re.search(r"LoopEvents.EPOCH_END +3 x +29, 59, 89$", printed, re.M)
     assert re.search(r"LoopEvents.TRAINING_END +1 x +89$", printed, re.M)
     assert "90 steps, ended by max_epochs" in printed
-
-
-def test_the_losses_depend_on_the_seed_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    def losses(seed: str) -> list[str]:
-        return re.findall(r"loss .*", demo(capsys, "--epochs", "8", "--seed", seed))
-
-    assert losses("1") == losses("1") != losses("2")
+    assert re.search(r"^waiting +\d", printed, re.M)
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert "OptimizerStep" in {event["name"] for event in trace["traceEvents"]}
 
 
 def test_the_plan_alone(capsys: pytest.CaptureFixture[str]) -> None:
     printed = demo(capsys, "--epochs", "3", "--plan-only")
     assert "90 steps" in printed
-    assert "! 'DropLR': at_step=400 never fires, the run ends at step 89" in printed
+    assert "! 'DropLR': at_step=400 never fires" in printed
     assert "loss" not in printed
 
 
-def test_it_ends_with_a_profile_and_writes_a_trace(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    printed = demo(capsys, "--epochs", "3", "--trace", str(tmp_path / "trace.json"))
-    assert "waiting for data" in printed
-    trace = json.loads((tmp_path / "trace.json").read_text())
-    assert {"data", "body", "OptimizerStep"} <= {event["name"] for event in trace["traceEvents"]}
-
-
-def test_a_bar_is_shown_in_a_terminal_where_tqdm_is_installed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    needed("tqdm")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    main(["--epochs", "3"])
-    captured = capsys.readouterr()
-    assert "epoch 2: 100%" in captured.err
-    assert "accuracy=" in captured.err
-    assert "checkpoint" in captured.out
-
-
-def test_help_lists_the_options(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["demo", "--help"])
-    monkeypatch.delitem(sys.modules, "dloop.demo.__main__")
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module("dloop.demo", run_name="__main__")
-    assert ended.value.code == 0
-    printed = capsys.readouterr().out
-    assert "--epochs" in printed
-    assert "--seed" in printed
-
-
+@pytest.mark.no_core
 def test_the_data_are_the_150_flowers_and_their_source_is_named() -> None:
     folder = Path(iris.__file__).parent
     with (folder / "iris.csv").open(newline="", encoding="utf-8") as file:

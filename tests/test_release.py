@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -60,71 +59,52 @@ def pull(branch: str, **differs: object) -> dict[str, object]:
     return {**merged, "head": {"ref": branch}, "base": {"ref": "main"}, **differs}
 
 
-@pytest.mark.parametrize(
-    ("pulls", "branch"),
-    [
-        ([], ""),
-        ([pull("fix/this")], ""),
-        ([pull("release/v1.2.3")], "release/v1.2.3"),
-        ([pull("fix/this"), pull("release/v1.2.3")], "release/v1.2.3"),
-        ([pull("release/v1.2.3", merged_at=None)], ""),
-        ([pull("release/v1.2.3", merge_commit_sha="c2")], ""),
-        ([pull("release/v1.2.3", base={"ref": "develop"})], ""),
-    ],
-)
-def test_branch_prints_the_release_branch_that_the_commit_merged(
-    pulls: list[object], branch: str
-) -> None:
-    given = json.dumps(pulls)
-    assert run("release.py", "branch", "c1", given=given) == (0, f"branch={branch}")
+def test_branch_prints_the_release_branch_that_the_commit_merged() -> None:
+    def branch(*pulls: object) -> tuple[int, str]:
+        return run("release.py", "branch", "c1", given=json.dumps(pulls))
 
-
-def test_branch_fails_for_a_release_branch_without_version() -> None:
-    code, output = run("release.py", "branch", "c1", given=json.dumps([pull("release/soon")]))
-    assert code == 1
-    assert "release/vX.Y.Z" in output
+    release = "release/v1.2.3"
+    assert branch(pull("fix/this"), pull(release)) == (0, f"branch={release}")
+    for others in (
+        [pull("fix/this")],
+        [pull(release, merged_at=None)],
+        [pull(release, merge_commit_sha="c2")],
+        [pull(release, base={"ref": "develop"})],
+    ):
+        assert branch(*others) == (0, "branch=")
+    code, output = branch(pull("release/soon"))
+    assert (code, "release/vX.Y.Z" in output) == (1, True)
 
 
 def version(repository: Path, branch: str) -> tuple[int, str]:
     return run("release.py", "version", branch, "--root", repository)
 
 
-def test_version_accepts_the_first_version_without_tags(repository: Path) -> None:
-    assert version(repository, "release/v1.10.0") == (0, "1.10.0")
-
-
 def test_version_accepts_a_version_above_all_tags(repository: Path) -> None:
+    assert version(repository, "release/v1.10.0") == (0, "1.10.0")
     for tag in ("v1.9.0", "v1.2.10", "nightly", "v2", "v3.0.0rc1"):
         git(repository, "tag", tag)
     assert version(repository, "release/v1.10.0") == (0, "1.10.0")
+    for last in ("1.10.0", "1.10.1", "1.11.0", "2.0.0"):
+        git(repository, "tag", f"v{last}")
+        message = f"1.10.0 is not newer than the last tag, v{last}"
+        assert version(repository, "release/v1.10.0") == (1, message)
 
 
-@pytest.mark.parametrize("last", ["1.10.0", "1.10.1", "1.11.0", "2.0.0"])
-def test_version_refuses_a_version_that_is_not_above_all_tags(repository: Path, last: str) -> None:
-    git(repository, "tag", "v1.9.0")
-    git(repository, "tag", f"v{last}")
-    message = f"1.10.0 is not newer than the last tag, v{last}"
-    assert version(repository, "release/v1.10.0") == (1, message)
-
-
-def test_version_refuses_a_branch_of_another_version(repository: Path) -> None:
-    message = "release/v1.11.0 has version 1.10.0 in pyproject.toml"
-    assert version(repository, "release/v1.11.0") == (1, message)
-
-
-@pytest.mark.parametrize(
-    "branch",
-    ["main", "v1.10.0", "release/1.10.0", "release/v1.10", "release/v1.10.0rc1", "release/v1.10.00"]
-    + ["release/v1.10.0\n", "Release/v1.10.0", "release/v01.10.0", "x/release/v1.10.0"],
-)
-def test_version_refuses_a_branch_name_of_another_form(repository: Path, branch: str) -> None:
-    message = f"a release's branch is named release/vX.Y.Z, not {branch!r}"
-    assert version(repository, branch) == (1, message)
-
-
-def test_version_refuses_a_shallow_clone(
+def test_version_refuses_other_branches_and_shallow_clones(
     repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    message = "release/v1.11.0 has version 1.10.0 in pyproject.toml"
+    assert version(repository, "release/v1.11.0") == (1, message)
+    for branch in (
+        "main",
+        "release/1.10.0",
+        "release/v1.10",
+        "release/v1.10.0rc1",
+        "x/release/v1.10.0",
+    ):
+        message = f"a release's branch is named release/vX.Y.Z, not {branch!r}"
+        assert version(repository, branch) == (1, message)
     clone = tmp_path_factory.mktemp("shallow")
     git(clone, "clone", "-q", "--depth=1", repository.as_uri(), ".")
     code, message = version(clone, "release/v1.10.0")
@@ -134,17 +114,12 @@ def test_version_refuses_a_shallow_clone(
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """A folder with all files of a release, named as the build tools do; the files are empty."""
-    platforms = {
-        "manylinux_x86_64": "manylinux2014_x86_64.manylinux_2_17_x86_64.manylinux_2_28_x86_64",
-        "manylinux_aarch64": "manylinux_2_28_aarch64",
-        "musllinux_x86_64": "musllinux_1_2_x86_64",
-        "musllinux_aarch64": "musllinux_1_2_aarch64",
-        "macosx_x86_64": "macosx_10_15_x86_64",
-        "macosx_arm64": "macosx_11_0_arm64",
-        "win_amd64": "win_amd64",
-        "win_arm64": "win_arm64",
-    }
-    for tags in platforms.values():
+    platforms = [
+        "manylinux2014_x86_64.manylinux_2_17_x86_64.manylinux_2_28_x86_64",
+        *("manylinux_2_28_aarch64", "musllinux_1_2_x86_64", "musllinux_1_2_aarch64"),
+        *("macosx_10_15_x86_64", "macosx_11_0_arm64", "win_amd64", "win_arm64"),
+    ]
+    for tags in platforms:
         for abi in ("cp310", "cp311", "cp312", "cp313", "cp314", "cp314t", "cp315", "cp315t"):
             (tmp_path / f"dloop-1.2.3-{abi.removesuffix('t')}-{abi}-{tags}.whl").touch()
     (tmp_path / "dloop-1.2.3-py3-none-any.whl").touch()
@@ -152,13 +127,12 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_files_accepts_a_complete_release(files: Path) -> None:
+def test_files_lists_missing_unexpected_duplicate_and_large_files(files: Path) -> None:
     assert len(list(files.iterdir())) == 66
     assert run("release.py", "files", files) == (0, "")
-
-
-def test_files_lists_missing_unexpected_duplicate_and_large_files(files: Path) -> None:
-    (files / "dloop-1.2.3.tar.gz").unlink()
+    (files / "dloop-1.2.3.tar.gz").rename(files / "dloop-1.2.4.tar.gz")
+    assert run("release.py", "files", files)[0] == 1  # two versions
+    (files / "dloop-1.2.4.tar.gz").unlink()
     (files / "dloop-1.2.3-cp314-cp314t-macosx_11_0_arm64.whl").unlink()
     (files / "dloop-1.2.3-cp310-cp310-manylinux_2_17_x86_64.whl").touch()
     (files / "dloop-1.2.3-cp310-cp310-linux_x86_64.whl").touch()
@@ -175,15 +149,9 @@ def test_files_lists_missing_unexpected_duplicate_and_large_files(files: Path) -
     ]
 
 
-def test_files_refuses_files_of_two_versions(files: Path) -> None:
-    (files / "dloop-1.2.3.tar.gz").rename(files / "dloop-1.2.4.tar.gz")
-    assert run("release.py", "files", files)[0] == 1
-
-
 @pytest.mark.skipif(os.name == "nt", reason="gh is replaced by a shell script")
-@pytest.mark.parametrize("dry", [True, False])
-def test_publish_runs_gh_except_in_a_dry_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry: bool
+def test_publish_runs_gh_except_in_a_dry_run_and_fails_if_gh_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gh, called, folder = tmp_path / "bin" / "gh", tmp_path / "called", tmp_path / "dist"
     for made in (gh.parent, folder):
@@ -194,32 +162,18 @@ def test_publish_runs_gh_except_in_a_dry_run(
     names = ["dloop-1.2.3-py3-none-any.whl", "dloop-1.2.3.tar.gz"]
     for name in names:
         (folder / name).touch()
-    arguments = ["release/v1.2.3", "c0ffee", str(folder), *["--dry-run"] * dry]
-    code, message = run("release.py", "publish", *arguments)
+    publish = ["release.py", "publish", "release/v1.2.3", "c0ffee", str(folder)]
     wanted = "release create v1.2.3 --target c0ffee --title v1.2.3 --generate-notes "
     wanted += " ".join(f"{folder}/{name}" for name in names)
-    assert (code, message) == (0, f"gh {wanted}")
-    assert called.exists() != dry
-    assert dry or called.read_text() == wanted + "\n"
-
-
-def test_publish_refuses_files_of_another_version(tmp_path: Path) -> None:
-    for name in ("dloop-1.2.3.tar.gz", "dloop-1.2.30.tar.gz", "dloop-1.2.4-py3-none-any.whl"):
-        (tmp_path / name).touch()
-    arguments = ["release/v1.2.3", "c0ffee", str(tmp_path), "--dry-run"]
-    message = "not of v1.2.3: dloop-1.2.30.tar.gz, dloop-1.2.4-py3-none-any.whl"
-    assert run("release.py", "publish", *arguments) == (1, message)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="gh is replaced by a shell script")
-def test_publish_fails_if_gh_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gh, folder = tmp_path / "gh", tmp_path / "dist"
-    folder.mkdir()
+    assert run(*publish, "--dry-run") == (0, f"gh {wanted}")
+    assert not called.exists()
+    assert run(*publish) == (0, f"gh {wanted}")
+    assert called.read_text() == wanted + "\n"
     gh.write_text("#!/bin/sh\nexit 4\n")
-    gh.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    code, message = run("release.py", "publish", "release/v1.2.3", "c0ffee", folder)
+    code, message = run(*publish)
     assert (code, "exit status 4" in message) == (1, True)
+    (folder / "dloop-1.2.4.tar.gz").touch()
+    assert run(*publish, "--dry-run") == (1, "not of v1.2.3: dloop-1.2.4.tar.gz")
 
 
 def sdist(folder: Path, names: list[str], mtime: int, owner: str) -> Path:
@@ -248,71 +202,3 @@ def test_sdists_with_equal_contents_are_normalised_to_equal_bytes(
     with tarfile.open(file) as tar:
         assert [entry.name for entry in tar.getmembers()] == ["d/a", "d/b"]
         assert {(entry.mtime, entry.uname, entry.uid) for entry in tar} == {(1234, "", 0)}
-
-
-@pytest.fixture
-def workflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the workflows, in the working directory."""
-    pytest.importorskip("yaml")
-    shutil.copytree(GITHUB / "workflows", tmp_path / ".github" / "workflows")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / ".github" / "workflows"
-
-
-STAGES = ["lint", "workflows", "distributions", "readme", "wheels", "pure,bare,budgets+frameworks"]
-STAGES += ["sanitizers+sid", "debug+pypy", "free+fuzz", "faults"]
-
-
-def test_run_lines_fails_on_unknown_lines_and_on_known_lines_of_no_workflow(
-    workflows: Path,
-) -> None:
-    for file in workflows.iterdir():
-        text = file.read_text(encoding="utf-8").replace("sources.py dist", "sources.py dust")
-        file.write_text(text, encoding="utf-8")
-    code, message = run("run_lines.py", *STAGES)
-    assert code == 1
-    assert message.splitlines() == [
-        "unknown: python .github/sources.py dust",
-        "in no workflow: python .github/sources.py dist",
-    ]
-
-
-def test_run_lines_fails_on_a_stage_that_is_not_run(workflows: Path) -> None:
-    assert run("run_lines.py", *STAGES[1:]) == (1, "unknown: bash .ci/run lint")
-
-
-def test_run_lines_fails_on_a_line_that_is_excluded_but_can_be_run(
-    workflows: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = script_module("run_lines", monkeypatch)
-    monkeypatch.setitem(script.ELSEWHERE, "bash .ci/run faults", "takes an hour")
-    found = script.lines(workflows)
-    assert script.wrong(found, STAGES) == ["can be run here: bash .ci/run faults"]
-
-
-def test_run_lines_runs_lines_in_order_until_one_fails(
-    workflows: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    script = script_module("run_lines", monkeypatch)
-    for file in workflows.iterdir():
-        file.unlink()
-    steps = """
-jobs:
-  all:
-    steps:
-      - uses: actions/checkout
-      - run: echo $PLAIN-$GIVEN
-        env: {PLAIN: plain, GIVEN: "${{ github.head_ref }}"}
-      - run: publish
-      - run: bash .ci/run lint
-      - run: "false"
-      - run: echo after
-"""
-    (workflows / "ci.yml").write_text(steps)
-    monkeypatch.setattr(script, "SAME", ["echo $PLAIN-$GIVEN", "false", "echo after"])
-    monkeypatch.setattr(script, "INSTEAD", {"publish": "echo dry | cat"})
-    monkeypatch.setattr(script, "ELSEWHERE", {})
-    with pytest.raises(SystemExit, match="failed: false"):
-        script.main(["lint"])
-    printed = [line for line in capfd.readouterr().out.splitlines() if line[:3] != "---"]
-    assert printed == ["plain-", "dry"]

@@ -38,13 +38,6 @@ class InterruptedStream(Stream):
             yield number
 
 
-class GuessedStream(Stream):
-    """Its length is wrong: two workers give more batches than it says."""
-
-    def __len__(self) -> int:
-        return self.n
-
-
 class KeptStream(Stream):
     """Its state is its position."""
 

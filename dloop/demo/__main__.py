@@ -1,4 +1,4 @@
-"""Train a softmax classifier on Iris, with everything around the step driven by dloop."""
+"""Train a softmax classifier on Iris; dloop drives everything around the step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .softmax import Softmax
 
 
 def demo_loop(batches: Batches, epochs: int) -> Loop[Sequence[Row]]:
-    """The loop, with a bar in a terminal where tqdm is installed."""
+    """Return the loop, with a bar if tqdm is installed and the output is a terminal."""
     has_bar = find_spec("tqdm") is not None and sys.stderr.isatty()
     return Loop(
         batches,
@@ -73,15 +73,14 @@ def train(
 
 
 def say(loop: Loop[Sequence[Row]], text: str) -> None:
-    """Print, above the bar if there is one."""
-    bar = loop.progress.bar
-    (print if bar is None else bar.write)(f"step {loop.global_step:4}  {text}")
+    """Print the step and a text, above the bar if there is one."""
+    loop.progress.write(f"step {loop.global_step:4}  {text}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the demo from the command line."""
     parser = argparse.ArgumentParser(prog="python -m dloop.demo", description=__doc__)
-    parser.add_argument("--epochs", type=int, default=20, help="how often to go through the data")
+    parser.add_argument("--epochs", type=int, default=20, help="the number of epochs")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the batches")
     parser.add_argument("--plan-only", action="store_true", help="show the plan, and do not train")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="where to write a trace")

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m dloop.demo.distributed
 
 Checkpoints come by the clock. A SIGTERM to any of the processes saves and ends all of them at the
-same step; the same command goes on from there, and comes to the same weights.
+same step. The same command then resumes, and ends with the same weights.
 """
 
 # pyright: reportMissingImports=false
@@ -16,6 +16,7 @@ import hashlib
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import dloop
 from dloop import Event, Loop, LoopEvents
@@ -32,20 +33,16 @@ except ImportError as error:
         f"({error})"
     ) from error
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 HELD_OUT = 360
 """Images on which the model is not trained."""
 
 
 def train(epochs: int, seconds: float, checkpoint: Path) -> str:
-    """Train, from the checkpoint on if there is one; return what came of it.
+    """Train, from the checkpoint on if there is one; return a summary.
 
     Args:
-        epochs: how often to go through the data.
-        seconds: between two checkpoints.
+        epochs: the number of epochs.
+        seconds: the time between two checkpoints.
         checkpoint: the file of the checkpoint.
     """
     rank = distributed.get_rank()
@@ -62,9 +59,8 @@ def train(epochs: int, seconds: float, checkpoint: Path) -> str:
     loop: Loop[list[Any]] = Loop(
         DataLoader(data, batch_size=16, sampler=DistributedSampler(data, seed=0)),
         max_epochs=epochs,
-        signals=[signal.SIGTERM],
-        sync=dloop.sync.torch_distributed(),
-        sync_every=10,
+        signals=signal.SIGTERM,
+        sync=dloop.sync.torch_distributed(every=10),
         events={
             "Checkpoint": Event(every_n_seconds=seconds) | LoopEvents.TRAINING_END,
             "Log": Event(every_n_steps=200) | LoopEvents.TRAINING_END,
@@ -75,7 +71,7 @@ def train(epochs: int, seconds: float, checkpoint: Path) -> str:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         loop.load_state_dict(saved["loop"])
-        say(rank, f"going on after step {loop.global_step}")
+        say(rank, f"resuming after step {loop.global_step}")
 
     for (inputs, targets), events in loop:
         loss = loss_of(parallel(inputs), targets)
@@ -99,7 +95,7 @@ def train(epochs: int, seconds: float, checkpoint: Path) -> str:
             say(rank, f"step {loop.global_step:5}  checkpoint")
 
     if loop.stop_reason == "SIGTERM":
-        return f"stopped by a signal after step {loop.global_step}; the same command goes on"
+        return f"stopped by a signal after step {loop.global_step}; the same command resumes"
     with torch.no_grad():
         right = (model(images[-HELD_OUT:]).argmax(1) == labels[-HELD_OUT:]).float().mean().item()
     weights = b"".join(each.numpy().tobytes() for each in model.state_dict().values())
@@ -118,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="torchrun --nproc-per-node 2 -m dloop.demo.distributed", description=__doc__
     )
-    parser.add_argument("--epochs", type=int, default=20, help="how often to go through the data")
+    parser.add_argument("--epochs", type=int, default=20, help="the number of epochs")
     parser.add_argument("--seconds", type=float, default=0.5, help="between two checkpoints")
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("digits.pt"), help="the file to save to"

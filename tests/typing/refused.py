@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import dloop
-from dloop import Event, Loop, LoopEvents, LoopState
+from dloop import Event, Loop, LoopEvents, LoopState, batched
 
 nothing = dloop.nothing  # E:
 
@@ -21,19 +21,12 @@ def generate() -> Iterator[float]:
 Event(every_n_steps="3")  # E:
 Event(every_n_steps=1.5)  # E:
 Event(every_n_steps=[3])  # E:
-Event(at_step="3")  # E:
 Event(at_step=1.5)  # E:
 Event(at_step=["a"])  # E:
-Event(at_epoch=[0.5])  # E:
-Event(every_n_epochs="1")  # E:
 Event(every_n_seconds="1")  # E:
-Event(every_n_seconds=[1])  # E:
-Event(at_time="1")  # E:
 Event(at_time=["1"])  # E:
 Event(every_n_steps=1, from_step=1.5)  # E:
-Event(every_n_steps=1, until_step="9")  # E:
 Event(every_n_steps=1, per_epoch=1)  # E:
-Event(every_n_seconds=1, per_launch="yes")  # E:
 Event(every_n_steps=1, first_at_step="0")  # E:
 Event(at_timestamp="12:00")  # E:
 Event(3)  # E:
@@ -43,33 +36,31 @@ Event(None, 3)  # E:
 Event(every_n_stepz=3)  # E:
 
 event = Event(every_n_steps=3)
-event.every_n_steps = 4  # E:
 event | 3  # E:
 event | "Log"  # E:
-LoopEvents.EPOCH_END | LoopEvents.TRAINING_END  # E:
 missing = LoopEvents.NO_SUCH_END  # E:
 
 Loop([1], events={"a": 3}, max_steps=1)  # E:
-Loop([1], events={"a": LoopEvents.EPOCH_END}, max_steps=1)  # E:
 Loop([1], events={"a": lambda state: True}, max_steps=1)  # E:
 Loop([1], events=[event], max_steps=1)  # E:
 Loop([1], events=event, max_steps=1)  # E:
 Loop([1], max_steps="3")  # E:
 Loop([1], max_steps=1.5)  # E:
-Loop([1], max_epochs=1.5)  # E:
 Loop([1], max_seconds="1")  # E:
 Loop([1], max_steps=1, stop_when=lambda state: True)  # E:
-Loop([1], max_steps=1, stop_when=3)  # E:
 Loop([1], max_steps=1, lookahead="no")  # E:
 Loop([1], max_steps=1, dataloader_len=1.5)  # E:
-Loop([1], max_steps=1, clock=3)  # E:
 Loop([1], max_steps=1, clock=lambda: "12:00")  # E:
-Loop([1], max_steps=1, batches_per_step=1.5)  # E:
-Loop([1], max_steps=1, start_step=1.5)  # E:
 Loop([1], max_steps=1, fast_forward="no")  # E:
+Loop([1], max_steps=1, on_exception="ignore")  # E:
+Loop([1], max_steps=1, signals="SIGTERM")  # E:
+Loop([1], max_steps=1, sync=True)  # E:
+Loop([1], max_steps=1, batches_per_step=2)  # E:
+batched([1], 1.5)  # E:
+batched(3, 2)  # E:
+batched([1])  # E:
 Loop([1], max_stepz=1)  # E:
 Loop(3, max_steps=1)  # E:
-Loop(None, max_steps=1)  # E:
 Loop(lambda: 3, max_steps=1)  # E:
 Loop(max_steps=1)  # E:
 
@@ -80,7 +71,7 @@ loop.state = loop.state  # E:
 loop.state.epoch = 3  # E:
 loop.state.elapsed = 3.0  # E:
 texts: Loop[str] = loop  # E:
-singles: Loop[int] = Loop([1], max_steps=1, batches_per_step=2)  # E:
+lists: Loop[int] = Loop(batched([1], 2), max_steps=1)  # E:
 floats: Loop[int] = Loop(generate, max_epochs=1)  # E:
 reason: str = loop.stop_reason  # E:
 for batch, events in loop:

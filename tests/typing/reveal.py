@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Set
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from fractions import Fraction
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
-from dloop import (
-    BACKEND,
-    BACKEND_REASON,
-    DataExhaustedError,
-    DataLengthError,
-    Event,
-    Loop,
-    LoopError,
-    LoopEvents,
-    LoopState,
-    LoopWarning,
-    StateError,
-    __version__,
-)
+import dloop
+from dloop import Event, Loop, LoopEvents, LoopState, batched, sync
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
-
-    from dloop.events import BaseEvent
 
 
 class Batch:
@@ -36,9 +23,6 @@ class Batch:
 class Loader:
     def __iter__(self) -> Iterator[Batch]:
         return iter([Batch()])
-
-    def __len__(self) -> int:
-        return 1
 
 
 class Named(Enum):
@@ -53,10 +37,6 @@ def strings() -> list[str]:
     return ["a"]
 
 
-def loaders() -> Loader:
-    return Loader()
-
-
 # The batch's type follows from the source
 
 
@@ -67,9 +47,7 @@ def batches(paths: Iterable[bytes], anything: Any) -> None:
         assert_type(text, str)
     for batch, _ in Loop(Loader(), max_seconds=1):
         assert_type(batch, Batch)
-    for called, _ in Loop(loaders, max_seconds=1.5):
-        assert_type(called, Batch)
-    for built, _ in Loop(Loader, max_epochs=2):
+    for built, _ in Loop(Loader, max_seconds=1.5):
         assert_type(built, Batch)
     for generated, _ in Loop(generate, max_epochs=1):
         assert_type(generated, float)
@@ -77,93 +55,62 @@ def batches(paths: Iterable[bytes], anything: Any) -> None:
         assert_type(streamed, float)
     for path, _ in Loop(paths, max_epochs=1):
         assert_type(path, bytes)
-    for key, _ in Loop({"a": 1}, max_epochs=1):
-        assert_type(key, str)
     for pair, _ in Loop(lambda: [(1, "a")], max_epochs=1):
         assert_type(pair, tuple[int, str])
     for whatever, _ in Loop(anything, max_epochs=1):
         assert_type(whatever, Any)
-    for numbers, _ in Loop([1, 2], max_epochs=1, batches_per_step=3):
+    for numbers, _ in Loop(batched([1, 2], 3), max_epochs=1):
         assert_type(numbers, list[int])
-    for several, _ in Loop(generate, max_epochs=1, batches_per_step=3):
+    for several, _ in Loop(batched(generate, 3), max_epochs=1):
         assert_type(several, list[float])
-    for lists, _ in Loop([1, 2], max_epochs=1, batches_per_step=3).chunks(2):
+    for lists, _ in Loop(batched(iter([1, 2]), 3), max_epochs=1).chunks(2):
         assert_type(lists, list[list[int]])
 
 
-# Annotations
+# The loop
 
 
 def train(loop: Loop[int]) -> int:
-    assert_type(loop, Loop[int])
     total = 0
     for batch, events in loop:
-        total += batch
         as_set: Set[Hashable] = events
         assert_type("Log" in events, bool)
         assert_type(LoopEvents.EPOCH_END in events, bool)
-        if events:
-            total += len(events) + len(as_set) + len(events | {"more"})
+        total += batch + len(events) + len(as_set) + len(events | {"more"})
+    for batches, _ in loop.chunks((64, 8, 1)):
+        assert_type(batches, list[int])
+    assert_type(next(iter(loop))[0], int)
     return total
 
 
 numbers: Loop[int] = Loop([1, 2], max_epochs=1)
 train(numbers)
 train(Loop(range(3), max_epochs=1))
-assert_type(Loop([1, 2], max_epochs=1), Loop[int])
-assert_type(Loop([1, 2], {"Eval": None}, max_epochs=1, batches_per_step=None), Loop[int])
-assert_type(Loop([1, 2], max_epochs=1, batches_per_step=3), Loop[list[int]])
-assert_type(Loop([1, 2], max_epochs=1, start_step=3, fast_forward=False), Loop[int])
 kept: list[Set[Hashable]] = [events for _, events in numbers]
-pairs = list(numbers)
-assert_type(pairs[0][0], int)
-assert_type(next(iter(numbers))[0], int)
 
 
-# The loop
-
-
-def look(loop: Loop[int]) -> None:
-    assert_type(loop.epoch, int)
-    assert_type(loop.global_step, int)
-    assert_type(loop.epoch_step, int)
+def look(loop: Loop[int], state: LoopState) -> None:
     assert_type(loop.state, LoopState)
-    assert_type(len(loop), int)
-    assert_type(bool(loop), bool)
+    assert_type((loop.epoch, loop.global_step, loop.epoch_step), tuple[int, int, int])
+    assert_type((len(loop), bool(loop), loop.steps_done), tuple[int, bool, int])
+    assert_type((state.epoch, state.global_step, state.epoch_step), tuple[int, int, int])
+    assert_type((state.epoch_end, state.training_end, state.elapsed), tuple[bool, bool, float])
     reason: str | None = loop.stop_reason
-    print(reason)
-    for batches, events in loop.chunks((64, 8, 1)):
-        assert_type(batches, list[int])
-        due: Set[Hashable] = events
-        print(due, loop.steps_since("Log"))
+    error: Exception | None = loop.exception
+    print(reason, error, loop.stop_requested, loop.steps_since("Log"))
     assert_type(loop.steps_to_next_event(), int | None)
     loop.load_state_dict(loop.state_dict(step_done=False))
-    error: Exception | None = loop.exception
-    print(error, loop.stop_requested)
-    with loop.guard():
-        loop.stop()
-    with loop.pause_clock():
+    with loop.guard(), loop.pause_clock():
         loop.trigger("Log")
+        loop.stop()
     steps, seconds = loop.lap("Log")
     assert_type(steps, int)
     assert_type(seconds, float)
     assert_type(loop.lap("Log").steps_per_second, float)
-    assert_type(loop.steps_done, int)
-    assert_type(loop.events["Log"] | LoopEvents.EPOCH_END, BaseEvent)
+    assert_type(loop.events["Log"] | LoopEvents.EPOCH_END, Event)
     loop.restart()
     with loop as entered:
         assert_type(entered, Loop[int])
-
-
-def look_at_state(state: LoopState) -> None:
-    assert_type(state.epoch, int)
-    assert_type(state.global_step, int)
-    assert_type(state.epoch_step, int)
-    assert_type(state.steps_done, int)
-    assert_type(state.epoch_end, bool)
-    assert_type(state.training_end, bool)
-    assert_type(state.elapsed, float)
-    assert_type(hash(state), int)
 
 
 # Events
@@ -173,80 +120,45 @@ def holds(state: LoopState) -> bool:
     return state.global_step == 7
 
 
-Event(every_n_steps=16)
-Event(every_n_steps=16, first_at_step=0)
+Event()
+Event(every_n_steps=16, first_at_step=0, from_step=1, until_step=20_000)
 Event(every_n_steps=None, at_step=None, every_n_seconds=None, at_time=None, per_epoch=None)
-Event(at_timestamp=1.5e9)
-Event(at_timestamp=[datetime.now(timezone.utc), 3])
-Event(at_step=10_000, from_step=1, until_step=20_000)
-Event(at_step=[1, 2], per_epoch=True)
-Event(at_step=(1, 2))
-Event(at_step={1, 2})
-Event(at_step=range(3))
-Event(every_n_seconds=0.5)
-Event(every_n_seconds=1)
-Event(every_n_seconds=Fraction(1, 2))
-Event(at_time=50 * 60, per_launch=True)
-Event(at_time=[1, 2.5])
-Event(every_n_epochs=2, at_epoch=[3, 5])
+Event(every_n_seconds=timedelta(hours=1), at_time=[timedelta(minutes=5), 3])
+Event(every_n_seconds=Fraction(1, 2), at_time=50 * 60, per_launch=True)
+Event(at_timestamp=[datetime.now(timezone.utc), 1.5e9])
+for steps in ([1, 2], (1, 2), {1, 2}, range(3)):
+    Event(at_step=steps, every_n_epochs=2, at_epoch=steps, per_epoch=True)
 Event(holds)
 Event(condition_function=holds, every_n_steps=2)
 Event(lambda state: state.global_step % 3)
-Event(lambda state: None)
-
-assert_type(Event(every_n_steps=2).every_n_steps, "int | None")
-assert_type(Event(every_n_steps=2) == 3, bool)
 
 joined = Event(every_n_steps=16) | LoopEvents.TRAINING_END
-Loop([1], {"Step": joined, "Log": Event(every_n_steps=100)}, max_steps=1)
-Loop([1], {"Step": Event(every_n_steps=16) | LoopEvents.TRAINING_END}, max_steps=1)
-Loop([1], {"Step": LoopEvents.EPOCH_END | Event(every_n_steps=16)}, max_steps=1)
-Loop([1], {"Step": Event(at_step=1) | Event(at_step=2) | LoopEvents.EPOCH_END}, max_steps=1)
-Loop([1], max_steps=1, stop_when=Event(at_step=1) | LoopEvents.EPOCH_END)
-Loop([1], max_steps=1, stop_when=Event(at_time=3.9 * 3600, per_launch=True))
-Loop([1], events={Named.LOG: Event(at_step=1), 3: Event(at_step=1), ("a", 1): joined}, max_steps=1)
-
-by_text: dict[str, Event] = {"Log": Event(at_step=1)}
+assert_type(joined, Event)
+assert_type(joined.parts, tuple[Event, ...])
+assert_type(joined.every_n_steps, "int | None")
+assert_type(LoopEvents.EPOCH_END | LoopEvents.TRAINING_END, Event)
+Loop([1], {"End": LoopEvents.EPOCH_END, "Off": None}, stop_when=LoopEvents.EPOCH_END)
+Loop([1], {Named.LOG: Event(), 3: joined, ("a", 1): joined}, max_steps=1)
 by_member: dict[Named, Event] = {Named.LOG: Event(at_step=1)}
-Loop([1], by_text, max_steps=1)
-Loop([1], by_member, max_steps=1)
-mixed = {"Step": joined, "Log": Event(every_n_steps=100)}
-Loop([1], mixed, max_steps=1)
-Loop([1], {}, max_steps=1)
-Loop([1], None, max_steps=1)
-Loop([1], max_epochs=None, max_steps=1, dataloader_len=3, lookahead=None, clock=None)
-Loop([1], max_steps=1, lookahead=False, clock=lambda: 3)
+Loop([1], by_member, max_epochs=None, max_steps=1, dataloader_len=3, lookahead=None, clock=None)
+Loop([1], None, max_seconds=timedelta(hours=1), signals=SIGTERM, sync=False, clock=lambda: 3)
+Loop([1], max_steps=1, signals=(SIGTERM, 2), sync=sync.torch_distributed(every=100))
+assert_type(Loop([1, 2], max_epochs=1, start_step=3, fast_forward=False), Loop[int])
 
 
-# Subclasses
+# Subclasses, and the rest
 
 
 class Counting(Loop[Batch]):
     def __init__(self, source: Iterable[Batch], name: str) -> None:
         super().__init__(source, {name: Event(every_n_steps=2)}, max_epochs=1)
-        self.name = name
 
     def total(self) -> int:
         return sum(batch.rows for batch, _ in self)
 
 
-assert_type(Counting(Loader(), "Log").total(), int)
-for counted, _ in Counting(Loader(), "Log"):
-    assert_type(counted, Batch)
 with Counting(Loader(), "Log") as counting:
     assert_type(counting, Counting)
-train_on: Loop[Batch] = Counting([Batch()], "Log")
-
-
-# The rest
-
-
-def fail(error: LoopError) -> RuntimeError:
-    return error
-
-
-fail(DataLengthError("a"))
-fail(DataExhaustedError("a"))
-fail(StateError("a"))
-warning: UserWarning = LoopWarning("a")
-texts: list[str] = [BACKEND, BACKEND_REASON, __version__, LoopEvents.EPOCH_END.name]
+error: dloop.LoopError = dloop.DataLengthError("a") or dloop.DataExhaustedError("a")
+warning: UserWarning = dloop.LoopWarning("a")
+texts: list[str] = [dloop.BACKEND, dloop.BACKEND_REASON, dloop.__version__]

@@ -21,7 +21,7 @@ from frameworks import needed
 from processes import run_on_processes
 from torchrun import run_on_two_processes
 
-pytestmark = pytest.mark.no_core
+pytestmark = [pytest.mark.no_core, pytest.mark.real]
 
 
 def by_gloo(folder: Path, count: int) -> list[Any]:
@@ -100,13 +100,19 @@ EXPECTED: dict[str, list[Any]] = {
         [2, 29, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"]],
         *("max_epochs", 29, 9),
     ],
-    "other_events": [
-        "sync: the processes differ in their number of events with a clock or a condition, "
-        "definition of these events"
-    ],
-    "other_limit": ["sync: the processes differ in their max_steps (19 to 20)"],
-    "other_step": ["sync: the processes differ in their global_step (0 to 3)"],
 }
+
+
+@pytest.mark.parametrize(
+    ("scenario", "named"),
+    [("other_events", "events"), ("other_limit", "limit (19 to 20)"), ("other_step", "(0 to 3)")],
+)
+def test_what_differs_is_named_on_all(ranks: list[Any], scenario: str, named: str) -> None:
+    for found in ranks:
+        assert (
+            f"differ in {'' if named != '(0 to 3)' else 'global_step '}{named}"
+            in found[scenario][0]
+        )
 
 
 @pytest.mark.parametrize("scenario", program.SCENARIOS)

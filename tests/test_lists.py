@@ -1,0 +1,462 @@
+"""Lists of batches: `loop.chunks(n)`, which makes many steps at once, and `dloop.batched`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dloop import Event, Loop, LoopError, LoopEvents, LoopState, batched
+from interpreter import needs_reference_counts
+from loops import ENTER, flat
+from manual_clock import ManualClock
+from recording_loaders import Batch, RecordingBatches, RecordingLoader, SizedLoader
+from stateful_loaders import StatefulLoader
+
+EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
+BOTH = {EPOCH_END, TRAINING_END}
+HUGE = 2**62
+
+
+class TrueAt:
+    """A condition that is true at some steps, and records the steps at which it was called."""
+
+    def __init__(self, *steps: int) -> None:
+        self.true_at = steps
+        self.called_at: list[int] = []
+
+    def __call__(self, state: LoopState) -> bool:
+        self.called_at.append(state.global_step)
+        return state.global_step in self.true_at
+
+
+def lists_of(loop: Loop[Any], sizes: Any) -> list[list[Any]]:
+    return [batches for batches, _ in loop.chunks(sizes)]
+
+
+def pairs_of(loop: Loop[Any], sizes: Any) -> list[tuple[list[Any], set[Any]]]:
+    return [(batches, set(events)) for batches, events in loop.chunks(sizes)]
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kind"),
+    [(sizes, TypeError) for sizes in (True, None, "3", 2.0, {"a"}, [1, 2.0], [1, True])]
+    + [(sizes, ValueError) for sizes in (0, -1, [], {2}, (64, 8), [1, 0], HUGE + 1)],
+    ids=repr,
+)
+def test_wrong_sizes_are_refused_and_leave_the_older_iterator_valid(
+    sizes: Any, kind: type[Exception]
+) -> None:
+    loop = Loop(range(3), max_epochs=1)
+    steps = iter(loop)
+    next(steps)
+    with pytest.raises(kind, match=r"^sizes=") as caught:
+        loop.chunks(sizes)
+    assert "\n" not in str(caught.value)
+    assert [batch for batch, _ in steps] == [1, 2]
+
+
+def test_sizes_are_a_number_or_any_collection_of_numbers() -> None:
+    kinds: list[Any] = [2, [2, 1], (1, 2), {1, 2}, range(1, 3), dict.fromkeys([2, 1])]
+    for sizes in kinds:
+        assert lists_of(Loop(range(5), max_epochs=1), sizes) == [[0, 1], [2, 3], [4]]
+    for source in (range(9), RecordingLoader(range(9)), iter(range(9))):  # only an upper bound
+        assert lists_of(Loop(source, max_epochs=1), HUGE) == [list(range(9))]
+    assert [len(each) for each in lists_of(Loop(range(9), max_epochs=1), (1, HUGE, 8))] == [8, 1]
+
+
+# Where lists end
+
+
+def test_a_list_ends_where_an_event_fires() -> None:
+    loop = Loop(range(7), {"Log": Event(every_n_steps=4)}, max_epochs=2)
+    assert pairs_of(loop, 3) == [
+        *(([0, 1, 2], set()), ([3], {"Log"}), ([4, 5, 6], {EPOCH_END})),
+        *(([0], {"Log"}), ([1, 2, 3], set()), ([4], {"Log"}), ([5, 6], BOTH)),
+    ]
+
+
+def test_with_several_sizes_each_list_has_the_greatest_that_fits() -> None:
+    loop = Loop(range(30), {"Log": Event(every_n_steps=15)}, max_epochs=1)
+    pairs = pairs_of(loop, (8, 2, 1))
+    assert [len(batches) for batches, _ in pairs] == [8, 2, 2, 2, 1] * 2
+    assert [batch for batches, _ in pairs for batch in batches] == list(range(30))
+    assert [events for _, events in pairs if events] == [{"Log"}, {"Log", *BOTH}]
+
+
+def test_lists_end_at_limits_and_no_batch_beyond_is_fetched() -> None:
+    stream = RecordingBatches(range(9), [])
+    assert pairs_of(Loop(stream, max_steps=5), 64) == [(list(range(5)), {TRAINING_END})]
+    assert next(stream) == 5
+    unsized = Loop(RecordingLoader(range(3)), max_steps=5, lookahead=False)
+    assert pairs_of(unsized, 64) == [([0, 1, 2], set()), ([0, 1], {TRAINING_END})]
+    cut = Loop(RecordingBatches(range(99), []), max_epochs=2, dataloader_len=3)
+    assert pairs_of(cut, 2) == [
+        *(([0, 1], set()), ([2], {EPOCH_END})),
+        *(([3, 4], set()), ([5], BOTH)),
+    ]
+
+
+# Pairs, counters and iterators
+
+
+def test_each_list_is_a_new_list_that_the_body_may_change() -> None:
+    kept = []
+    for batches, _ in Loop(range(9), max_epochs=1).chunks((4, 1)):
+        assert type(batches) is list
+        kept.append(batches[:])
+        batches.clear()
+    assert kept == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    pairs = list(Loop(range(3), {"A": Event(at_step=1)}, max_epochs=1).chunks(2))
+    assert pairs == [([0, 1], {"A"}), ([2], BOTH)]
+
+
+def test_lists_and_single_steps_continue_the_same_run() -> None:
+    loop = Loop(range(8), max_epochs=1)
+    steps = iter(loop)
+    assert next(steps)[0] == 0
+    lists = loop.chunks(3)
+    assert iter(lists) is lists
+    with pytest.raises(LoopError, match="replaced"):
+        next(steps)
+    assert next(lists)[0] == [1, 2, 3]
+    assert next(iter(loop))[0] == 4
+    with pytest.raises(LoopError, match="replaced"):
+        next(lists)
+    lists = loop.chunks(64)
+    assert next(lists) == ([5, 6, 7], BOTH)
+    assert list(lists) == list(lists) == []
+    with pytest.raises(LoopError, match="ended"):
+        loop.chunks(2)
+
+
+# Conditions are called per step
+
+
+@pytest.mark.parametrize("sizes", [1, 2, 5, HUGE, (4, 2, 1), (8, 1), {1, 2, 7}], ids=repr)
+@pytest.mark.parametrize("lookahead", [None, True])
+def test_conditions_are_called_once_for_every_batch_in_order(
+    sizes: Any, lookahead: bool | None
+) -> None:
+    condition, other = TrueAt(4, 5, 9), TrueAt(5)
+    events = {"A": Event(condition), "B": Event(other), "S": Event(every_n_steps=6)}
+    loop = Loop(range(9), events, max_epochs=2, lookahead=lookahead)
+    fired = [(loop.global_step, set(names)) for _, names in loop.chunks(sizes) if names]
+    assert condition.called_at == other.called_at == list(range(18))
+    assert fired == [
+        *((4, {"A"}), (5, {"A", "B", "S"}), (8, {EPOCH_END}), (9, {"A"}), (11, {"S"})),
+        (17, {"S", *BOTH}),
+    ]
+
+
+def test_a_condition_that_is_true_ends_the_list() -> None:
+    def loop() -> Loop[int]:
+        return Loop(range(7), {"C": Event(TrueAt(3))}, max_epochs=1)
+
+    assert pairs_of(loop(), 64) == [([0, 1, 2, 3], {"C"}), ([4, 5, 6], BOTH)]
+    assert pairs_of(loop(), (3, 1)) == [([0, 1, 2], set()), ([3], {"C"}), ([4, 5, 6], BOTH)]
+    # three batches are in hand after the first list, and come first
+    assert pairs_of(loop(), (64, 2, 1))[:2] == [([0, 1], set()), ([2, 3], {"C"})]
+    started = loop()
+    assert next(started.chunks((64, 3, 1)))[0] == [0, 1, 2]
+    assert [(batch, set(events)) for batch, events in started][:2] == [(3, {"C"}), (4, set())]
+
+
+def test_stop_when_ends_list_and_run() -> None:
+    for sizes, expected in ((64, [[0, 1, 2, 3]]), ((8, 3, 1), [[0, 1, 2], [3]])):
+        loop = Loop(range(9), max_epochs=1, stop_when=Event(TrueAt(3)))
+        assert lists_of(loop, sizes) == expected
+        assert loop.stop_reason == "stop_when"
+
+
+# stop() and trigger()
+
+
+@pytest.mark.parametrize("sizes", [4, (4, 2, 1)], ids=repr)
+def test_a_request_of_the_body_is_met_by_the_next_list_which_has_the_smallest_size(
+    sizes: Any,
+) -> None:
+    loop = Loop(range(12), {"E": Event()}, max_epochs=1)
+    pairs = []
+    for batches, events in loop.chunks(sizes):
+        pairs.append((batches, set(events)))
+        if len(pairs) == 1:
+            loop.trigger("E")
+        if len(pairs) == 3:
+            loop.stop()
+    assert pairs == [
+        *[([0, 1, 2, 3], set()), ([4], {"E"}), ([5, 6, 7, 8], set()), ([9], {TRAINING_END})],
+    ]
+
+
+def test_a_request_while_a_list_is_gathered_is_met_by_its_last_step() -> None:
+    def batches() -> Iterator[int]:
+        for number in range(12):
+            if number in (1, 6):
+                thread = threading.Thread(target=requests.pop(0))
+                thread.start()
+                thread.join()
+            yield number
+
+    loop = Loop(batches, {"E": Event()}, max_epochs=1, dataloader_len=12)
+    requests: list[Callable[[], None]] = [lambda: loop.trigger("E"), loop.stop]
+    assert pairs_of(loop, 4) == [([0, 1, 2, 3], {"E"}), ([4, 5, 6, 7], {TRAINING_END})]
+
+
+# Errors and interrupts: nothing of an unfinished list is yielded
+
+
+@pytest.mark.parametrize("lookahead", [None, True, False])
+@pytest.mark.parametrize(("sizes", "done"), [(64, 0), (3, 3), ((4, 2, 1), 4)])
+@pytest.mark.parametrize("place", ["dataloader", "condition"])
+def test_an_error_ends_the_run_before_the_list_and_a_resume_yields_it_all(
+    place: str, sizes: Any, done: int, lookahead: bool | None
+) -> None:
+    def fail(state: LoopState) -> bool:
+        if state.global_step == 5 and place == "condition":
+            raise wrong
+        return False
+
+    wrong = OSError("disk")
+    batches = [0, 1, 2, 3, 4, wrong if place == "dataloader" else 5, 6, 7]
+    loader = SizedLoader(batches, promise=8)
+    loop = Loop(loader, {"Fail": Event(fail)}, max_epochs=1, lookahead=lookahead)
+    lists = loop.chunks(sizes)
+    found = [next(lists)[0] for _ in range(done > 0)]
+    with pytest.raises(OSError) as caught:
+        next(lists)
+    assert caught.value is wrong
+    assert found == [list(range(done))] * (done > 0)
+    assert (loop.stop_reason, loop.steps_done) == ("exception", done)
+    with pytest.raises(LoopError) as after:
+        next(lists)
+    assert after.value.__cause__ is wrong
+    resumed = Loop(range(8), max_epochs=1)
+    resumed.load_state_dict(loop.state_dict())
+    assert flat(resumed.chunks(sizes)) == list(range(done, 8))
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 5])
+@pytest.mark.parametrize("kind", [SizedLoader, RecordingLoader, RecordingBatches])
+@pytest.mark.parametrize("again", [None, 2, 64, (3, 1)], ids=repr)
+def test_an_interrupted_fetch_loses_neither_batch_nor_event(at: int, kind: Any, again: Any) -> None:
+    batches: list[Any] = [*range(6)]
+    batches.insert(at, KeyboardInterrupt())
+    loader: Any = RecordingBatches(batches, [])
+    if kind is not RecordingBatches:
+        loader = kind(batches) if kind is RecordingLoader else kind(batches, promise=6)
+    condition = TrueAt()
+    events = {"S": Event(at_step=4), "C": Event(condition)}
+    loop: Loop[Any] = Loop(loader, events, max_epochs=1)
+    found: list[int] = []
+    fired: dict[int, set[Any]] = {}
+    for sizes in (4, again):
+        with contextlib.suppress(KeyboardInterrupt):
+            for batch, names in iter(loop) if sizes is None else loop.chunks(sizes):
+                found.extend(batch if isinstance(batch, list) else [batch])
+                fired |= {loop.global_step: set(names)} if names else {}
+    assert found == list(range(6))
+    assert fired == {4: {"S"}, 5: BOTH}
+    assert set(condition.called_at) == set(range(6))
+
+
+# Time
+
+
+def timed(clock: ManualClock, events: Any, **limit: Any) -> Loop[Any]:
+    """A loop over ten batches; fetching one takes a second."""
+    return Loop(
+        lambda: clock.one_second_each(range(10)), events, clock=clock, dataloader_len=10, **limit
+    )
+
+
+def test_the_clock_is_read_once_per_list_at_its_last_batch() -> None:
+    clock = ManualClock()
+    loop = timed(clock, {"T": Event(every_n_seconds=4)}, max_epochs=1)
+    found = [
+        (batches[-1], loop.state.elapsed, "T" in events, clock.readings)
+        for batches, events in loop.chunks(3)
+    ]
+    # the first reading is the start
+    assert found == [(2, 3.0, False, 2), (5, 6.0, True, 3), (8, 9.0, False, 4), (9, 10.0, True, 5)]
+    loop = timed(ManualClock(), {}, max_seconds=5)
+    assert pairs_of(loop, 4) == [([0, 1, 2, 3], set()), ([4, 5, 6, 7], {TRAINING_END})]
+    assert loop.stop_reason == "max_seconds"
+
+
+@pytest.mark.parametrize(
+    ("event", "sizes", "expected"),
+    [
+        (Event(every_n_seconds=1), 4, [3, 7, 9]),
+        (Event(at_time=[1, 2, 6]), 4, [3, 7]),
+        (Event(every_n_seconds=4), (3, 1), [5, 9]),
+        (Event(every_n_seconds=1, until_step=4), 4, [3]),
+        (Event(every_n_seconds=1, until_step=3), 4, []),
+        (Event(every_n_seconds=1, from_step=5, until_step=9), 4, [7]),
+        (Event(at_time=3) | Event(at_step=1), 4, [1, 5]),
+    ],
+    ids=str,
+)
+def test_timers_are_judged_at_the_last_step_of_a_list(
+    event: Event, sizes: Any, expected: list[int]
+) -> None:
+    loop = timed(ManualClock(), {"T": event}, max_epochs=1)
+    assert [loop.global_step for _, due in loop.chunks(sizes) if "T" in due] == expected
+
+
+@needs_reference_counts
+@pytest.mark.parametrize("sizes", [1, 4, 64, (4, 2, 1), (8, 1)], ids=repr)
+@pytest.mark.parametrize("lookahead", [None, True])
+def test_the_batches_of_a_list_are_freed_when_the_body_deletes_it(
+    lookahead: bool | None, sizes: Any
+) -> None:
+    def nine() -> Iterator[Batch]:
+        return (Batch() for _ in range(9))
+
+    events = {"C": Event(TrueAt(2, 5)), "S": Event(every_n_steps=4)}
+    count = 0
+    for batches, _ in Loop(nine, events, max_epochs=1, lookahead=lookahead).chunks(sizes):
+        references = [weakref.ref(batch) for batch in batches]
+        del batches
+        assert [reference() for reference in references] == [None] * len(references)
+        count += len(references)
+    assert count == 9
+    for batched_batches, _ in Loop(batched(nine, 2), max_epochs=1):
+        references = [weakref.ref(batch) for batch in batched_batches]
+        del batched_batches
+        assert [reference() for reference in references] == [None] * len(references)
+
+
+# batched
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "sequence": lambda: list(range(10)),
+    "sized": lambda: SizedLoader(range(10), promise=10),
+    "unsized": lambda: RecordingLoader(range(10)),
+    "callable": lambda: lambda: iter(range(10)),
+}
+loaders = pytest.mark.parametrize("kind", LOADERS)
+
+
+def windows(n: int) -> list[list[int]]:
+    """The lists of one epoch."""
+    return [list(range(begin, min(begin + n, 10))) for begin in range(0, 10, n)]
+
+
+@loaders
+@pytest.mark.parametrize("n", [1, 3, 5, 11])
+def test_one_step_takes_a_list_and_the_last_of_an_epoch_is_shorter(kind: str, n: int) -> None:
+    loop = Loop(batched(LOADERS[kind](), n), max_epochs=3)
+    steps = [(batch, loop.epoch, loop.epoch_step, EPOCH_END in events) for batch, events in loop]
+    assert steps == [
+        (batch, epoch, number, number == len(windows(n)) - 1)
+        for epoch in range(3)
+        for number, batch in enumerate(windows(n))
+    ]
+
+
+@loaders
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_run_of_many_lives_is_that_of_one(kind: str, steps: int) -> None:
+    seen: list[list[int]] = []
+    state = None
+    while len(seen) < 12:
+        loop = Loop(batched(LOADERS[kind](), 3), max_epochs=3)
+        if state is not None:
+            loop.load_state_dict(state)
+        seen += [batch for batch, _ in itertools.islice(loop, steps)]
+        state = json.loads(json.dumps(loop.state_dict()))
+    assert seen == windows(3) * 3
+
+
+def test_length_epochs_and_state_are_passed_through() -> None:
+    class Epochs(list[int]):
+        def set_epoch(self, epoch: int) -> None:
+            epochs.append(epoch)
+
+    epochs: list[int] = []
+    loop = Loop(batched(Epochs(range(10)), 4), max_epochs=2)
+    assert [(len(loop), loop.steps_to_next_event()) for _ in loop] == [
+        *((5, 2), (4, 1), (3, 3), (2, 2), (1, 1), (0, None)),
+    ]
+    assert epochs == [0, 1]
+    loops = [Loop(batched(StatefulLoader(10), 3), max_epochs=1) for _ in range(2)]
+    seen = [batch for batch, _ in itertools.islice(loops[0], 2)]
+    loops[1].load_state_dict(loops[0].state_dict())
+    seen += [batch for batch, _ in loops[1]]
+    assert [len(batch) for batch in seen] == [3, 3, 3, 1]
+    assert sorted(itertools.chain(*seen)) == list(range(10))
+
+
+def test_a_single_pass_source_stays_single_pass_and_is_taken_as_it_is_needed() -> None:
+    taken: list[int] = []
+    loop = Loop(batched(map(taken.append, itertools.count()), 3), max_steps=9)
+    next(iter(loop))
+    assert taken == [0, 1, 2]
+    ending = Loop(batched(iter(range(7)), 3), max_steps=9)
+    with pytest.warns(match="exhausted after global_step 2"):
+        assert [batch for batch, _ in ending] == [[0, 1, 2], [3, 4, 5], [6]]
+    cut = Loop(batched(itertools.count(), 2), max_epochs=2, dataloader_len=2)
+    assert pairs_of(cut, 9) == [([[0, 1], [2, 3]], {EPOCH_END}), ([[4, 5], [6, 7]], BOTH)]
+    looked_ahead = Loop(batched(iter(range(7)), 3), max_epochs=1)
+    ends = [(batch, TRAINING_END in events) for batch, events in looked_ahead]
+    assert ends == [([0, 1, 2], False), ([3, 4, 5], False), ([6], True)]
+
+
+@pytest.mark.parametrize("enter", ENTER)
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("at", [0, 2, 3, 8, 9])
+def test_an_interrupt_within_a_list_loses_nothing(at: int, sized: bool, enter: str) -> None:
+    batches: list[Any] = list(range(10))
+    batches.insert(at, KeyboardInterrupt())
+    loader = SizedLoader(batches, promise=10) if sized else RecordingLoader(batches)
+    loop: Loop[Any] = Loop(batched(loader, 4), max_epochs=2)
+    found: list[Any] = []
+    for _ in range(2):
+        try:
+            for each, _events in ENTER[enter](loop):
+                found += [each] if enter == "steps" else each
+        except KeyboardInterrupt:
+            continue
+    assert found == windows(4) * 2
+
+
+def test_an_interrupted_single_pass_source_keeps_what_was_gathered() -> None:
+    batches = [0, 1, 2, 3, KeyboardInterrupt(), 4, 5, 6]
+    loop: Loop[Any] = Loop(batched(RecordingBatches(batches, []), 3), max_steps=2)
+    steps = iter(loop)
+    assert next(steps)[0] == [0, 1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
+    assert [batch for batch, _ in loop] == [[3, 4, 5]]
+
+
+def test_an_error_within_a_list_is_raised_before_it_and_a_resume_yields_it_all() -> None:
+    loop = Loop(batched(SizedLoader([0, 1, 2, 3, OSError("disk")], promise=9), 3), max_epochs=1)
+    found = []
+    with pytest.raises(OSError, match="disk"):
+        for batch, _ in loop:
+            found.append(batch)
+    assert found == [[0, 1, 2]]
+    resumed = Loop(batched(range(9), 3), max_epochs=1)
+    resumed.load_state_dict(loop.state_dict())
+    assert [batch for batch, _ in resumed] == [[3, 4, 5], [6, 7, 8]]
+
+
+def test_wrong_arguments_of_batched_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^n=0: "):
+        batched(range(3), 0)
+    with pytest.raises(TypeError, match=r"^n=2\.0: "):
+        batched(range(3), 2.0)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"^loader=3: "):
+        batched(3, 2)  # type: ignore[call-overload]

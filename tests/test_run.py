@@ -1,0 +1,654 @@
+"""One run: left and entered again, interrupted at any point, ended by an exception."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import pytest
+
+import dloop
+from dloop import Event, Loop, LoopError, LoopEvents
+from loops import ENTER, Enter, flat
+from recording_loaders import RecordingBatches, RecordingLoader, SizedLoader
+from stateful_loaders import StatefulLoader
+
+EPOCH_END, TRAINING_END, EXCEPTION = (
+    LoopEvents.EPOCH_END,
+    LoopEvents.TRAINING_END,
+    LoopEvents.EXCEPTION,
+)
+LAST = frozenset({EXCEPTION, TRAINING_END})
+each_way = pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+
+
+def run_again(loop: Loop[Any], enter: Enter = iter) -> list[Any]:
+    """The batches of a run that is entered again after each interrupt, as a notebook's cell is."""
+    seen: list[Any] = []
+    while loop.stop_reason is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            for pair in enter(loop):
+                seen += flat([pair])
+    return seen
+
+
+# ----------------------------------------------------------------------- leaving and entering again
+
+
+@each_way
+def test_a_new_iterator_replaces_the_older_ones(enter: Enter) -> None:
+    loader = SizedLoader(range(5), promise=5)
+    loop = Loop(loader, max_epochs=1)
+    old = iter(loop)
+    next(old)
+    new = enter(loop)
+    for _ in range(2):
+        with pytest.raises(LoopError, match="this iterator was replaced"):
+            next(old)
+    assert loader.requests == ["next 0"]
+    assert iter(new) is new
+    assert flat(new) == [1, 2, 3, 4]
+    with pytest.raises(LoopError, match="replaced"):
+        next(old)
+
+
+# ------------------------------------------------------------- a storm: an interrupt at every point
+
+DLOOP_FOLDER = str(Path(dloop.__file__).parent)
+STORM_ENTER: dict[str, Enter] = {"steps": iter, "lists": lambda loop: loop.chunks((3, 1))}
+
+
+@dataclass
+class Loader:
+    """A loader whose iterators are not generators, and can continue after an exception."""
+
+    length: int = 4
+    epoch: int = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        return map((lambda epoch, place: (epoch, place)), [self.epoch] * 99, range(self.length))
+
+
+class Sized(Loader):
+    def __len__(self) -> int:
+        return self.length
+
+
+class CountingLoop(Loop[Any]):
+    """A loop whose clock shows the number of batches that were yielded."""
+
+    yielded = 0
+
+
+def storm(loader: Any, events: dict[str, Event], **arguments: Any) -> CountingLoop:
+    loop = CountingLoop(loader, events, clock=lambda: loop.yielded, **arguments)
+    return loop
+
+
+EVENTS = {"A": Event(every_n_steps=3), "P": Event(every_n_steps=2, per_epoch=True)}
+CONDITION = {"A": Event(every_n_steps=3), "C": Event(lambda state: state.global_step % 5 == 4)}
+TIMED = {"A": Event(every_n_steps=3), "T": Event(every_n_seconds=4)}
+STORMS: dict[str, Callable[[], CountingLoop]] = {
+    "a list": lambda: storm([*range(4)], EVENTS, max_epochs=2),
+    "sized": lambda: storm(Sized(), EVENTS, max_epochs=2),
+    "looked ahead": lambda: storm(Loader(), EVENTS, max_epochs=2),
+    "a stream": lambda: storm(iter(range(8)), EVENTS, max_epochs=2, dataloader_len=4),
+    "a state": lambda: storm(StatefulLoader(4), EVENTS, max_epochs=2),
+    "conditions": lambda: storm(Sized(), CONDITION, stop_when=Event(at_step=6)),
+    "timers": lambda: storm(Loader(), TIMED, max_epochs=2),
+    "max_seconds": lambda: storm(Sized(), TIMED, max_seconds=6),
+    "start_step": lambda: storm(Sized(), EVENTS, max_epochs=3, start_step=5),
+    "an agreement": lambda: storm(
+        Sized(), CONDITION, max_epochs=2, sync=dloop.sync.maximum(list, every=2)
+    ),
+    "a profile": lambda: storm(Loader(), EVENTS, max_epochs=2, profile=True),
+}
+
+
+@dataclass
+class Struck:
+    """Counts the points at which CPython can handle a signal in dloop; strikes at some of them."""
+
+    at: tuple[int, ...]
+    points: int = 0
+    steps: list[Any] = field(default_factory=list)
+    batches: list[Any] = field(default_factory=list)
+    struck_at: str = "struck at"
+
+    def profile(self, frame: Any, event: str, _argument: object) -> None:
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(DLOOP_FOLDER):
+            self.points += 1
+            if self.points in self.at:
+                self.struck_at += f", {event} in {frame.f_code.co_name}, line {frame.f_lineno}"
+                raise KeyboardInterrupt
+
+    def run(self, loop: CountingLoop, enter: Enter, enter_again: bool) -> None:
+        pairs = enter(loop)
+        for _ in range(3):
+            try:
+                sys.setprofile(self.profile)
+                for batch, events in pairs:
+                    sys.setprofile(None)
+                    self.record(loop, batch, events)
+                    sys.setprofile(self.profile)
+                return
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.setprofile(None)
+            if enter_again:
+                with contextlib.suppress(LoopError):  # it was interrupted after the last step
+                    pairs = enter(loop)
+
+    def record(self, loop: CountingLoop, batch: Any, events: Any) -> None:
+        self.batches += flat([(batch, events)])
+        loop.yielded = len(self.batches)
+        if events:  # lists without events may have other lengths after an interrupt
+            self.steps.append((sorted(map(str, events)), loop.state))
+
+
+# Python's own handler of SIGINT has no frame. With this `__name__`, dloop takes the frame of
+# `profile` for one of its own.
+Struck.profile = FunctionType(Struck.profile.__code__, {**globals(), "__name__": "dloop.here"})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("small_collections", "no_collector")
+@pytest.mark.parametrize("enter", STORM_ENTER)
+@pytest.mark.parametrize("kind", STORMS)
+def test_after_an_interrupt_at_any_point_all_batches_and_events_come(kind: str, enter: str) -> None:
+    def strike(enter_again: bool, *at: int) -> Struck:
+        struck = Struck(at)
+        struck.run(STORMS[kind](), STORM_ENTER[enter], enter_again)
+        if kind == "a state":  # an epoch that is begun again may have another order
+            struck.batches[:] = sorted(struck.batches[:4]) + sorted(struck.batches[4:])
+        return struck
+
+    whole = strike(True)
+    assert whole.points
+    for point in range(1, whole.points + 1):
+        struck = strike(point % 2 == 0, point, point + 1 + point % 9)
+        assert struck.batches == whole.batches, struck.struck_at
+        assert struck.steps == whole.steps, struck.struck_at
+
+
+# -------------------------------------------------------------------- interrupts where others call
+
+
+class Raises:
+    """Its iterators are maps over generators; of all fetches, some raise something."""
+
+    def __init__(self, raises: dict[int, BaseException], length: int = 3) -> None:
+        self.raises = raises
+        self.length = length
+        self.fetches = self.iterators = 0
+
+    def fetch(self) -> None:
+        self.fetches += 1
+        error = self.raises.get(self.fetches - 1)
+        if error is not None:
+            raise error
+
+    def generate(self) -> Iterator[int]:
+        for number in range(self.length):
+            self.fetch()
+            yield number
+        self.fetch()
+
+    def __iter__(self) -> Iterator[int]:
+        self.iterators += 1
+        return map(int, self.generate())
+
+
+class SizedRaises(Raises):
+    def __len__(self) -> int:
+        return self.length
+
+
+LOADERS: dict[str, tuple[type[Raises], Callable[[Any], Any]]] = {
+    "iterable": (Raises, lambda loader: loader),
+    "sized iterable": (SizedRaises, lambda loader: loader),
+    "callable": (Raises, lambda loader: loader.__iter__),
+    "callable of a sized loader": (SizedRaises, lambda loader: lambda: loader),
+}
+
+
+@each_way
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_an_interrupted_fetch_loses_nothing(
+    kind: str, lookahead: bool | None, enter: Enter
+) -> None:
+    for at in range(9):
+        kind_of_loader, wrap = LOADERS[kind]
+        loader = kind_of_loader({at: KeyboardInterrupt()})
+        loop = Loop(wrap(loader), {"E": Event(every_n_steps=2)}, max_epochs=2, lookahead=lookahead)
+        due: list[Any] = []
+
+        def noting(loop: Loop[Any]) -> Iterator[Any]:
+            for batch, events in enter(loop):
+                due.extend((loop.global_step, name) for name in events)  # noqa: B023
+                yield batch, events
+
+        assert run_again(loop, noting) == [0, 1, 2] * 2
+        assert set(due) == {(1, "E"), (2, EPOCH_END), (3, "E"), (5, "E"), (5, EPOCH_END)} | {
+            (5, TRAINING_END)
+        }
+        assert len(due) == 6
+        assert loader.fetches >= at
+
+
+def test_an_interrupt_as_a_resumed_run_begins_keeps_its_place() -> None:
+    def clock() -> int:
+        if strikes:
+            raise strikes.pop()
+        return 0
+
+    for make in (lambda **given: Loop(StatefulLoader(), max_epochs=2, **given),
+                 lambda **given: Loop(iter(range(12)), max_steps=12, **given)):  # fmt: skip
+        strikes: list[BaseException] = []
+        loop = make()
+        seen = flat(islice(loop, 3))
+        strikes = [KeyboardInterrupt()]
+        again = make(clock=clock)
+        again.load_state_dict(loop.state_dict())
+        seen += run_again(again)
+        assert sorted(seen) in ([*range(12)], sorted([*range(6)] * 2))
+
+
+@each_way
+@pytest.mark.parametrize("where", ["set_epoch", "len", "iter", "call"])
+def test_an_interrupted_opening_of_an_epoch_is_repeated(where: str, enter: Enter) -> None:
+    class Opens(SizedLoader):
+        def reach(self, place: str) -> None:
+            if place == where and loop.global_step == 1 and strikes:
+                raise strikes.pop()
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+            self.reach("set_epoch")
+
+        def __len__(self) -> int:
+            self.reach("len")
+            return 2
+
+        def __iter__(self) -> Any:
+            self.reach("iter")
+            return iter([(self.epoch, 0), (self.epoch, 1)])
+
+        def load(self) -> Opens:
+            self.reach("call")
+            return self
+
+    strikes = [KeyboardInterrupt(), KeyboardInterrupt()]
+    loader = Opens([], promise=2)
+    loop: Loop[Any] = Loop(loader.load if where == "call" else loader, max_steps=4)
+    assert run_again(loop, enter) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert strikes == []
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 9}], ids=str)
+@pytest.mark.parametrize("lookahead", [None, True])
+def test_a_stream_that_ends_after_an_interrupt_is_an_error(
+    limit: dict[str, Any], lookahead: bool | None
+) -> None:
+    loop = Loop(RecordingBatches([0, 1, 2, KeyboardInterrupt()], []), lookahead=lookahead, **limit)
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(batch for batch, _ in loop)
+    with pytest.raises(LoopError, match="the single-pass dataloader ended after an interrupt"):
+        seen.extend(batch for batch, _ in loop)
+    assert seen == [0, 1, 2]
+    assert loop.stop_reason == "exception"
+
+
+class Workers(RecordingLoader):
+    """A loader with workers: once they are killed, its iterator fails at every fetch."""
+
+    def __init__(self, sized: bool, stays_broken: bool = False) -> None:
+        super().__init__(range(5))
+        self.killed = False
+        self.stays_broken = stays_broken
+        self.iterators = 0
+        if sized:
+            self.__class__ = SizedWorkers
+
+    def __iter__(self) -> Any:
+        self.iterators += 1
+        self.killed = self.killed and self.stays_broken
+        return map(self.check, range(5))
+
+    def check(self, number: int) -> int:
+        if self.killed:
+            raise RuntimeError("a worker is dead")
+        return number
+
+
+class SizedWorkers(Workers):
+    def __len__(self) -> int:
+        return 5
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_workers_that_ctrl_c_killed_are_started_again_once(sized: bool) -> None:
+    """Where the loop was left; PyTorch's show it some batches later."""
+    loader = Workers(sized)
+    loop = Loop(loader, max_epochs=2)
+    seen = flat(islice(loop, 2))
+    for batch, _ in loop:
+        seen.append(batch)
+        loader.killed = len(seen) == 3
+    assert seen == [*range(5)] * 2
+    assert loader.iterators == 3
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_workers_that_fail_again_or_without_being_left_end_the_run(sized: bool) -> None:
+    for left_at, killed_at in ((2, 3), (0, 2), (2, 6)):
+        loader = Workers(sized, stays_broken=left_at == 2 and killed_at == 3)
+        loop = Loop(loader, max_epochs=2)
+        flat(islice(loop, left_at))
+        with pytest.raises(RuntimeError, match="a worker is dead"):
+            for _ in loop:
+                loader.killed = loader.killed or loop.steps_done == killed_at
+        assert loader.iterators == 2 - (left_at == 0)
+        assert loop.stop_reason == "exception"
+
+
+# ------------------------------------------------------------------- exceptions of what dloop calls
+
+FAILING: dict[str, tuple[Callable[[Exception], Any], int]] = {
+    "the first fetch": (lambda wrong: RecordingLoader([wrong]), 0),
+    "a fetch": (lambda wrong: SizedLoader([0, 1, wrong, 3], promise=4), 2),
+    "a fetch ahead": (lambda wrong: RecordingLoader([0, 1, wrong, 3]), 2),
+    "a later epoch": (lambda wrong: RecordingLoader([0], [1, wrong]), 2),
+    "a callable's": (lambda wrong: lambda: RecordingBatches([0, wrong], []), 1),
+    "once more": (lambda wrong: SizedLoader([0, 1, wrong], promise=2), 2),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+@pytest.mark.parametrize("on_exception", ["raise", "event"])
+@each_way
+def test_an_exception_of_the_loader_comes_out_unchanged(
+    kind: str, on_exception: Any, enter: Enter
+) -> None:
+    wrong = OSError("disk")
+    load, steps = FAILING[kind]
+    loop = Loop(load(wrong), max_epochs=2, on_exception=on_exception)
+    pairs = enter(loop)
+    seen: list[Any] = []
+    with pytest.raises(OSError) as caught:
+        for pair in pairs:
+            seen.append(pair)
+    assert caught.value is wrong is loop.exception
+    assert wrong.args == ("disk",) and wrong.__cause__ is None
+    if on_exception == "event":
+        assert seen.pop() == (None, LAST)
+    if enter is iter:  # an unfinished list is not yielded
+        assert loop.steps_done == steps
+    assert loop.steps_done == len(flat(seen))
+    assert loop.stop_reason == "exception"
+    with pytest.raises(LoopError, match="ended with an exception") as later:
+        enter(loop)
+    assert later.value.__cause__ is wrong
+
+
+@each_way
+def test_an_iterator_raises_after_the_exception_that_ended_its_run(enter: Enter) -> None:
+    pairs = enter(Loop(RecordingLoader([0, 1, OSError("disk")]), max_epochs=1))
+    with pytest.raises(OSError, match="disk"):
+        list(pairs)
+    for _ in range(2):
+        with pytest.raises(LoopError, match="ended with an exception"):
+            next(pairs)
+
+
+def test_an_exception_met_ahead_comes_after_the_batches_before_it() -> None:
+    loader = RecordingLoader([0, 1, OSError("disk")])
+    loop = Loop(loader, {"Log": Event(every_n_steps=2)}, max_epochs=1)
+    pairs = iter(loop)
+    next(pairs)
+    assert next(pairs) == (1, {"Log"})
+    assert "disk" in loader.requests[-1]
+    assert (loop.stop_reason, loop.exception) == (None, None)
+    with pytest.raises(OSError, match="disk"):
+        next(pairs)
+    assert flat(Loop(RecordingLoader([0, 1, OSError("disk")]), max_steps=2)) == [0, 1]
+
+
+@pytest.mark.parametrize("where", ["condition", "clock"])
+@each_way
+def test_an_exception_of_a_condition_is_never_an_event(where: str, enter: Enter) -> None:
+    def reach(place: str) -> int:
+        return 1 // (place != where or loop.global_step < 1)
+
+    events = {"C": Event(lambda state: reach("condition") > 1)}
+    loop: Loop[int] = Loop(
+        range(9), events, max_seconds=9, clock=lambda: reach("clock"), on_exception="event"
+    )
+    with pytest.raises(ZeroDivisionError) as caught:
+        for batch, _ in enter(loop):
+            assert batch is not None
+    assert caught.value is loop.exception
+    assert loop.stop_reason == "exception"
+
+
+def stop_iteration(*_: object) -> Any:
+    raise StopIteration("stray")
+
+
+STRAY: dict[str, Callable[[], Loop[Any]]] = {
+    "the clock": lambda: Loop([0] * 9, max_seconds=3, clock=iter([0, 1]).__next__),
+    "a callable": lambda: Loop(stop_iteration, max_epochs=2),
+    "iter()": lambda: Loop(type("L", (), {"__iter__": stop_iteration})(), max_epochs=2),
+    "set_epoch": lambda: Loop(type("L", (Loader,), {"set_epoch": stop_iteration})(), max_epochs=2),
+}
+
+
+@each_way
+@pytest.mark.parametrize("where", STRAY)
+def test_a_stray_stop_iteration_does_not_end_the_loop_silently(where: str, enter: Enter) -> None:
+    loop = STRAY[where]()
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
+        flat(enter(loop))
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert loop.stop_reason == "exception"
+
+
+# ----------------------------------------------------------------- on_exception="event" and guard()
+
+
+class BodyError(Exception):
+    pass
+
+
+def test_only_what_is_joined_with_exception_or_training_end_fires_in_the_last_step() -> None:
+    never = Event(at_step=1000)
+    events = {
+        "Failed": never | EXCEPTION,
+        "Save": never | TRAINING_END,
+        "Every": Event(every_n_steps=1),
+        "Condition": Event(lambda state: True),
+        "Timed": Event(every_n_seconds=1e-9),
+        "Epoch": never | EPOCH_END,
+        "Interrupted": never | LoopEvents.INTERRUPT,
+    }
+    loader = SizedLoader([0, 1, OSError("disk")], promise=9)
+    loop = Loop(loader, events, max_epochs=1, on_exception="event")
+    pairs = iter(loop)
+    flat(islice(pairs, 2))
+    state = loop.state
+    assert next(pairs) == (None, LAST | {"Failed", "Save"})
+    assert loop.state == state
+    assert (loop.epoch, loop.global_step, loop.epoch_step) == (0, 1, 1)
+    assert isinstance(loop.exception, OSError)
+
+
+@each_way
+@pytest.mark.parametrize("at", [0, 3, 8])
+def test_an_error_of_a_guarded_body_becomes_one_last_step(enter: Enter, at: int) -> None:
+    def fails() -> None:
+        raise error
+
+    error = BodyError("in the body")
+    seen: list[Any] = []
+    with (
+        pytest.raises(BodyError) as caught,
+        Loop(range(9), max_epochs=1, on_exception="event") as loop,
+    ):
+        for batch, events in enter(loop):
+            seen.append((batch, frozenset(events), loop.global_step))
+            with loop.guard():
+                if loop.global_step >= at:
+                    fails()
+    assert caught.value is error is loop.exception
+    assert "fails" in {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    step = seen[-2][2]
+    assert seen[-1] == (None, LAST, step)
+    assert loop.stop_reason == "exception"
+
+
+@pytest.mark.parametrize("leave", ["break", "return", "break in the last step"])
+def test_an_error_under_guard_comes_out_though_the_loop_is_left(leave: str) -> None:
+    def train(loop: Loop[int]) -> None:
+        for _, events in loop:
+            with loop.guard():
+                raise error
+            if leave == "return":
+                return
+            if leave == "break" or EXCEPTION in events:
+                break
+
+    error = BodyError()
+    loop = Loop(range(9), max_epochs=1, on_exception="event")
+    with pytest.raises(BodyError) as caught, loop:
+        train(loop)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+@each_way
+def test_guard_lets_through_what_is_no_exception(enter: Enter, error: type[BaseException]) -> None:
+    with Loop(range(9), max_epochs=1, on_exception="event") as loop:
+        with pytest.raises(error):
+            for _ in enter(loop):
+                with loop.guard():
+                    raise error
+        assert (loop.stop_reason, loop.exception) == (None, None)
+        assert EXCEPTION not in next(enter(loop))[1]
+
+
+@pytest.mark.parametrize("leave", ["close", "restart"])
+def test_guard_catches_nothing_after_the_run_was_left(leave: str) -> None:
+    with pytest.raises(BodyError), Loop(range(9), max_epochs=1, on_exception="event") as loop:
+        for _ in loop:
+            with loop.guard():
+                getattr(loop, leave)()
+                raise BodyError
+
+
+def chain_of(error: BaseException) -> list[str]:
+    """The messages of `error` and of what a traceback shows with it."""
+    messages = []
+    following: BaseException | None = error
+    while following is not None:
+        messages.append(str(following))
+        following = following.__cause__ or following.__context__
+    return messages
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_an_error_in_the_last_step_shows_the_first_one_with_it(guarded: bool) -> None:
+    with (
+        pytest.raises(BodyError, match="second") as caught,
+        Loop(range(9), max_epochs=1, on_exception="event") as loop,
+    ):
+        for batch, _ in loop:
+            with loop.guard() if guarded or batch is not None else contextlib.nullcontext():
+                raise BodyError("second" if batch is None else "first")
+    assert chain_of(caught.value) == ["second", "first"]
+    assert str(loop.exception) == "first"
+
+
+class PersistentWorkers:
+    """As a DataLoader that keeps its workers in `_iterator`; Ctrl-C has ended them."""
+
+    persistent_workers = True
+
+    def __init__(self) -> None:
+        self._iterator: Any = None
+        self.alive = True
+
+    def __iter__(self) -> Iterator[int]:
+        if self._iterator is None:
+            self.alive = True
+            self._iterator = self
+        self.check(0)
+        return map(self.check, range(5))
+
+    def check(self, number: int) -> int:
+        if not self.alive:
+            raise RuntimeError("a worker is dead")
+        return number
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("name", ["", "base_dataloader", "_dataloader"])
+def test_persistent_workers_that_ctrl_c_killed_are_replaced(name: str, steps: int) -> None:
+    class Wrapped:
+        def __init__(self, workers: PersistentWorkers) -> None:
+            setattr(self, name, workers)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(workers)
+
+    workers = PersistentWorkers()
+    loop = Loop(Wrapped(workers) if name else workers, max_epochs=2)
+    seen = flat(islice(loop, steps))
+    workers.alive = False  # and the loop is left
+    assert seen + flat(loop) == [*range(5)] * 2
+
+
+def test_restart_forgets_the_exception() -> None:
+    loop = Loop(SizedLoader([0, OSError("disk")], [0], promise=1), max_epochs=1)
+    with pytest.raises(OSError, match="disk"):
+        list(loop)
+    loop.restart()
+    assert (loop.exception, loop.stop_reason) == (None, None)
+    assert flat(loop) == [0]
+
+
+def test_an_exception_met_ahead_comes_though_the_step_before_was_interrupted() -> None:
+    def condition(state: Any) -> None:
+        if state.global_step == 1 and strikes:
+            raise strikes.pop()
+
+    strikes = [KeyboardInterrupt()]
+    loop = Loop(RecordingLoader([0, 1, OSError("disk")]), {"C": Event(condition)}, max_epochs=1)
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(batch for batch, _ in loop)
+    with pytest.raises(OSError, match="disk"):
+        seen.extend(batch for batch, _ in loop)
+    assert seen == [0, 1]
+
+
+def test_guard_with_on_exception_raise_catches_nothing() -> None:
+    with Loop(range(3), max_epochs=1) as loop:
+        with pytest.raises(BodyError):
+            for _ in loop:
+                with loop.guard():
+                    raise BodyError
+        assert next(iter(loop))[0] == 1
+        assert loop.exception is None

@@ -1,0 +1,778 @@
+"""States: a run in several lives is the run that was never stopped; state files.
+
+A state goes through JSON, as in a checkpoint, unless its loader's own state cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable, Hashable, Iterator
+from itertools import count, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dloop import Event, Loop, LoopError, LoopEvents, StateError, batched
+from dloop import loader_state as tracking
+from loops import ENTER, flat
+from manual_clock import ManualClock
+from programs import needs_posix
+from stateful_loaders import ALL, KINDS, StatefulLoader
+from told import warnings_of, with_warnings
+
+Make = Callable[[], Loop[Any]]
+
+
+def json_of(loop: Loop[Any], step_done: bool = True) -> Any:
+    state = loop.state_dict(step_done)
+    assert json.loads(json.dumps(state)) == state
+    return json.loads(json.dumps(state))
+
+
+def after(steps: int, loop: Loop[Any]) -> Any:
+    """The state that is saved in the body of that step, counted from 1."""
+    for _ in islice(loop, steps):
+        pass
+    return json_of(loop)
+
+
+def resumed(loop: Loop[Any], state: Any) -> Loop[Any]:
+    loop.load_state_dict(state)
+    return loop
+
+
+def in_lives(
+    make: Make, counts: Iterator[int], enter: str = "steps", flatten: bool = True
+) -> list[Any]:
+    """The batches of a run, each of whose lives makes so many steps or lists."""
+    seen: list[int] = []
+    state = None
+    for steps in counts:
+        loop = make() if state is None else resumed(make(), state)
+        pairs = islice(ENTER[enter](loop), steps)
+        seen += flat(pairs) if flatten else [batch for batch, _ in pairs]
+        state = json_of(loop)
+        if loop.stop_reason is not None:
+            break
+    return seen
+
+
+def assert_each_once(seen: list[int], epochs: int = 3, length: int = 6) -> None:
+    """Each epoch has each number once, in whatever order."""
+    found = [sorted(seen[begin : begin + length]) for begin in range(0, len(seen), length)]
+    assert found == [list(range(length))] * epochs
+
+
+# ------------------------------------------------------------------------------ whatever the loader
+
+
+class Generator:
+    def __iter__(self) -> Iterator[int]:
+        yield from range(6)
+
+
+class Sequence:
+    """What old classes have."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __getitem__(self, place: int) -> int:
+        self.read.append(place)
+        return range(6)[place]
+
+
+PLAIN: dict[str, Callable[[], Any]] = {
+    "list": lambda: list(range(6)),
+    "generators": Generator,
+    "sequence": Sequence,
+    "callable": lambda: lambda: iter(range(6)),
+    "batched list": lambda: batched(range(6), 1),
+}
+
+
+@pytest.mark.parametrize("enter", ENTER)
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_run_in_lives_is_the_uninterrupted_one(
+    kind: str, lookahead: bool | None, enter: str
+) -> None:
+    def make() -> Loop[Any]:
+        return Loop(PLAIN[kind](), max_epochs=3, lookahead=lookahead)
+
+    for every in (1, 2, 3, 5, 6):
+        seen = in_lives(make, repeat(every, 40), enter)
+        if kind == "batched list":
+            seen = [
+                number for batch in seen for number in (batch if type(batch) is list else [batch])
+            ]
+        assert seen == [*range(6)] * 3, every
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("enter", ENTER)
+@pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_loader_with_a_state_gives_each_sample_once(
+    kind: type[Any], lookahead: bool | None, enter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most_again in (100, 2):
+        monkeypatch.setattr(tracking, "MOST_AGAIN", most_again)
+        for every in (1, 2, 3, 5):
+            make = lambda: Loop(kind(), max_epochs=3, lookahead=lookahead)  # noqa: E731
+            assert_each_once(in_lives(make, repeat(every, 40), enter))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_batched_lists_of_a_loader_with_a_state_have_each_sample_once(kind: type[Any]) -> None:
+    def make() -> Loop[Any]:
+        return Loop(batched(kind(5), 2), max_epochs=3)
+
+    for every in (1, 2, 3, 4):
+        lists = in_lives(make, repeat(every, 40), flatten=False)
+        assert_each_once([number for batch in lists for number in batch], length=5)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_step_that_was_not_done_comes_again_from_a_loader_with_a_state(kind: type[Any]) -> None:
+    for steps in (1, 2, 3, 6, 7, 9):
+        loop: Loop[int] = Loop(kind(), max_epochs=2)
+        seen = flat(islice(loop, steps))
+        again = resumed(Loop(kind(), max_epochs=2), json_of(loop, step_done=False))
+        seen[-1:] = flat(again)
+        assert_each_once(seen, epochs=2)
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* has more batches:dloop.LoopWarning")
+@pytest.mark.parametrize("by", ["dataloader_len", "len()"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_loader_begins_anew_after_an_epoch_that_was_cut(kind: type[Any], by: str) -> None:
+    """Its state at the end of the first four batches has the epoch's other two before it."""
+    if by == "len()" and hasattr(kind, "dataset"):
+        return  # the length of an iterable-style data set does not count
+    promises_4 = type(f"Promises4{kind.__name__}", (kind,), {"__len__": lambda self: 4})
+
+    def make() -> Loop[int]:
+        if by == "len()":
+            return Loop(promises_4(), max_epochs=3)
+        return Loop(kind(), max_epochs=3, dataloader_len=4)
+
+    for every in (1, 2, 3, 4, 5):
+        seen = in_lives(make, repeat(every, 40))
+        assert [len(set(seen[at : at + 4])) for at in (0, 4, 8)] == [4, 4, 4], every
+        assert len(seen) == 12
+
+
+@pytest.mark.parametrize("step_done", [True, False])
+@pytest.mark.parametrize("kind", ALL)
+def test_ctrl_c_in_an_epochs_first_fetch_keeps_the_state_before(
+    kind: type[Any], step_done: bool
+) -> None:
+    class Struck(kind):  # type: ignore[misc, valid-type]
+        def __iter__(self) -> Any:
+            if next(begun) == 1:
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    begun = count()
+    loop: Loop[int] = Loop(Struck(), max_epochs=3)
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(batch for batch, _ in loop)
+    again: Loop[int] = resumed(Loop(kind(), max_epochs=3), json_of(loop, step_done))
+    seen[len(seen) - (not step_done) :] = flat(again)
+    assert_each_once(seen)
+
+
+@pytest.mark.parametrize("end", ["close", "guard", "stop"])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_run_that_has_ended_keeps_its_loaders_state(kind: type[Any], end: str) -> None:
+    def leave(loop: Loop[int], steps: int) -> Iterator[int]:
+        for batch, events in loop:
+            if LoopEvents.EXCEPTION in events:
+                return
+            with loop.guard():
+                yield batch
+                if loop.steps_done == steps and end == "guard":
+                    raise ValueError
+            if loop.steps_done == steps and end == "close":
+                return
+            if loop.steps_done == steps - 1 and end == "stop":
+                loop.stop()
+
+    for steps in (2, 3, 6, 7, 12, 13):
+        with Loop[int](kind(), max_epochs=3, on_exception="event") as loop:
+            seen = list(leave(loop, steps))
+            saved = json_of(loop)
+            loop.close()
+            if end == "guard":
+                seen.pop()
+            else:
+                assert json_of(loop)["loader"] is not None
+                saved = json_of(loop)
+            loop.restart()  # so that the error does not come out
+        seen += flat(resumed(Loop(kind(), max_epochs=3), saved))
+        assert_each_once(seen)
+
+
+def test_fast_forwarding_is_logged_and_warned_of_if_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Generator):
+        def __iter__(self) -> Iterator[int]:
+            for number in range(6):
+                clock.advance(4)
+                yield number
+
+    clock = ManualClock()
+    monkeypatch.setattr("dloop.source.monotonic", clock)
+    for steps, warns in ((2, False), (3, True)):
+        loop = resumed(Loop(Slow(), max_epochs=1), after(steps, Loop(Generator(), max_epochs=1)))
+        with caplog.at_level(logging.INFO, "dloop"):
+            pair, warned = with_warnings(lambda: next(iter(loop)))  # noqa: B023
+        assert pair[0] == steps
+        assert f"dropped {steps} batches" in caplog.messages[-1]
+        assert [f"dropping {steps} batches to resume took 12 s" in each for each in warned] == (
+            [True] if warns else []
+        )
+
+
+# -------------------------------------------------------------------------------- what is continued
+
+
+EVENTS = {
+    "N": Event(every_n_steps=2),
+    "Timer": Event(every_n_seconds=2),
+    "At": Event(at_time=(1, 3)),
+    "Epoch": Event(every_n_epochs=1),
+    "Window": Event(every_n_steps=3, from_step=2, until_step=8),
+}
+
+
+# --------------------------------------------------------------------------------- when it is taken
+
+
+@pytest.mark.parametrize("raises", ["loader", "body"])
+def test_the_state_of_an_exceptions_step_knows_if_the_latest_step_was_done(raises: str) -> None:
+    def loader() -> Iterator[int]:
+        yield from range(3)
+        if raises == "loader":
+            raise OSError("gone")
+        yield from range(3, 6)
+
+    for enter, undone in (("steps", [2, 3, 4, 5]), ("lists", [2, 3, 4, 5])):
+        with (
+            pytest.raises((OSError, ValueError)),
+            Loop(loader, max_epochs=1, on_exception="event") as loop,
+        ):
+            for batch, events in ENTER[enter](loop):
+                if LoopEvents.EXCEPTION in events:
+                    states = json_of(loop), json_of(loop, step_done=False)
+                with loop.guard():
+                    if raises == "body" and batch is not None and loop.global_step >= 2:
+                        raise ValueError
+        rests = [flat(resumed(Loop(range(6), max_epochs=1), state)) for state in states]
+        done = undone if raises == "body" or enter == "lists" else undone[1:]
+        before = [0, 1, *undone] if raises == "loader" and enter == "lists" else undone
+        assert rests == [done, before]
+
+
+@pytest.mark.parametrize("where", ["loader", "condition", "clock"])
+@pytest.mark.parametrize("enter", ENTER)
+def test_a_state_from_within_a_step_is_that_of_the_step_before(where: str, enter: str) -> None:
+    """As a signal's handler takes it, which runs wherever the loop is."""
+    saved: list[tuple[int, Any]] = []
+    taking: list[bool] = []
+
+    def reach(place: str) -> None:
+        if place == where and loop.global_step >= 0 and not taking:
+            taking.append(True)
+            saved.append((loop.global_step, json_of(loop)))
+            taking.clear()
+
+    def loader() -> Iterator[int]:
+        for number in range(6):
+            reach("loader")
+            yield number
+
+    def condition(state: Any) -> bool:
+        reach("condition")
+        return False
+
+    def clock() -> int:
+        reach("clock")
+        return next(seconds)
+
+    seconds = count()
+    events = {"Timer": Event(every_n_seconds=2), "Condition": Event(condition)}
+    loop: Loop[int] = Loop(loader, events, max_epochs=1, clock=clock, dataloader_len=6)
+    flat(ENTER[enter](loop))
+    assert len(saved) > 1
+    for step, state in saved:
+        assert (state["steps"], state["epoch_steps"]) == (step + 1, step + 1)
+        assert flat(resumed(Loop(range(6), events, max_epochs=1), state)) == [*range(step + 1, 6)]
+
+
+def test_loading_comes_before_the_first_step() -> None:
+    state = after(1, Loop(range(3), max_epochs=1))
+    loop = Loop(range(3), max_epochs=1)
+    iter(loop)
+    with pytest.raises(LoopError, match="before the first step"):
+        loop.load_state_dict(state)
+    assert flat(loop) == [0, 1, 2]
+    loop.restart()
+    loop.load_state_dict(state)
+    assert flat(loop) == [1, 2]
+
+
+def test_what_was_requested_before_loading_is_kept() -> None:
+    """By a handler that runs while the checkpoint is read, say."""
+    events = {"Save": Event(at_step=9)}
+    state = after(4, Loop(range(10), events, max_epochs=1))
+    loop = Loop(range(10), events, max_epochs=1)
+    loop.trigger("Save")
+    loop.stop()
+    loop.load_state_dict(state)
+    assert loop.stop_requested
+    assert [(batch, "Save" in names) for batch, names in loop] == [(4, True)]
+    assert loop.stop_reason == "stop"
+
+
+# --------------------------------------------------------------------------------- what is finished
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 4}, {"max_epochs": 2}, {"max_seconds": 4}])
+def test_a_finished_run_yields_nothing(
+    limit: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    def make() -> Loop[int]:
+        seconds = count()
+        return Loop([0, 1], {"T": Event(every_n_seconds=1)}, clock=lambda: next(seconds), **limit)
+
+    loop = resumed(make(), after(100, make()))
+    (name,) = limit
+    assert (loop.stop_reason, len(loop)) == (name, 0)
+    assert loop.steps_to_next_event() is None
+    assert not loop.state.training_end
+    with caplog.at_level(logging.INFO, "dloop"):
+        assert list(loop) == []
+    assert len(caplog.messages) == 1 and name in caplog.messages[0]
+    assert list(loop.chunks(2)) == []
+    loop.restart()
+    assert loop.stop_reason is None
+    assert flat(loop) == [0, 1] * 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "more"),
+    [({"max_epochs": 2}, 3), ({"max_steps": 5}, 2), ({"max_seconds": 9}, 7)],
+    ids=lambda value: str(value),
+)
+def test_a_limit_that_was_raised_lets_the_run_train_on(limit: dict[str, int], more: int) -> None:
+    clock = ManualClock()
+    loop = Loop(range(3), max_epochs=1, clock=clock)
+    for _ in loop:
+        clock.advance(1)
+    again = resumed(Loop(range(3), clock=clock, **limit), json_of(loop))
+    assert again.stop_reason is None
+    for _ in again:
+        clock.advance(1)
+    assert again.global_step - 2 == more
+
+
+STOPS: dict[str, tuple[Event, str | None]] = {
+    "a step": (Event(at_step=2), "stop_when"),
+    "a condition": (Event(lambda state: state.global_step == 2), "stop_when"),
+    "training time": (Event(at_time=2), "stop_when"),
+    "a step of the launch": (Event(at_step=2, per_launch=True), None),
+    "time of the launch": (Event(at_time=2, per_launch=True), None),
+    "a deadline": (Event(at_timestamp=12), None),
+    "a deadline and a step": (Event(at_timestamp=12) | Event(at_step=2), "stop_when"),
+    "a deadline or a later step": (Event(at_timestamp=12) | Event(at_step=5), None),
+}
+
+
+@pytest.mark.parametrize("kind", STOPS)
+def test_stop_when_finishes_a_run_unless_it_is_of_the_launch(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_when, finished = STOPS[kind]
+    clock = ManualClock()
+    monkeypatch.setattr("dloop.run.time_ns", lambda: 10 * 10**9)
+
+    def make() -> Loop[int]:
+        return Loop(range(9), max_epochs=1, stop_when=stop_when, clock=clock)
+
+    loop = make()
+    for _ in loop:
+        clock.advance(1)
+    assert (loop.stop_reason, loop.global_step) == ("stop_when", 2)
+    clock.now -= 1
+    state = json_of(loop)
+    assert state["finished"] == finished
+    again = resumed(make(), state)
+    assert again.stop_reason == finished
+    assert bool(flat(again)) == (finished is None)
+    state["finished"] = None
+    assert next(iter(resumed(make(), state)))[0] == 3
+
+
+def test_a_finish_is_kept_through_lives_and_undone_with_its_step() -> None:
+    def make() -> Loop[int]:
+        return Loop(range(9), max_epochs=1, stop_when=Event(at_step=2))
+
+    loop = make()
+    flat(loop)
+    again = resumed(make(), json_of(loop))
+    assert json_of(again)["finished"] == "stop_when"
+    undone = json_of(loop, step_done=False)
+    assert undone["finished"] is None
+    assert flat(resumed(make(), undone)) == [2]
+
+
+# -------------------------------------------------------------------------------------------- names
+
+
+def test_names_are_stored_as_strings() -> None:
+    names: list[Hashable] = ["a", "", 7, -(2**70), True, None, ("a", (1, 2)), (), 1.5, b"a"]
+    events = {name: Event(at_step=step) for step, name in enumerate(names)}
+    state = after(len(names), Loop(range(30), events, max_epochs=1))
+    assert set(state["windows"]) >= {"a", "7", "None", "('a', (1, 2))", "b'a'"}
+    again = resumed(Loop(range(30), dict(reversed(events.items())), max_epochs=1), state)
+    next(iter(again))
+    assert [again.steps_since(name) for name in names] == list(range(len(names), 0, -1))
+
+
+@pytest.mark.parametrize("names", [("1", 1), ("None", None), ("('a',)", ("a",))])
+def test_names_with_equal_strings_are_refused(names: tuple[Hashable, Hashable]) -> None:
+    with pytest.raises(ValueError, match="same name"):
+        Loop(range(3), {name: Event(at_step=1) for name in names}, max_epochs=1)
+
+
+def test_a_name_whose_repr_holds_an_address_is_warned_of_once() -> None:
+    class Name:
+        pass
+
+    loop = Loop(range(3), {Name(): Event(at_step=1)}, max_epochs=1)
+    warned = [warnings_of(loop.state_dict) for _ in loop]
+    assert [len(each) for each in warned] == [1, 0, 0]
+    assert "address" in warned[0][0]
+
+
+# ------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("state", [None, 3, [], "state", {}, {"epoch": 3, "model": {}}])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    loop = Loop(range(3), max_epochs=1)
+    with pytest.raises(StateError, match="not the state of a dloop run"):
+        loop.load_state_dict(state)
+    assert flat(loop) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("version", [1, 3, "2", None])
+def test_another_version_is_refused_and_named(version: Any) -> None:
+    state = {**Loop(range(3), max_epochs=1).state_dict(), "version": version}
+    with pytest.raises(StateError, match=f"version {version!r}; this dloop reads version 2"):
+        Loop(range(3), max_epochs=1).load_state_dict(state)
+
+
+TIMED = {"Often": Event(every_n_seconds=2), "Once": Event(at_time=(1, 9))}
+
+
+def timed_loop() -> Loop[int]:
+    """Each step takes a second."""
+    seconds = count()
+    return Loop(range(5), TIMED, max_epochs=9, clock=lambda: next(seconds))
+
+
+LOADER_STATE: dict[str, Any] = {"state": 0, "at": 1, "whole": False, "cut": False, "rest": 0}
+EDITS: dict[str, dict[str, Any]] = {
+    "steps of the epoch beyond the steps": {"epoch_steps": 10},
+    "an end before the first step": {"epoch": 0, "steps": 0, "epoch_steps": 0, "epoch_end": True},
+    "steps beyond the most": {"steps": 2**62 + 1},
+    "steps as a float": {"steps": 9.0},
+    "an end that is no bool": {"epoch_end": 1},
+    "time that Python does not show": {"elapsed": 10**5000},
+    "a timer as text": {"timers": {"Often": "every"}},
+    "a timer from the future": {"timers": {"Often": [["every", 10**12]]}},
+    "a window from the future": {"windows": {"Often": 9}},
+    "a loader's state without its place": {"loader": {**LOADER_STATE, "at": None}},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_state_that_was_edited_is_refused(edit: str) -> None:
+    loop = timed_loop()
+    with pytest.raises(StateError, match="damaged") as caught:
+        loop.load_state_dict({**after(9, timed_loop()), **EDITS[edit]})
+    assert "\n" not in str(caught.value)
+    assert flat(loop) == [*range(5)] * 9
+
+
+# --------------------------------------------------------------------------------------- state_file
+
+
+def of_file(path: Any, loader: Any = None, **limit: Any) -> Loop[Any]:
+    """A loop with a state file; each step takes a second."""
+    seconds = count()
+    return Loop(
+        [0, 1, 2, 3] if loader is None else loader,
+        EVENTS,
+        clock=lambda: next(seconds),
+        state_file=path,
+        **(limit or {"max_epochs": 3}),
+    )
+
+
+def save_after(path: Any, steps: int) -> None:
+    loop = of_file(path)
+    for _ in islice(loop, steps):
+        pass
+    loop.save_state()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file that was saved after six steps."""
+    path = tmp_path / "state.json"
+    save_after(path, 6)
+    return path
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_loop_resumes_from_its_state_file_if_it_exists(
+    tmp_path: Path, kind: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state.json"
+    with caplog.at_level(logging.INFO, "dloop"):
+        loop = of_file(kind(path))
+        assert not path.exists() and not caplog.messages
+        for _ in islice(loop, 6):
+            pass
+        loop.save_state()
+        again = of_file(kind(path))
+    (told,) = caplog.messages
+    assert "state.json" in told and "after step 5, in epoch 1" in told
+    assert (again.epoch, again.global_step, again.epoch_step) == (1, 5, 1)
+    assert flat(again) == [2, 3, 0, 1, 2, 3]
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_save_state_needs_a_state_file() -> None:
+    with pytest.raises(LoopError, match="state_file="):
+        of_file(None).save_state()
+
+
+@pytest.mark.parametrize("path", [5, 1.5, b"state.json", ["state.json"]])
+def test_a_state_file_that_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(TypeError, match="state_file="):
+        of_file(path)
+
+
+def test_a_folder_that_is_missing_is_told_at_construction(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in ("missing", "file"):
+        with pytest.raises(FileNotFoundError, match=folder):
+            of_file(tmp_path / folder / "state.json")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    loop = of_file("state.json")
+    next(iter(loop))
+    monkeypatch.chdir("elsewhere")
+    loop.save_state()
+    assert of_file("../state.json").global_step == 0
+    assert os.listdir() == []
+
+
+@needs_posix
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_the_file_keeps_its_mode(file: Path, mode: int) -> None:
+    file.chmod(mode)
+    loop = of_file(file)
+    next(iter(loop))
+    loop.save_state()
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+    assert of_file(file).global_step == 6
+
+
+def assert_refused(path: Path) -> None:
+    """Loading the file raises one line that names it, and leaves the folder as it is."""
+    before = path.read_bytes()
+    with pytest.raises(StateError, match=r"state\.json") as caught:
+        of_file(path)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["state.json"]
+
+
+def test_a_file_that_was_cut_at_any_byte_is_refused(file: Path) -> None:
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        assert_refused(file)
+
+
+FOREIGN = [
+    b"\0" * 100,
+    b"\x80\x04\x95pickle",
+    b"PK\x03\x04 a checkpoint of PyTorch",
+    b"\xff\xfe{\x00}\x00",
+    b"NaN",
+    b'{"version": 2}',
+    b'{"name": "another program", "version": 3}',
+    b"[" * 100_000,
+    b'{"version": 2' + b"0" * 5000 + b"}",
+]
+
+
+@pytest.mark.parametrize("content", FOREIGN, ids=lambda content: content[:20].decode("latin1"))
+def test_a_file_of_something_else_is_refused(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    assert_refused(file)
+
+
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all values in a state, containers included."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from paths_in(value[key], (*path, key))
+
+
+VALUES = st.one_of(
+    st.none() | st.booleans(),
+    st.sampled_from((-1, 0, 1, 2**62, 2**63, 2**64, -(2**63) - 1, 10**30)),
+    st.sampled_from((0.5, -1.0, 1e300, float("nan"), float("inf"), "", "Log", "max_epochs")),
+    st.sampled_from(([], {}, [None], [[]], [1], {"a": 1}, [["every", 1]], [[], []])),
+)
+
+
+@pytest.mark.filterwarnings("ignore::dloop.LoopWarning")
+@given(data=st.data())
+def test_a_state_with_any_change_is_refused_or_runs(data: st.DataObject) -> None:
+    changed = after(data.draw(st.integers(0, 12)), of_file(None))
+    *path, key = data.draw(st.sampled_from(list(paths_in(changed))[1:]))
+    inner = changed
+    for each in path:
+        inner = inner[each]
+    if data.draw(st.booleans()):
+        inner[key] = data.draw(VALUES)
+    else:
+        del inner[key]
+    loop = of_file(None)
+    try:
+        loop.load_state_dict(changed)
+    except StateError as error:
+        assert "\n" not in str(error)
+        assert len(flat(loop)) == 12  # a refused state changes nothing
+        return
+    for _ in islice(loop, 20):
+        loop.state_dict()
+        assert all(loop.steps_since(name) >= 0 for name in (*EVENTS, *LoopEvents))
+
+
+class Holding(StatefulLoader):
+    """Its state holds a value."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def state_dict(self) -> Any:
+        return {**self.get(), "deep": {"er": [0, self.value]}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"bytes", (1, 2), {1: 2}, {1, 2}, float("nan"), float("inf"), Event(at_step=1)],
+    ids=repr,
+)
+def test_a_value_that_json_cannot_hold_is_named(tmp_path: Path, value: Any) -> None:
+    loop = of_file(tmp_path / "state.json", Holding(value))
+    next(iter(loop))
+    assert loop.state_dict()["loader"]  # which torch.save can hold
+    with pytest.raises(StateError, match=r"\['deep'\]\['er'\]\[1\]"):
+        loop.save_state()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(
+    file: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    loop, before = of_file(file), file.read_bytes()
+    next(iter(loop))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(type(error)):
+            loop.save_state()
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == ["state.json"]
+    loop.save_state()
+    assert of_file(file).global_step == 6
+
+
+@pytest.mark.parametrize("call", ["chmod", "fsync", "replace"])
+def test_a_handlers_save_within_a_save_leaves_a_whole_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    original = getattr(os, call)
+
+    def interrupted(*arguments: Any) -> None:
+        if next(calls) == 0:
+            save_after(file, 3)
+        original(*arguments)
+
+    calls = count()
+    loop = of_file(file)
+    next(iter(loop))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, interrupted)
+        loop.save_state()
+    assert of_file(file).global_step in (6, 8)
+    assert os.listdir(file.parent) == ["state.json"]
+
+
+def test_an_error_of_the_loader_leaves_the_state_from_before() -> None:
+    class Fails(StatefulLoader):
+        failing = 0
+
+        def take(self) -> int:
+            if next(takes) == self.failing:
+                self.seed = -1  # what it tells after that is of no use
+                raise ConnectionError("the store is gone")
+            return super().take()
+
+    for failing in range(13):
+        takes = count()
+        seen: list[int] = []
+        loader = Fails()
+        loader.failing = failing
+        loop: Loop[int] = Loop(loader, max_epochs=3)
+        with pytest.raises(ConnectionError):
+            seen.extend(batch for batch, _ in loop)
+        seen += flat(resumed(Loop(StatefulLoader(), max_epochs=3), json_of(loop)))
+        assert_each_once(seen)
+
+
+def test_triggers_are_not_saved() -> None:
+    loop = Loop(range(5), {"Save": Event(at_step=9)}, max_epochs=1)
+    next(iter(loop))
+    loop.trigger("Save")
+    again = resumed(Loop(range(5), {"Save": Event(at_step=9)}, max_epochs=1), json_of(loop))
+    assert not any("Save" in events for _, events in again)

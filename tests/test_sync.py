@@ -1,0 +1,524 @@
+"""Processes that agree: what one requests, all do at the same step. The ranks are threads here."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning, sync
+from fleet import Ahead, Fleet, at_once
+from manual_clock import ManualClock
+
+Trace = list[tuple[int, list[str]]]
+END = (29, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"])
+
+
+def names(events: Any) -> list[str]:
+    return sorted(map(str, events))
+
+
+def trace(loop: Loop[Any], body: Callable[[int], object] = id) -> Trace:
+    """Return the steps at which anything fires, and what; `body` is called at each step."""
+    found = []
+    for _, events in loop:
+        if events:
+            found.append((loop.global_step, names(events)))
+        body(loop.global_step)
+    return found
+
+
+def on_all(ranks: int, run: Callable[[int, Any], Any], every: int = 5) -> list[Any]:
+    """Return what `run(rank, sync)` returns or raises, by rank."""
+    fleet = Fleet(ranks)
+    return fleet.run(lambda rank: run(rank, sync.Sync(Ahead(fleet, rank), every)))
+
+
+def same_on_all(ranks: int, run: Callable[[int, Any], Any], every: int = 5) -> Any:
+    """Return what `run(rank, sync)` returns, the same on all ranks."""
+    outcomes = on_all(ranks, run, every)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        assert outcome == outcomes[0]
+    return outcomes[0]
+
+
+ALONE = sync.maximum(list, every=4)
+"""What a single process agrees on with itself."""
+
+
+# Timers and time
+
+
+@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "at once"])
+def test_a_timer_fires_on_all_at_the_step_at_which_the_greatest_time_is_read(ahead: bool) -> None:
+    fleet = Fleet(2)
+
+    def run(rank: int) -> Trace:
+        clock = ManualClock()
+        if ahead:
+            agreed = sync.Sync(Ahead(fleet, rank), 5)
+        else:
+            agreed = sync.maximum(at_once(fleet, rank), every=5)
+        events = {"Save": Event(every_n_seconds=7)}
+        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
+        return trace(loop, lambda _: clock.advance(1 - rank / 2))
+
+    # Rank 0 has 4 seconds at step 4, 9 at step 9, 14 at step 14, ...; each is read 5 steps later.
+    # At 14 the agreed time is 9, at 19 it is 14 (5 later), at 24 it is 19 (10 later).
+    assert fleet.run(run) == [[(14, ["Save"]), (24, ["Save"]), END]] * 2
+
+
+def test_points_in_time_fire_once_each_on_clocks_that_differ() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        clock = ManualClock()
+        events = {"At": Event(at_time=(3, 12, 13)), "Late": Event(at_time=2, from_step=9)}
+        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
+        return trace(loop, lambda _: clock.advance(1 + rank))
+
+    # Rank 1 has 8 seconds at step 4, 18 at step 9
+    assert same_on_all(2, run) == [(9, ["At", "Late"]), (14, ["At"]), END]
+
+
+def test_a_step_event_between_agreements_restarts_its_timer_at_the_agreed_time() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        clock = ManualClock()
+        events = {"E": Event(at_step=12, every_n_seconds=10)}
+        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
+        return trace(loop, lambda _: clock.advance(1))
+
+    # The agreed time at step 12 is 4, at 19 it is 14, at 29 it is 24
+    last = (29, ["E", *END[1]])
+    assert same_on_all(2, run) == [(12, ["E"]), (19, ["E"]), last]
+
+
+def test_max_seconds_ends_the_run_on_all_and_resumed_runs_are_finished_on_all() -> None:
+    def run(rank: int, agreed: Any) -> tuple[Trace, Any, Trace, Any]:
+        clock = ManualClock()
+        first = Loop(range(99), max_seconds=10, clock=clock, sync=agreed)
+        found = trace(first, lambda _: clock.advance(0.1 + rank))
+        again = Loop(range(99), max_seconds=10, clock=clock, sync=agreed)
+        again.load_state_dict(first.state_dict())
+        return found, first.stop_reason, trace(again), again.stop_reason
+
+    end = [(19, ["LoopEvents.TRAINING_END"])]  # rank 1 has 15.4 seconds at step 14
+    assert same_on_all(2, run) == (end, "max_seconds", [], "max_seconds")
+
+
+def test_a_pause_on_one_process_counts_on_none() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        clock = ManualClock()
+        events = {"Save": Event(every_n_seconds=10)}
+        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
+
+        def body(step: int) -> None:
+            clock.advance(1)
+            if rank == 0:
+                with loop.pause_clock():
+                    clock.advance(100)
+
+        return trace(loop, body)
+
+    assert same_on_all(2, run) == [
+        (19, ["Save"]),
+        (29, ["LoopEvents.EPOCH_END", *END[1][1:], "Save"]),
+    ]
+
+
+def test_a_moment_of_the_wall_clock_counts_from_the_latest_begin() -> None:
+    def run(rank: int, agreed: Any) -> tuple[Trace, Any]:
+        stop = Event(at_timestamp=1)  # it has passed
+        loop = Loop(range(30), max_epochs=1, stop_when=stop, clock=ManualClock(), sync=agreed)
+        return trace(loop), loop.stop_reason
+
+    assert same_on_all(2, run) == ([(9, ["LoopEvents.TRAINING_END"])], "stop_when")
+
+
+def test_per_launch_timers_agree_on_the_time_of_the_launch() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        clock = ManualClock(1000 * rank)
+        events = {"E": Event(every_n_seconds=8, per_launch=True)}
+        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
+        return trace(loop, lambda _: clock.advance(1 + rank))
+
+    assert [step for step, _ in same_on_all(2, run)] == [9, 14, 19, 24, 29]
+
+
+# Conditions, stop() and trigger()
+
+
+def test_a_condition_fires_on_all_at_the_agreement_after_the_next() -> None:
+    def run(rank: int, agreed: Any) -> tuple[Trace, list[int]]:
+        called: list[int] = []
+
+        def condition(state: Any) -> bool:
+            called.append(state.global_step)
+            return rank == 1 and state.global_step in (1, 3, 12)
+
+        return trace(Loop(range(30), {"C": Event(condition)}, max_epochs=1, sync=agreed)), called
+
+    found, called = same_on_all(2, run)
+    assert found == [(9, ["C"]), (19, ["C"]), END]
+    assert called == list(range(30))  # at every step, however seldom its answer is read
+
+
+def test_a_condition_of_stop_when_is_told_of_the_end_where_it_comes() -> None:
+    def run(rank: int, agreed: Any) -> tuple[Trace, Any, list[int]]:
+        told: list[int] = []
+
+        def notes_the_end(state: Any) -> None:
+            if state.training_end:
+                told.append(state.global_step)
+
+        stop = Event(lambda state: rank == 1 and state.global_step == 2)
+        events = {"C": Event(notes_the_end)}
+        loop = Loop(range(30), events, max_epochs=1, stop_when=stop, sync=agreed)
+        return trace(loop), loop.stop_reason, told
+
+    assert same_on_all(2, run) == ([(9, ["LoopEvents.TRAINING_END"])], "stop_when", [9])
+
+
+def test_the_limits_last_step_reads_what_is_under_way() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        holds = Event(lambda state: rank == 1 and state.global_step in (1, 12))
+        return trace(Loop(range(8), {"C": holds}, max_epochs=2, sync=agreed))
+
+    last = ["C", "LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"]
+    assert same_on_all(2, run) == [(7, ["LoopEvents.EPOCH_END"]), (9, ["C"]), (15, last)]
+
+
+@pytest.mark.parametrize("sizes", [None, 3, (4, 2, 1)])
+def test_stop_on_one_process_ends_all(sizes: Any) -> None:
+    def run(rank: int, agreed: Any) -> tuple[list[int], Any]:
+        loop = Loop(range(99), max_epochs=1, sync=agreed)
+        seen: list[Any] = []
+        for batches, _ in loop if sizes is None else loop.chunks(sizes):
+            seen += [batches] if sizes is None else batches  # type: ignore[list-item, arg-type]
+            if rank == 1 and loop.global_step >= 5:
+                loop.stop()
+                assert loop.stop_requested or loop.stop_reason
+        return seen, loop.stop_reason
+
+    assert same_on_all(2, run) == (list(range(15)), "stop")
+
+
+def test_a_signal_ends_the_run_at_the_agreement_after_the_next() -> None:
+    loop = Loop(range(99), max_epochs=1, signals=signal.SIGTERM, sync=ALONE)
+    found = trace(loop, lambda step: signal.raise_signal(signal.SIGTERM) if step == 2 else None)
+    assert found == [(7, ["LoopEvents.INTERRUPT", "LoopEvents.TRAINING_END"])]
+    assert loop.stop_reason == "SIGTERM"
+
+
+def test_triggers_of_several_processes_fire_on_all() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        events = {name: Event() for name in ("A", "B", ("c", 1))}
+        loop = Loop(range(30), events, max_epochs=1, sync=agreed)
+
+        def body(step: int) -> None:
+            if step in (0, 1):
+                loop.trigger(["A", "B", ("c", 1)][rank])
+
+        return trace(loop, body)
+
+    assert same_on_all(3, run) == [(9, ["('c', 1)", "A", "B"]), END]
+
+
+def test_lists_end_at_agreements_and_not_at_conditions() -> None:
+    holds = Event(lambda state: state.global_step == 1)
+    loop = Loop(range(12), {"C": holds}, max_epochs=1, sync=sync.maximum(list, every=6))
+    found = [(len(batches), names(events)) for batches, events in loop.chunks(4)]
+    end = ["C", "LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"]
+    assert found == [(4, []), (2, []), (4, []), (2, end)]
+
+
+# Epochs
+
+
+def test_each_epoch_is_as_long_as_the_shortest() -> None:
+    def run(rank: int, agreed: Any) -> tuple[list[int], int]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loop = Loop([0] * (6 + rank), max_epochs=3, sync=agreed)
+            ends = [loop.global_step for _, e in loop if LoopEvents.EPOCH_END in e]
+        return ends, loop.epoch
+
+    assert same_on_all(3, run) == ([5, 11, 17], 2)
+
+
+def test_an_empty_shard_is_an_error_on_all() -> None:
+    outcomes = on_all(2, lambda rank, agreed: trace(Loop([0] * rank, max_epochs=1, sync=agreed)))
+    assert all("no batch" in str(outcome) for outcome in outcomes), outcomes
+
+
+def test_lengths_that_one_does_not_know_are_refused_under_max_epochs() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        loader: Any = (lambda: iter(range(6))) if rank else range(6)
+        return trace(Loop(loader, max_epochs=2, sync=agreed))
+
+    for outcome in on_all(2, run):
+        assert isinstance(outcome, LoopError)
+        assert "pass dataloader_len" in str(outcome)
+
+
+def test_under_max_steps_a_process_that_does_not_know_its_length_has_its_own_epochs() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        loader: Any = (lambda: iter(range(4))) if rank else range(6)
+        events = {"C": Event(lambda state: rank == 0 and state.global_step == 3)}
+        loop = Loop(loader, events, max_steps=20, sync=agreed)
+        return [(step, found) for step, found in trace(loop) if "C" in found]
+
+    assert [step for step, _ in same_on_all(2, run)] == [9]
+
+
+# Before the first step, and after the last
+
+
+@pytest.mark.parametrize(
+    ("differs", "named"),
+    [
+        ({"max_epochs": 2}, r"limit \(1 to 2\)"),
+        ({"max_epochs": None, "max_steps": 1}, "kind of limit"),
+        ({"start_step": 3}, r"global_step \(0 to 3\)"),
+        ({"events": {"A": Event(every_n_steps=3)}}, "events"),
+        ({"events": {"B": Event(every_n_steps=2)}}, "events"),
+        ({"stop_when": Event(at_step=3)}, "events"),
+    ],
+)
+def test_what_differs_is_an_error_on_all(differs: dict[str, Any], named: str) -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        arguments = {"max_epochs": 1, "events": {"A": Event(every_n_steps=2)}}
+        return trace(Loop(range(9), sync=agreed, **{**arguments, **(differs if rank else {})}))
+
+    for outcome in on_all(2, run):
+        assert isinstance(outcome, LoopError)
+        with pytest.raises(LoopError, match=f"differ in .*{named}.*share it"):
+            raise outcome
+
+
+def test_conditions_may_be_other_functions() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        return trace(
+            Loop(range(9), {"A": Event(lambda state: rank < 0)}, max_epochs=1, sync=agreed)
+        )
+
+    assert same_on_all(2, run) == [(8, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"])]
+
+
+def test_a_state_of_one_process_serves_all() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        clock = ManualClock()
+        events = {"Save": Event(every_n_seconds=7)}
+        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
+        for _ in loop:
+            clock.advance(1)
+            if loop.global_step == 11:
+                break
+        states[rank] = loop.state_dict()
+        loop.close()
+        barrier[rank] = True
+        resumed = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
+        while len(barrier) < 2:
+            pass
+        resumed.load_state_dict(states[0])
+        return trace(resumed, lambda _: clock.advance(1))
+
+    states: dict[int, Any] = {}
+    barrier: dict[int, bool] = {}
+    found = same_on_all(2, run)
+    assert found[0][0] in (14, 19)
+    assert found[-1] == END or found[-1][0] == 29
+
+
+def test_an_iterator_that_is_left_finishes_the_exchange_when_the_loop_is_closed() -> None:
+    fleet = Fleet(1)
+    ahead = Ahead(fleet, 0)
+    with Loop(range(99), max_epochs=1, sync=sync.Sync(ahead, 5)) as loop:
+        for _ in loop:
+            if loop.global_step == 7:
+                break
+        assert ahead.unfinished() == 1
+    assert ahead.unfinished() == 0
+
+
+def test_a_process_that_is_gone_ends_the_others_with_the_exchanges_error() -> None:
+    fleet = Fleet(2)
+
+    def run(rank: int) -> Trace:
+        def body(step: int) -> None:
+            if rank == 1 and step == 7:
+                fleet.break_off()
+                raise ValueError("gone")
+
+        agreed = sync.Sync(Ahead(fleet, rank), 5)
+        return trace(Loop(range(99), max_epochs=1, sync=agreed), body)
+
+    first, second = fleet.run(run)
+    assert isinstance(first, TimeoutError)
+    assert isinstance(second, ValueError)
+
+
+@pytest.mark.parametrize("answer", [None, [3], 5, {}])
+def test_a_function_that_returns_anything_else_is_an_error(answer: Any) -> None:
+    loop = Loop(range(9), max_epochs=1, sync=sync.maximum(lambda values: answer, every=5))
+    with pytest.raises(TypeError, match="return the maximum of each of the"):
+        iter(loop)
+
+
+def test_a_function_may_return_an_array() -> None:
+    class Array:
+        def __init__(self, values: list[int]) -> None:
+            self.values = values
+
+        def __iter__(self) -> Any:
+            return iter(self.values)
+
+    agreed = sync.maximum(lambda values: Array(values), every=3)  # type: ignore[arg-type, return-value]
+    assert len(trace(Loop(range(9), max_epochs=1, sync=agreed))) == 1
+
+
+def test_steps_between_agreements_exchange_and_read_nothing() -> None:
+    fleet = Fleet(1)
+    clock = ManualClock()
+    events = {"Save": Event(every_n_seconds=100)}
+    loop = Loop(range(60), events, max_epochs=1, clock=clock, sync=sync.Sync(Ahead(fleet, 0), 20))
+    trace(loop)
+    assert len(fleet.sent[0]) == 2 + 2  # before the first step, for the epoch, at steps 19 and 39
+    assert clock.readings < 10
+
+
+# Random plans, and a large fleet
+
+
+@settings(max_examples=60)
+@given(
+    ranks=st.integers(1, 3),
+    every=st.integers(1, 7),
+    lengths=st.lists(st.integers(1, 9), min_size=3, max_size=3),
+    speeds=st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    holds=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 20))),
+    requests=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 20), st.booleans())),
+    sizes=st.sampled_from([None, 3, (4, 1)]),
+    limit=st.sampled_from([{"max_epochs": 3}, {"max_steps": 17}, {"max_seconds": 12}]),
+)
+def test_random_plans_have_the_same_trace_on_all(
+    ranks: int,
+    every: int,
+    lengths: list[int],
+    speeds: list[int],
+    holds: set[tuple[int, int]],
+    requests: set[tuple[int, int, bool]],
+    sizes: Any,
+    limit: dict[str, int],
+) -> None:
+    def run(rank: int, agreed: Any) -> tuple[Any, ...]:
+        clock = ManualClock()
+        events = {
+            "C": Event(lambda state: (rank, state.global_step) in holds),
+            "T": Event(every_n_seconds=4) | Event(at_step=(2, 9)),
+            "P": Event(every_n_steps=2, per_epoch=True),
+            "A": Event(at_time=(1, 6, 7), from_step=3),
+        }
+        loop = Loop([0] * lengths[rank], events, clock=clock, sync=agreed, **limit)
+        found = []
+        for _, fired in loop if sizes is None else loop.chunks(sizes):
+            found.append((loop.epoch, loop.global_step, names(fired)))
+            clock.advance(speeds[rank])
+            if (rank, loop.global_step, False) in requests:
+                loop.trigger("C")
+            if (rank, loop.global_step, True) in requests:
+                loop.stop()
+            if loop.global_step > 60:
+                loop.stop()
+        return found, loop.stop_reason
+
+    same_on_all(ranks, run, every)
+
+
+def test_a_fleet_of_two_hundred() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        loop = Loop([0] * (30 + rank % 7), {"Save": Event()}, max_epochs=1, sync=agreed)
+        return trace(loop, lambda step: loop.trigger("Save") if (rank, step) == (137, 11) else None)
+
+    assert same_on_all(200, run, 10) == [
+        (29, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END", "Save"])
+    ]
+
+
+# The argument, and processes without it
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Loop([1], max_epochs=1, sync=max), TypeError, "torch_distributed"),
+        (lambda: Loop([1], max_epochs=1, sync=True), TypeError, "sync=True"),
+        (lambda: sync.maximum(max, every=0), ValueError, "every=0"),
+        (lambda: sync.maximum(3, every=5), TypeError, "function=3"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_arguments_are_refused(
+    make: Callable[[], object], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"events": {"Save": Event(every_n_seconds=5)}}, "'Save'"),
+        ({"stop_when": Event(lambda state: False)}, "'stop_when'"),
+        ({"signals": signal.SIGTERM}, "signals"),
+    ],
+)
+def test_rank_0_of_several_warns_once_of_what_may_differ(
+    arguments: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    loop = Loop(range(3), max_epochs=1, **arguments)
+    with pytest.warns(LoopWarning, match=f"may differ in {named}; pass sync="):
+        iter(loop)
+    iter(loop)  # not again
+    iter(Loop(range(3), max_epochs=1, sync=False, **arguments))
+    iter(Loop(range(3), {"Log": Event(every_n_steps=2)}, max_epochs=1))
+    monkeypatch.setenv("RANK", "1")
+    iter(Loop(range(3), max_epochs=1, **arguments))
+
+
+def test_a_framework_tells_the_rank_if_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        get_rank=lambda: 1,
+        get_world_size=lambda: 4,
+    )
+    monkeypatch.setitem(sys.modules, "torch.distributed", distributed)
+    assert sync.rank_among_several() == 1
+    monkeypatch.setitem(sys.modules, "torch.distributed", None)
+    jax = SimpleNamespace(
+        distributed=SimpleNamespace(is_initialized=lambda: True),
+        process_index=lambda: 2,
+        process_count=lambda: 3,
+    )
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    assert sync.rank_among_several() == 2
+
+
+@pytest.mark.no_core
+def test_no_framework_is_imported_to_find_out() -> None:
+    program = (
+        "import sys; from dloop import Event, Loop\n"
+        "list(Loop([1], {'A': Event(every_n_seconds=1)}, max_epochs=1))\n"
+        "assert not {'torch', 'jax', 'mpi4py', 'numpy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
