@@ -53,7 +53,6 @@ class Source:
         given_len: the argument `dataloader_len`.
         single_pass: whether the batches can be iterated only once.
         length: the length of the latest epoch, if it is known.
-        asks_once_more: whether the epoch's iterator is asked once more after the last batch.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Source:
         self._open: Any = None  # the loader of the latest epoch
         self._epoch = -1  # the latest that was opened
         self._batches: Iterator[Any] | None = None  # the iterator of the loader
-        self._rest: Iterator[Any] | None = None  # what fetches from it, without end finders
+        self._rest: Iterator[Any] | None = None  # what is asked once more after the last batch
         self._end_finder: Lookahead | LastBatchTold | None = None
         self._tracked: TrackedBatches | None = None  # the batches, if the loader keeps state
         self._tracked_before: TrackedBatches | None = None  # those of the epoch before
@@ -92,7 +91,6 @@ class Source:
         self._agree: Callable[[int, int | None], int | None] | None = None
         self.length: int | None = None
         self._is_cut = False  # whether the epoch ends before the loader does
-        self.asks_once_more = False
 
     def _check(self, max_epochs: int | None) -> None:
         if self._lookahead and self.given_len is not None:
@@ -143,7 +141,7 @@ class Source:
             return self._open_plain(epoch, place)
         self.forget()  # frees workers before new ones begin
         try:
-            loader = self._loader if self._load is None else self._load_next()
+            loader = self._open = self._loader if self._load is None else self._load_next()
             batches = self._iterate(loader, epoch, place)
         except StopIteration as exception:
             raise not_stop(exception) from exception
@@ -154,8 +152,8 @@ class Source:
         elif self.length is None and (self._lookahead or self._looks_ahead()):
             self._end_finder = engine.one_ahead(batches)
         is_cut = self._is_cut or self._left_in(epoch) > 0 or self.single_pass
-        self.asks_once_more = not is_cut and (self.length is not None or tells_its_last)
-        self._rest = batches
+        is_asked = not is_cut and (self.length is not None or tells_its_last)
+        self._rest = batches if is_asked else None
         tells = self._end_finder is None or isinstance(self._end_finder, LastBatchTold)
         engine.ends.dries = self.single_pass and not tells
         return batches if self._end_finder is None else iter(self._end_finder)
@@ -167,11 +165,11 @@ class Source:
         if not self.length:
             raise _empty(epoch)
         batches: Any = iter(loader)
-        self._batches = self._rest = batches
+        self._batches = batches
         left = self._left_in(epoch)
         if place > left:
             batches.__setstate__(place - left)
-        self.asks_once_more = not self._is_cut and not left
+        self._rest = None if self._is_cut or left else batches
         self._open, self._epoch = loader, epoch
         return batches  # type: ignore[no-any-return]
 
@@ -233,7 +231,7 @@ class Source:
         if not isinstance(getattr(type(batches), "__iter__", None), _WRITTEN_IN_C):
             batches = chain(_Once(batches))
         self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
-        self._samplers, self._open = samplers, loader
+        self._samplers = samplers
         self._resumed, self._skips = None, 0
         return batches
 
@@ -266,8 +264,9 @@ class Source:
 
     def renew_workers(self) -> None:
         """Let the loader start new workers, since an interrupt may have ended them."""
-        if self._loader is not None:
-            loaders.renew_workers(self._loader)
+        loader = self._latest_loader()
+        if loader is not None:
+            loaders.renew_workers(loader)
 
     def resume(
         self,
@@ -322,13 +321,17 @@ class Source:
 
     def may_repeat_its_order(self) -> bool:
         """Return whether a resumed run can see the batches in the order of this one."""
-        loader = self._loader if self._open is None else self._open
+        loader = self._latest_loader()
         has_state = self._tracked is not None and self._tracked.tells_its_state()
         return loader is None or loaders.may_repeat_its_order(loader, has_state, self._epoch > 0)
 
     def has_workers(self) -> bool:
         """Return whether the dataloader has worker processes."""
-        return loaders.has_workers(self._loader)
+        return loaders.has_workers(self._latest_loader())
+
+    def _latest_loader(self) -> Any:
+        """Return the loader of the latest epoch; None before a callable has returned one."""
+        return self._loader if self._open is None else self._open
 
     def batches_ahead(self) -> int:
         """Return how many batches were fetched ahead."""
@@ -369,7 +372,7 @@ class Source:
                 interrupt may have ended the workers.
         """
         batches, self._rest = self._rest, None
-        if not self.asks_once_more or batches is None:
+        if batches is None:
             return
         try:
             has_more = bool(list(islice(batches, 1)))

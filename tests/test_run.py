@@ -605,7 +605,10 @@ class PersistentWorkers:
 
 @pytest.mark.parametrize("steps", [2, 5])
 @pytest.mark.parametrize("name", ["", "base_dataloader", "_dataloader"])
-def test_persistent_workers_that_ctrl_c_killed_are_replaced(name: str, steps: int) -> None:
+@pytest.mark.parametrize("called", [False, True])
+def test_persistent_workers_that_ctrl_c_killed_are_replaced(
+    called: bool, name: str, steps: int
+) -> None:
     class Wrapped:
         def __init__(self, workers: PersistentWorkers) -> None:
             setattr(self, name, workers)
@@ -614,7 +617,8 @@ def test_persistent_workers_that_ctrl_c_killed_are_replaced(name: str, steps: in
             return iter(workers)
 
     workers = PersistentWorkers()
-    loop = Loop(Wrapped(workers) if name else workers, max_epochs=2)
+    loader = Wrapped(workers) if name else workers
+    loop = Loop((lambda: loader) if called else loader, max_epochs=2)
     seen = flat(islice(loop, steps))
     workers.alive = False  # and the loop is left
     assert seen + flat(loop) == [*range(5)] * 2

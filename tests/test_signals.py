@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +255,8 @@ def test_an_exception_of_workers_after_a_signal_has_a_note(handled: list[int]) -
             yield 0
             raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
 
-    for signalled in (True, False):
-        loop = Loop(Loader(), max_epochs=1, signals=TERM, lookahead=False, dataloader_len=2)
+    for loader, signalled in product([Loader(), Loader], [True, False]):
+        loop = Loop(loader, max_epochs=1, signals=TERM, lookahead=False, dataloader_len=2)
         with pytest.raises(RuntimeError) as caught:
             for _ in loop:
                 strike() if signalled else None
