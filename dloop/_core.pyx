@@ -867,7 +867,8 @@ cdef class Engine:
         cdef int64_t step = self.step + count
         cdef bint epoch_end = step == agenda.epoch_last
         cdef Py_ssize_t requests = len(self.requests)
-        cdef bint is_due = False, is_lasting = False
+        cdef bint is_due = False, is_lasting = False, is_last
+        cdef int64_t elapsed
         reason = "max_steps" if step == agenda.last_step else None
         stop = times = timers = None  # times of training and of the launch
         bits = agenda.bits_at(step)
@@ -888,15 +889,10 @@ cdef class Engine:
             if <int64_t>times[0] >= alarm.max_time:
                 reason = "max_seconds"
         if self.conditions.start <= step < self.conditions.stop:
-            bits |= self.ask(
-                self.state_at(
-                    step,
-                    epoch_end,
-                    reason is not None or stop is not None,
-                    alarm.clock.elapsed(reading) if self.alarm.timed else -1,
-                ),
-                agenda.has_stop and bits & agenda.stop_bits,
-            )
+            is_last = reason is not None or stop is not None
+            elapsed = alarm.clock.elapsed(reading) if alarm.timed else -1
+            state = self.state_at(step, epoch_end, is_last, elapsed)
+            bits |= self.ask(state, agenda.has_stop and bits & agenda.stop_bits)
         if turn != self.turn and run is not None:  # the loop was closed or restarted
             run.check(turn)
         if step >= agenda.bar_step and agenda.bar is not None:
@@ -914,12 +910,7 @@ cdef class Engine:
             run.warn_exhausted(step)
         if reason is not None:
             bits |= self.ends.on_training_end
-        if agenda.only is None or bits is not agenda.only.bit:
-            events = self.sets.of(bits)
-        else:
-            if agenda.only.events is None:
-                agenda.only.events = self.sets.of(bits)
-            events = agenda.only.events
+        events = self.events_of(bits)
         if is_due or (events is not QUIET and (<EventSet>events)._restarts):
             timers = alarm.timers.after(step, times or alarm.times_at(reading), bits)
         if events is not QUIET:
@@ -927,6 +918,15 @@ cdef class Engine:
         agenda.advance(step)
         self.commit(step, reason, epoch_end, is_lasting, reading, timers, requests)
         return events
+
+    cdef inline object events_of(self, bits):
+        """Return the set of events of `bits`; a trigger that fires alone keeps its own."""
+        cdef Trigger only = self.agenda.only
+        if only is None or bits is not only.bit:
+            return self.sets.of(bits)
+        if only.events is None:
+            only.events = self.sets.of(bits)
+        return only.events
 
     cdef object ask(self, LoopState state, bint stops):
         """Return the bits of the conditions that are true; call them, unless that was done."""
