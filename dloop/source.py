@@ -108,8 +108,9 @@ class Source:
         tells_its_last = loaders.tells_its_last(loader)
         if self._lookahead and tells_its_last:
             raise ValueError("lookahead=True: this dataloader has end_of_dataloader; leave it out")
-        is_known = tells_its_last or self._promised_length(loader) is not None
-        if self._lookahead is False and self._by_epochs and not is_known:
+        if self._lookahead is not False or not self._by_epochs or tells_its_last:
+            return
+        if self._promised_length(loader) is None:
             raise ValueError(
                 "lookahead=False: max_epochs needs to know where an epoch ends; pass "
                 "dataloader_len, or leave lookahead out"

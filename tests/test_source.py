@@ -389,7 +389,7 @@ def test_set_epoch_reaches_every_part_once_before_len_and_iter() -> None:
     data.dataset = loader  # type: ignore[attr-defined]  # a cycle
     data.__class__ = type("Indexed", (Part,), {"__getitem__": None})
     loop = Loop(loader, max_epochs=2)
-    calls.clear()
+    assert calls == []
     flat(loop)
     for epoch, begin in ((0, 0), (1, 6)):
         names = [("loader", epoch), ("b", epoch), ("inner", epoch), ("data", epoch)]
