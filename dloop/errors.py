@@ -161,7 +161,5 @@ def chain(exception: BaseException, first: BaseException) -> None:
 
 def annotate(exception: BaseException, note: str) -> None:
     """Add a note to an exception, as PEP 678 does, on Python 3.10 too."""
-    if sys.version_info >= (3, 11):
-        exception.add_note(note)
-    else:
-        exception.__notes__ = [*getattr(exception, "__notes__", []), note]  # type: ignore[attr-defined]
+    notes = [*getattr(exception, "__notes__", []), note]
+    exception.__notes__ = notes  # type: ignore[attr-defined,unused-ignore]

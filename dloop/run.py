@@ -272,24 +272,17 @@ class Run:
             self._was_left = False  # an interrupt may have ended the workers: try once more
             self._reopen_later()
             return True
-        failure = errors.not_stop(error)
-        place = engine.step + len(engine.in_hand)
-        if engine.agenda.interrupted_at == place and not isinstance(failure, errors.LoopError):
-            failure = errors.interrupted()
-            failure.__cause__ = error
         if self._on_exception:
-            self.fail(failure)
+            self.fail(error)
             return True
         signals = [reason for _, reason in engine.requests if reason not in (None, "stop")]
         if signals and self.source.has_workers():
             errors.annotate(
-                failure,
+                error,
                 f"{signals[0]} may have ended the dataloader's workers before the last step: pass "
                 'on_exception="event" to have one more step after it',
             )
-        self._end_with(failure)
-        if failure is not error:
-            raise failure
+        self._end_with(error)
         return False
 
     def _reopen_later(self) -> None:

@@ -138,10 +138,10 @@ class Source:
             ValueError: `lookahead` contradicts the loader.
         """
         self._agree = agree
-        if type(self._loader) in loaders.PLAIN and self._lookahead is not True:
-            return self._open_plain(epoch, place)
-        self.forget()  # frees workers before new ones begin
         try:
+            if type(self._loader) in loaders.PLAIN and self._lookahead is not True:
+                return self._open_plain(epoch, place)
+            self.forget()  # frees workers before new ones begin
             loader = self._open = self._loader if self._load is None else self._load_next()
             batches = self._iterate(loader, epoch, place)
         except StopIteration as exception:
