@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -656,3 +657,13 @@ def test_guard_with_on_exception_raise_catches_nothing() -> None:
                     raise BodyError
         assert next(iter(loop))[0] == 1
         assert loop.exception is None
+
+
+def test_an_error_after_the_last_batch_is_logged_where_the_loop_was_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = Loop(SizedLoader([0, 1, OSError("disk")], [0, 1], promise=2), max_epochs=2)
+    flat(islice(loop, 2))
+    with caplog.at_level(logging.INFO, "dloop"):
+        assert flat(loop) == [0, 1]
+    assert "disk" in caplog.text

@@ -602,3 +602,9 @@ def test_an_iterator_that_is_freed_in_another_thread_handles_nothing_more(
         strike()
         break
     assert loop.stop_requested
+
+
+def test_a_signal_in_the_last_body_changes_nothing(handled: list[int]) -> None:
+    loop = Loop(range(3), max_epochs=1, signals=TERM)
+    last_of(loop, body=lambda batch: strike(batch, 2))
+    assert (loop.stop_reason, loop.stop_requested, handled) == ("max_epochs", False, [])

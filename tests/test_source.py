@@ -769,3 +769,39 @@ def test_a_state_that_is_saved_in_the_order_of_another_epoch_warns() -> None:
     next(iter(loop))
     (text,) = warnings_of(loop.state_dict)
     assert "epoch 0 has the order of epoch 1" in text
+
+
+def test_an_error_of_state_dict_comes_out() -> None:
+    class Broken(AcceleratedWithState):
+        def state_dict(self) -> Any:
+            raise TypeError("no tensor")
+
+    with pytest.raises(TypeError, match="no tensor"):
+        flat(Loop(Broken(), max_epochs=1))
+
+
+def test_a_random_sampler_of_pytorch_is_no_part_of_a_loaders_state() -> None:
+    """Accelerate wraps one into a StatefulDataLoader; torchdata's own samplers are part of it."""
+
+    class WithState(Loader):
+        def __init__(self, module: str) -> None:
+            kind = type("RandomSampler", (SeededSampler,), {"__module__": module})
+            super().__init__(kind())
+            self.given = self.begin_at = 0
+
+        def __iter__(self) -> Iterator[int]:
+            for self.given, batch in enumerate(super().__iter__(), start=1):
+                if self.given > self.begin_at:
+                    yield batch
+
+        def state_dict(self) -> int:
+            return self.given
+
+        def load_state_dict(self, given: int) -> None:
+            self.begin_at = given
+
+    for module, warns in (("torch.utils.data.sampler", True), ("torchdata.sampler", False)):
+        result = with_warnings(lambda: after(2, Loop(WithState(module), max_epochs=1)))  # noqa: B023
+        loop = resumed(WithState(module), result[0][1], 1)
+        rest, warned = with_warnings(lambda: flat(loop))  # noqa: B023
+        assert (len(rest), len(warned)) == (LENGTH - 2, warns)

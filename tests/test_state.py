@@ -776,3 +776,15 @@ def test_triggers_are_not_saved() -> None:
     loop.trigger("Save")
     again = resumed(Loop(range(5), {"Save": Event(at_step=9)}, max_epochs=1), json_of(loop))
     assert not any("Save" in events for _, events in again)
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 2**70, -0.1, 1e-300, "ä\0", "\ud800", [[]], {"": {}}]
+)
+def test_a_value_that_json_can_hold_is_restored(tmp_path: Path, value: Any) -> None:
+    loop = of_file(tmp_path / "state.json", Holding(value))
+    seen = flat(islice(loop, 2))
+    loop.save_state()
+    loader = Holding(value)
+    assert_each_once(seen + flat(of_file(tmp_path / "state.json", loader)))
+    assert loader.state_dict()["deep"] == {"er": [0, value]}
