@@ -48,18 +48,27 @@ def batched(loader: Any, n: SupportsIndex) -> Any:
     return Batched(loader, size)
 
 
-class Batched:
-    """A loader of lists of `size` batches of `loader`; all else of it is the loader's."""
+class Lists:
+    """Lists of `size` batches of `loader`; all else is the loader's."""
 
     def __init__(self, loader: Any, size: int) -> None:
         self.loader = loader
         self.size = size
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        return BatchLists(iter(self.loader), self.size)
-
     def __len__(self) -> int:
         return -(-len(self.loader) // self.size)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copying looks for such before there is a loader
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+class Batched(Lists):
+    """A loader of lists."""
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return BatchLists(iter(self.loader), self.size)
 
     def indexed_from(self, count: int, lists: Iterator[Any]) -> Iterator[list[Any]] | None:
         """Return fresh `lists` from the `count`-th on; None if `loader` is not indexed."""
@@ -68,22 +77,16 @@ class Batched:
         batches = loaders.indexed_from(count * self.size, self.loader, lists.loader)
         return None if batches is None else BatchLists(batches, self.size)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.loader, name)
 
-
-class BatchLists:
-    """Lists of `size` batches of an iterator. An exception leaves what was gathered in here.
+class BatchLists(Lists):
+    """The lists of an iterator. An exception leaves what was gathered in here.
 
     Attributes:
         has_ended: whether the iterator did, which a short list finds out.
     """
 
     def __init__(self, batches: Iterator[Any], size: int) -> None:
-        self.loader = self._batches = batches
-        self.size = size
+        super().__init__(batches, size)
         self._gathered: list[Any] = []
         self.has_ended = False
 
@@ -91,18 +94,10 @@ class BatchLists:
         return self
 
     def __next__(self) -> list[Any]:
-        self._gathered.extend(islice(self._batches, self.size - len(self._gathered)))
-        if len(self._gathered) < self.size:
-            self._batches, self.has_ended = iter(()), True  # it is not asked again
+        if not self.has_ended:
+            self._gathered.extend(islice(self.loader, self.size - len(self._gathered)))
+            self.has_ended = len(self._gathered) < self.size
         if not self._gathered:
             raise StopIteration
         gathered, self._gathered = self._gathered, []
         return gathered
-
-    def __len__(self) -> int:
-        return -(-len(self.loader) // self.size)  # type: ignore[arg-type]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.loader, name)

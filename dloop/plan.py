@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
-from itertools import count, groupby
+from itertools import groupby
 from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -172,10 +172,9 @@ class DryRun:
         engine = core.Engine(schedule, clock, timers, start)
         length = self.length if any(each.needs_epochs for each in criteria) else None
         engine.begin_epoch(iter(()), length)
-        for jumps in count(1):
-            step = engine.next_due()
-            if step >= NEVER:
-                break
+        jumps = 0
+        while (step := engine.next_due()) < NEVER:
+            jumps += 1
             if "" in engine.jump(step):
                 steps.append(step)
             if step == self.end - 1:

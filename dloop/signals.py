@@ -106,8 +106,8 @@ def _put_back(number: int, previous: Handler) -> None:
 def _handle(number: int, _frame: FrameType | None) -> None:
     runs = _remove_all(number)
     for each in reversed(runs):
-        if each.request is not None:
-            each.request(signal.Signals(number).name)
+        assert each.request is not None  # its handler is set
+        each.request(signal.Signals(number).name)
     if not runs:
         signal.raise_signal(number)
 

@@ -37,6 +37,7 @@ def test_dloop_backend_chooses_a_core(asked: str) -> None:
     assert module == {"cython": "dloop._core", "python": "dloop._core_py"}[backend]
     expected = {"cython": "the compiled core is installed", "python": "DLOOP_BACKEND=python"}
     assert asked in ("auto", "") or expected[backend] in reason
+    assert _backend._is_there() == (auto == "cython")
 
 
 def test_other_values_of_dloop_backend_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import json
 import threading
@@ -451,6 +452,11 @@ def test_an_error_within_a_list_is_raised_before_it_and_a_resume_yields_it_all()
     resumed = Loop(batched(range(9), 3), max_epochs=1)
     resumed.load_state_dict(loop.state_dict())
     assert [batch for batch, _ in resumed] == [[3, 4, 5], [6, 7, 8]]
+
+
+def test_a_copy_of_batched_gives_the_same_lists() -> None:
+    for source in (range(5), iter(range(5))):
+        assert list(copy.copy(batched(source, 2))) == [[0, 1], [2, 3], [4]]
 
 
 def test_wrong_arguments_of_batched_are_refused() -> None:

@@ -423,6 +423,16 @@ def test_runs_without_a_step_are_told() -> None:
     assert plan.warnings == ("the dataloader is empty: its len() is 0",)
 
 
+def test_a_run_resumes_in_the_next_epoch_if_epochs_have_become_shorter() -> None:
+    loop = Loop(range(10), max_epochs=3)
+    for batch, _ in loop:
+        if batch == 6:
+            break
+    again = Loop(range(5), max_epochs=3)
+    again.load_state_dict(loop.state_dict())
+    assert again.plan().rows[0].first == (11, 16)
+
+
 def test_names_of_the_same_definition_are_told() -> None:
     both = Event(every_n_steps=5) | TRAINING_END
     events = {"A": both, 7: TRAINING_END | Event(every_n_steps=5), "Off": None, "Off too": None}

@@ -323,3 +323,25 @@ def test_tqdm_itself(
     assert "1000/1000" in printed
     assert "loss=0.25" in printed
     assert printed.count("\r") < 20  # each update takes a line of a file
+
+
+def test_an_iterator_that_goes_on_after_an_interrupt_shows_no_bar() -> None:
+    def source() -> Iterator[int]:
+        yield 0
+        if strikes:
+            raise strikes.pop()
+        yield 1
+
+    strikes = [KeyboardInterrupt()]
+    pairs = iter(Loop(source, max_epochs=1, progress=Bar))
+    with pytest.raises(KeyboardInterrupt):
+        next(pairs)
+    assert [batch for batch, _ in pairs] == [0, 1]
+    assert [bar.is_closed for bar in Bar.made] == [True]
+
+
+def test_a_loop_that_is_left_before_its_first_step_shows_none() -> None:
+    loop = Loop(range(3), max_epochs=1, progress=Bar)
+    iter(loop)
+    loop.close()
+    assert [bar.shown for bar in Bar.made] == [[]]

@@ -406,6 +406,15 @@ def test_set_epoch_is_called_on_what_a_callable_returned_and_on_parts_alone() ->
     assert calls == [("sampler", 0), ("sampler", 1), ("sampler", 2)]
 
 
+def test_parts_without_an_end_are_followed_a_few_levels_deep() -> None:
+    class Endless(list):  # type: ignore[type-arg]
+        @property
+        def dataset(self) -> Any:
+            return Endless(self)
+
+    assert flat(Loop(Endless([1, 2]), max_epochs=1)) == [1, 2]
+
+
 # Start_step
 
 LENGTH = 5
