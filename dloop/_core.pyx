@@ -662,10 +662,6 @@ cdef class Alarm:
         if clock._tick is not None or self.coarse_until <= clock.last:
             self.coarse_until = 0
 
-    cdef tuple times_at(self, int64_t reading):
-        """Return the times of training and of the launch."""
-        return self.clock.elapsed(reading), reading - self.clock.launched
-
     cdef inline int64_t read(self) except? -1:
         """Return a reading, a coarse one if no timer is near."""
         cdef int64_t reading = coarse_clock() if self.coarse_until else NEVER
@@ -867,66 +863,40 @@ cdef class Engine:
         cdef int64_t step = self.step + count
         cdef bint epoch_end = step == agenda.epoch_last
         cdef Py_ssize_t requests = len(self.requests)
-        cdef bint is_due = False, is_lasting = False, is_last
+        cdef bint is_due = False
         cdef int64_t elapsed
+        stop = None
         reason = "max_steps" if step == agenda.last_step else None
-        stop = times = timers = None  # times of training and of the launch
         bits = agenda.bits_at(step)
         if epoch_end:
             bits |= self.ends.bits_at(step, self.epoch, self.epoch_start)
             reason = reason or self.ends.by_epochs(self.epoch)
         if agenda.agreement is not None:
-            more, stop, is_due, times = agenda.agreement.read(step, reason is not None)
+            more, stop, is_due = agenda.agreement.read(step, reason is not None)
             bits |= more
         elif requests:
             more, stop = self.requested(requests)
             bits |= more
-        if self.alarm.timed:
+        if alarm.timed:
             is_due = reading >= alarm.next_reading or step >= alarm.next_start
         if is_due:
-            times = times or alarm.times_at(reading)
+            times = self.times_at(reading)
             bits |= alarm.timers.due_at(step, times)
             if <int64_t>times[0] >= alarm.max_time:
                 reason = "max_seconds"
+        if stop is not None:
+            reason = stop
         if self.conditions.start <= step < self.conditions.stop:
-            is_last = reason is not None or stop is not None
             elapsed = alarm.clock.elapsed(reading) if alarm.timed else -1
-            state = self.state_at(step, epoch_end, is_last, elapsed)
+            state = self.state_at(step, epoch_end, reason is not None, elapsed)
             bits |= self.ask(state, agenda.has_stop and bits & agenda.stop_bits)
         if turn != self.turn and run is not None:  # the loop was closed or restarted
             run.check(turn)
         if step >= agenda.bar_step and agenda.bar is not None:
             agenda.bar_step = agenda.bar.at_step(step)
-        if agenda.agreement is not None and reason is None and stop is None:
+        if agenda.agreement is not None and reason is None:
             agenda.agreement.begin(step, self.requests[:requests], alarm.clock)
-        if agenda.has_stop:
-            stops = bits & agenda.stop_bits
-            bits ^= stops
-            if stops and (reason is None or reason == "exhausted"):
-                reason = "stop_when"
-                is_lasting = stop is None and stops & agenda.stop_bits >> 1
-        reason = reason if stop is None else stop
-        if epoch_end and reason == "exhausted" and run is not None:
-            run.warn_exhausted(step)
-        if reason is not None:
-            bits |= self.ends.on_training_end
-        events = self.events_of(bits)
-        if is_due or (events is not QUIET and (<EventSet>events)._restarts):
-            timers = alarm.timers.after(step, times or alarm.times_at(reading), bits)
-        if events is not QUIET:
-            self.sets.mark(<EventSet>events, step)
-        agenda.advance(step)
-        self.commit(step, reason, epoch_end, is_lasting, reading, timers, requests)
-        return events
-
-    cdef inline object events_of(self, bits):
-        """Return the set of events of `bits`; a trigger that fires alone keeps its own."""
-        cdef Trigger only = self.agenda.only
-        if only is None or bits is not only.bit:
-            return self.sets.of(bits)
-        if only.events is None:
-            only.events = self.sets.of(bits)
-        return only.events
+        return self.conclude(step, bits, reason, epoch_end, reading, is_due, requests)
 
     cdef object ask(self, LoopState state, bint stops):
         """Return the bits of the conditions that are true; call them, unless that was done."""
@@ -949,21 +919,40 @@ cdef class Engine:
                 stop = reason
         return bits, stop
 
-    cdef inline int commit(
+    cdef inline object conclude(
         self,
         int64_t step,
+        bits,
         reason,
         bint epoch_end,
-        bint is_lasting,
         int64_t reading,
-        timers,
+        bint is_due,
         Py_ssize_t requests,
-    ) except -1:
-        """Make the steps up to `step`. Nothing is called here: they are made as a whole."""
-        if self.alarm.timed:
-            self.alarm.clock.last = reading
+    ):
+        """Make the steps up to `step`, at which `bits` are met; return its events."""
+        cdef Agenda agenda = self.agenda
+        cdef Alarm alarm = self.alarm
+        cdef bint is_lasting = False
+        timers = None
+        if agenda.has_stop:
+            stops = bits & agenda.stop_bits
+            bits ^= stops
+            if stops and (reason is None or reason == "exhausted"):
+                reason = "stop_when"
+                is_lasting = stops & agenda.stop_bits >> 1
+        if reason is not None:
+            bits |= self.ends.on_training_end
+        events = self.events_of(bits)
+        if is_due or (events is not QUIET and (<EventSet>events)._restarts):
+            timers = alarm.timers.after(step, self.times_at(reading), bits)
+        if events is not QUIET:
+            self.sets.mark(<EventSet>events, step)
+        # From here on no Python is called: the steps are made as a whole
+        agenda.advance(step)
+        if alarm.timed:
+            alarm.clock.last = reading
         if timers is not None:
-            self.alarm.set(timers)
+            alarm.set(timers)
         if epoch_end:
             self.ended_at = step
         if reason is not None:
@@ -982,7 +971,23 @@ cdef class Engine:
         if requests:
             del self.requests[:requests]
         self.look_ahead()
-        return 0
+        return events
+
+    cdef inline object events_of(self, bits):
+        """Return the set of events of `bits`; a trigger that fires alone keeps its own."""
+        cdef Trigger only = self.agenda.only
+        if only is None or bits is not only.bit:
+            return self.sets.of(bits)
+        if only.events is None:
+            only.events = self.sets.of(bits)
+        return only.events
+
+    cdef tuple times_at(self, int64_t reading):
+        """Return the times of training and of the launch, at a reading or as agreed on."""
+        cdef Clock clock = self.alarm.clock
+        if self.agenda.agreement is not None:
+            return self.agenda.agreement.now, self.agenda.agreement.launch_now
+        return clock.elapsed(reading), reading - clock.launched
 
     cdef int keep_in_hand(self, batch) except -1:
         """Have the batch of a step that was not made in hand for the next request."""

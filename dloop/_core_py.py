@@ -586,7 +586,6 @@ class Engine:
         requests = len(self.requests)
         stop: str | None = None
         is_due = False
-        times = -1, -1  # of training and of the launch
         bits, next_trigger = 0, agenda.next_trigger
         if next_trigger <= step:
             bits, next_trigger = agenda.triggers_at(step)
@@ -595,46 +594,31 @@ class Engine:
             bits |= ends.bits_at(step, self.epoch, self.epoch_start)
             reason = reason or ends.by_epochs(self.epoch)
         if agenda.agreement is not None:
-            more, stop, is_due, times = agenda.agreement.read(step, reason is not None)
+            more, stop, is_due = agenda.agreement.read(step, reason is not None)
             bits |= more
         elif requests:
             more, stop = self._requested(requests)
             bits |= more
         if alarm.timed:
-            times = alarm.clock.elapsed(reading), reading - alarm.clock.launched
             is_due = reading >= alarm.next_reading or step >= alarm.timers.next_start
         if is_due:
+            times = self.times_at(reading)
             bits |= alarm.timers.due_at(step, times)
             reason = "max_seconds" if times[0] >= alarm.max_time else reason
+        reason = stop or reason
         if self.conditions.start <= step < self.conditions.stop:
-            is_last = reason is not None or stop is not None
-            state = self.state_at(step, epoch_end, is_last, times[0] if alarm.timed else -1)
+            elapsed = alarm.clock.elapsed(reading) if alarm.timed else -1
+            state = self.state_at(step, epoch_end, reason is not None, elapsed)
             bits |= self._ask(state, bool(bits & agenda.stop_bits))
         if turn != self.turn and run is not None:  # the loop was closed or restarted
             run.check(turn)
         if agenda.bar is not None and step >= agenda.bar_step:
             agenda.bar_step = agenda.bar.at_step(step)
-        if agenda.agreement is not None and reason is None and stop is None:
+        if agenda.agreement is not None and reason is None:
             agenda.agreement.begin(step, self.requests[:requests], alarm.clock)
-        stops = bits & agenda.stop_bits
-        bits ^= stops
-        if stops and reason in (None, "exhausted"):
-            reason = "stop_when"
-        reason = stop or reason
-        if reason == "exhausted" and run is not None:
-            run.warn_exhausted(step)
-        is_lasting = reason == "stop_when" and bool(stops & agenda.stop_bits >> 1)
-        if reason is not None:
-            bits |= ends.on_training_end
-        timers = alarm.timers
-        if is_due or bits & alarm.timer_bits:
-            timers = timers.after(step, times, bits)
-        events: Any = QUIET
-        if bits:
-            events = self.sets.of(bits)
-            self.sets.mark(events, step)
-        self._commit(step, reason, epoch_end, is_lasting, reading, timers, next_trigger, requests)
-        return events
+        return self._conclude(
+            step, bits, reason, epoch_end, reading, is_due, next_trigger, requests
+        )
 
     def _ask(self, state: LoopState, stops: bool) -> int:
         """Return the bits of the conditions that are true; call them, unless that was done."""
@@ -656,22 +640,34 @@ class Engine:
                 stop = reason
         return bits, stop
 
-    def _commit(
+    def _conclude(
         self,
         step: int,
+        bits: int,
         reason: str | None,
         epoch_end: bool,
-        is_lasting: bool,
         reading: int,
-        timers: Timers,
+        is_due: bool,
         next_trigger: int,
         requests: int,
-    ) -> None:
-        """Make the steps up to `step`."""
+    ) -> Any:
+        """Make the steps up to `step`, at which `bits` are met; return its events."""
         agenda, ends, alarm = self.agenda, self.ends, self.alarm
-        next_reading = alarm.next_reading
-        if timers is not alarm.timers:
+        stops = bits & agenda.stop_bits
+        bits ^= stops
+        if stops and reason in (None, "exhausted"):
+            reason = "stop_when"
+        is_lasting = reason == "stop_when" and bool(stops & agenda.stop_bits >> 1)
+        if reason is not None:
+            bits |= ends.on_training_end
+        timers, next_reading = alarm.timers, alarm.next_reading
+        if is_due or bits & alarm.timer_bits:
+            timers = timers.after(step, self.times_at(reading), bits)
             next_reading = alarm.reading_of(timers)
+        events: Any = QUIET
+        if bits:
+            events = self.sets.of(bits)
+            self.sets.mark(events, step)
         in_hand = self.in_hand
         if in_hand:
             in_hand = in_hand[step - self.step :] if reason is None else []
@@ -700,6 +696,14 @@ class Engine:
             del self.requests[:requests]
         if self.requests:
             self.quiet_until = -1
+        return events
+
+    def times_at(self, reading: int) -> tuple[int, int]:
+        """Return the times of training and of the launch, at a reading or as agreed on."""
+        agreement, clock = self.agenda.agreement, self.alarm.clock
+        if agreement is not None:
+            return agreement.now, agreement.launch_now
+        return clock.elapsed(reading), reading - clock.launched
 
     def keep_in_hand(self, batch: Any) -> None:
         """Have the batch of a step that was not made in hand for the next request."""

@@ -103,8 +103,7 @@ class Progress:
     def at_step(self, step: int) -> int:
         """Update the bar before `step` is yielded, if it is time to; return when to be called."""
         run = self._run
-        if run is None:
-            return NEVER
+        assert run is not None  # else the agenda has no bar
         now = perf_counter()
         before, then = self._latest
         steps, seconds = step - before, now - then

@@ -194,6 +194,9 @@ class Run:
         if self._agreement is not None:
             self._agreement.discard()
         self._let_go()
+        if self.stop_reason == "exhausted":
+            step = self.engine.step
+            warn(f"the dataloader is exhausted after global_step {step}, before the run's limit")
         raise StopIteration
 
     def _open_epoch(self, turn: int) -> None:
@@ -244,15 +247,10 @@ class Run:
         taken = engine.step + 1 - engine.epoch_start
         source.judge_end(engine.epoch, taken)
         if source.single_pass:
-            self.warn_exhausted(engine.step)
             engine.ends.stop_reason = "exhausted"
         elif engine.epoch + 1 >= self.schedule.max_epochs:
             warn(f"the run has ended: epoch {engine.epoch}, its last, has only {taken} batches now")
             engine.ends.stop_reason = "max_epochs"
-
-    def warn_exhausted(self, step: int) -> None:
-        """Warn that the source ended with `step`, before the run's limit."""
-        warn(f"the dataloader is exhausted after global_step {step}, before the run's limit")
 
     # Errors
 

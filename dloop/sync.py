@@ -147,21 +147,19 @@ class Agreement:
 
     # Each step that has a say
 
-    def read(self, step: int, is_last: bool) -> tuple[int, str | None, bool, tuple[int, int]]:
+    def read(self, step: int, is_last: bool) -> tuple[int, str | None, bool]:
         """Read the exchange under way, if `step` is an agreement or the last step.
 
-        Returns the bits that fire, the reason to stop, whether the times have changed, and the
-        times of training and of the launch that all processes have agreed on.
+        Returns the bits that fire, the reason to stop, and whether the times have changed.
         """
         if step == self._read_at:  # the step is made again
-            return (*self._answer, True, (self.now, self.launch_now))
-        is_agreement = (step + 1) % self.every == 0
-        if not (is_agreement or is_last):
-            return 0, None, False, (self.now, self.launch_now)
+            return (*self._answer, True)
+        if not (is_last or (step + 1) % self.every == 0):
+            return 0, None, False
         if self._under_way == "step":
             self._early = self._wait()
         if self._early is None:
-            return 0, None, False, (self.now, self.launch_now)
+            return 0, None, False
         now, launch_now, stop_code, *flags = self._early
         bits = sum([1 << place for place, flag in enumerate(flags) if flag])
         stop = None
@@ -171,7 +169,7 @@ class Agreement:
         now, launch_now = max(self.now, now), max(self.launch_now, launch_now)
         self._answer, self._read_at, self.now, self.launch_now = (bits, stop), step, now, launch_now
         self._under_way, self._result, self._early = "", None, None
-        return bits, stop, True, (now, launch_now)
+        return bits, stop, True
 
     def keep(self, step: int, bits: int) -> None:
         """Keep the bits of conditions that were true at `step` for the next exchange."""

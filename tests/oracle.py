@@ -181,6 +181,7 @@ class Oracle:
             if self._is_open and self.state.epoch_end:
                 self._ask_once_more()
             if self.stop_reason is not None:
+                self.warned |= {"exhausted"} & {self.stop_reason}
                 return
             try:
                 size = self._gather(allowed)
@@ -318,7 +319,6 @@ class Oracle:
             raise DataLengthError
         if single_pass:
             self.stop_reason = "exhausted"
-            self.warned.add("exhausted")
         else:
             self._is_open = self._is_first_epoch = False
             self._next = replace(self._next, epoch=self._next.epoch + 1, epoch_steps=0)
@@ -417,8 +417,6 @@ class Oracle:
             "exhausted": self._source.single_pass and self._looks_ahead and at.epoch_end,
         }
         self.stop_reason = next((reason for reason in REASONS if applies[reason]), None)
-        if self.stop_reason == "exhausted":
-            self.warned.add("exhausted")
         if self.stop_reason is not None:
             joined = [name for name, parts in plan.events.items() if "TRAINING_END" in parts]
             names.update(joined, ["TRAINING_END"])

@@ -70,6 +70,7 @@ def test_an_event_can_be_copied_and_pickled(event: Event) -> None:
 
 def test_events_are_equal_if_their_arguments_mean_the_same() -> None:
     assert len(set(VALUES)) == len(VALUES)
+    assert all(value == value for value in VALUES)
     assert Event(at_step=[5, 3, 3], from_step=0) == Event(from_step=None, at_step=range(3, 7, 2))
     assert Event(at_step=[3]) == Event(at_step=3) != Event(at_step=3, until_step=9)
     assert Event(at_step=3) != Event(at_epoch=3)

@@ -305,6 +305,7 @@ NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
         (Event(every_n_epochs=2), "at the end of every 2 epochs"),
         (Event(every_n_seconds=timedelta(minutes=1)), "every 60 s"),
         (Event(at_time=[3, 600], per_launch=True), "at 3 s and 600 s of this launch"),
+        (Event(at_timestamp=NOON), f"at {NOON.astimezone().isoformat(' ', 'seconds')}"),
         (Event(lambda state: True), "when its condition is true"),
         (Event(holds, at_step=5), "when holds() is true or at step 5"),
         (

@@ -317,10 +317,11 @@ def test_a_trace_of_the_last_steps(clock: Nanoseconds, tmp_path: Path) -> None:
     loop = Loop(batches(clock, 9, 0.25), events, max_steps=6, lookahead=False, profile=2)
     for batch, fired in loop:
         clock.advance(1)
-        if batch in (0, 4, 5):
+        if batch in (0, 4):
             with loop.pause_clock():
                 clock.advance(2 if "Log" in fired else 0)
     loop.profile.save_trace(tmp_path / "trace.json")
+    assert repr(loop.profile).startswith("<Profile: 6 steps")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert (events[0]["ph"], events[0]["args"]) == ("M", {"name": "rank 0"})
     # as the Trace Event Format has them: microseconds
@@ -334,7 +335,6 @@ def test_a_trace_of_the_last_steps(clock: Nanoseconds, tmp_path: Path) -> None:
         ("body", "X", began + 3.25e6, 1e6),
         ("TRAINING_END", "i", began + 3.25e6, None),
         ("pause", "X", began + 1e6, 2e6),
-        ("pause", "X", began + 4.25e6, 0),
     ]
     assert [event["args"] for event in events[1:3]] == [{"step": 4, "epoch": 0}] * 2
 

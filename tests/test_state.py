@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Hashable, Iterator
-from itertools import count, islice, repeat
+from itertools import count, islice, product, repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dloop import loader_state as tracking
 from loops import ENTER, flat
 from manual_clock import ManualClock
 from programs import needs_posix
-from stateful_loaders import ALL, KINDS, StatefulLoader
+from stateful_loaders import ALL, KINDS, StatefulLoader, WithStatefulIterator
 from told import warnings_of, with_warnings
 
 Make = Callable[[], Loop[Any]]
@@ -170,17 +170,25 @@ def test_a_resumed_loader_begins_anew_after_an_epoch_that_was_cut(kind: type[Any
 
 
 @pytest.mark.parametrize("step_done", [True, False])
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [*product(ALL, ["iter()"]), *product([StatefulLoader, WithStatefulIterator], ["next()"])],
+)
 def test_ctrl_c_in_an_epochs_first_fetch_keeps_the_state_before(
-    kind: type[Any], step_done: bool
+    kind: type[Any], where: str, step_done: bool
 ) -> None:
     class Struck(kind):  # type: ignore[misc, valid-type]
         def __iter__(self) -> Any:
-            if next(begun) == 1:
+            if next(begun) == 1 and where == "iter()":
                 raise KeyboardInterrupt
             return super().__iter__()
 
-    begun = count()
+        def take(self) -> int:
+            if next(taken) == 6 and where == "next()":
+                raise KeyboardInterrupt
+            return super().take()  # type: ignore[no-any-return]
+
+    begun, taken = count(), count()
     loop: Loop[int] = Loop(Struck(), max_epochs=3)
     seen: list[int] = []
     with pytest.raises(KeyboardInterrupt):
