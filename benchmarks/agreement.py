@@ -78,8 +78,7 @@ def measure(rounds: int) -> None:
     ahead = sync.torch_distributed(every=1).exchange
 
     def at_once(values: list[int]) -> list[int]:
-        ahead.start(values)
-        return list(ahead.finish())
+        return list(ahead(values)())
 
     ways: dict[str, Callable[[], None]] = {
         "no agreement": partial(with_dloop, None, 0),

@@ -14,6 +14,7 @@ from weakref import ref
 
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from cpython.set cimport PySet_Contains, PySet_GET_SIZE
 from cpython.time cimport PyTime_PerfCounterRaw
@@ -91,8 +92,9 @@ cdef class EventSet(frozenset):
     cdef uint64_t _bits  # of the places that fit into a word
     cdef object _on_unknown
     cdef list _fired  # the places of its names
-    cdef Py_ssize_t _only  # the place, if there is only one name; else -1
+    cdef object _sum  # the bits of all of them
     cdef bint _restarts  # whether a period in seconds begins anew
+    cdef Py_ssize_t _only  # the place, if there is only one name; else -1
 
     def __contains__(self, name):
         cdef Py_ssize_t place
@@ -130,14 +132,13 @@ cdef class EventSets:
         names: the names by place.
         places: the place of each name.
         on_unknown: called with a name that is neither.
-        timer_bits: the bits of the names that have a period in seconds.
     """
 
     cdef list _names
     cdef dict _places
     cdef tuple _first
     cdef object _on_unknown
-    cdef object _timer_bits
+    cdef object _timer_bits  # of the names that have a period in seconds
     cdef dict _sets
     cdef int64_t *_latest  # by place, the step at which the name fired last, or -1
     cdef int64_t *_before  # and the one before that
@@ -180,8 +181,9 @@ cdef class EventSets:
             rest ^= <object>1 << place
         events = EventSet.__new__(EventSet, [self._names[place] for place in places])
         events._fired = places
-        events._only = places[0] if len(places) == 1 else -1
+        events._sum = bits
         events._restarts = bits & self._timer_bits
+        events._only = places[0] if len(places) == 1 else -1
         events._places = self._places
         events._first = self._first
         events._on_unknown = self._on_unknown
@@ -482,6 +484,8 @@ cdef class Agenda:
         bar: what is called at `bar_step`.
         interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
         agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
+        requests: what was requested since the latest step: bits, and a reason to stop or None.
+        stop_bits: the bits of `stop_when`; `event_bits`: those of names.
     """
 
     cdef list _triggers
@@ -495,8 +499,10 @@ cdef class Agenda:
     cdef public int64_t interrupted_at
     cdef readonly object agreement
     cdef int64_t every
-    cdef object stop_bits  # of `stop_when`
-    cdef bint has_stop
+    cdef public list requests
+    cdef object stop_bits
+    cdef object event_bits
+    cdef bint is_plain  # without a `stop_when`, and without parts that wait
 
     def __init__(self, schedule, int64_t launch, agreement):
         cdef Trigger trigger
@@ -508,8 +514,10 @@ cdef class Agenda:
         self.epoch_last = self.bar_step = NEVER
         self.interrupted_at = -2
         self.last_step = NEVER if schedule.max_steps == NEVER else schedule.max_steps - 1
+        self.requests = []
         self.stop_bits = schedule.stop_bits
-        self.has_stop = schedule.stop_bits != 0
+        self.event_bits = schedule.event_bits
+        self.is_plain = not schedule.stop_bits and not schedule.waits
         self.agreement = agreement
         self.every = 0 if agreement is None else agreement.every
 
@@ -569,12 +577,13 @@ cdef class Conditions:
         start: the first step at which any of them is called; `stop`: the step before the last.
         answered: the step up to which they were called while a list is gathered.
         answer: the bits of those that were true at that step.
+        origins: the steps that windows count from: the run's, the launch's and the epoch's first.
     """
 
     cdef list _events
     cdef list _stops
     cdef object _blame
-    cdef int64_t[3] _origins
+    cdef readonly int64_t[3] origins
     cdef int64_t start
     cdef int64_t stop
     cdef int64_t answered
@@ -586,16 +595,15 @@ cdef class Conditions:
         if not is_alone:  # then `stop_when` fires at an agreement
             self._events, self._stops = [*self._stops, *self._events], []
         self._blame = schedule.blame
-        self._origins = (0, launch, 0)
+        self.origins = (0, launch, 0)
         self.start = NEVER
         self.answered = -1
         self.answer = 0
 
     cdef int begin_epoch(self, int64_t epoch_start) except -1:
         """Count windows that are per epoch from `epoch_start`."""
-        self._origins[EPOCH] = epoch_start
-        rows = [*self._events, *self._stops]
-        origins = [self._origins[origin] for origin in range(3)]
+        self.origins[EPOCH] = epoch_start
+        rows, origins = [*self._events, *self._stops], self.origins
         self.start = min([origins[row.origin] + row.start for row in rows], default=NEVER)
         self.stop = max([min(NEVER, origins[row.origin] + row.stop) for row in rows], default=0)
         return 0
@@ -619,7 +627,7 @@ cdef class Conditions:
         bits = 0
         try:
             for place, function, origin, start, stop in rows:
-                if start <= state.global_step - self._origins[origin] < stop and function(state):
+                if start <= state.global_step - self.origins[origin] < stop and function(state):
                     bits |= <object>1 << place
         except Exception as exception:
             failure = errors.not_stop(exception)
@@ -638,6 +646,7 @@ cdef class Alarm:
 
     cdef readonly Clock clock
     cdef bint timed
+    cdef bint has_timers
     cdef int64_t max_time
     cdef public object timers
     cdef int64_t next_start  # the next step at which a window of theirs opens
@@ -647,6 +656,7 @@ cdef class Alarm:
     def __init__(self, Clock clock not None, timers, schedule, bint is_alone):
         self.clock = clock
         self.timed = schedule.timed and is_alone
+        self.has_timers = schedule.timed
         self.max_time = schedule.max_time
         self.set(timers)
 
@@ -686,6 +696,74 @@ cdef object NO_BATCHES = iter(())
 
 
 @final
+cdef class Counter:
+    """How much bodies have counted of one thing.
+
+    Attributes:
+        total: the sum; `before`: the sum before the step `at`, at which it was counted last.
+        due: the sum from which one of the criteria `rows` is met; NEVER if there is none.
+    """
+
+    cdef list rows
+    cdef readonly object total
+    cdef object before
+    cdef int64_t at
+    cdef object due
+
+    def __init__(self, total, list rows):
+        self.rows = rows
+        self.total = self.before = total
+        self.at = -1
+        self.due = self.due_after(total)
+
+    cdef object due_after(self, total):
+        """Return the first sum above `total` at which a criterion is met."""
+        return min([row.next_after(total) for row in self.rows], default=NEVER)
+
+    cdef object bits_at(self, total, int64_t step, origins):
+        """Return the bits of the criteria that are met as the sum grows to `total` at `step`."""
+        bits = 0
+        for row in self.rows:
+            if row.is_met(self.total, total, step, origins):
+                bits |= row.bit
+        return bits
+
+    @property
+    def was_counted(self):
+        """Whether anything was counted, in this launch or an earlier one."""
+        return self.at >= 0 or self.total > 0
+
+    def total_after(self, int64_t steps):
+        """Return the sum after so many steps: all, or all but the latest or its list."""
+        return self.total if self.at < steps else self.before
+
+
+@final
+cdef class Latest:
+    """The latest step, if it was decided, or the latest list; later steps are quiet ones.
+
+    Attributes:
+        step: that step; `size`: how many steps were made with it.
+        events: those of that step.
+        epoch_end, training_end: as in its LoopState.
+        timers: the time criteria before it; `waiting`: the bits that waited before it.
+    """
+
+    cdef readonly int64_t step, size
+    cdef object events
+    cdef bint epoch_end, training_end
+    cdef readonly object timers, waiting
+
+    def __init__(self, int64_t step, bint epoch_end, timers):
+        self.step = step
+        self.size = 1
+        self.waiting = 0
+        self.events = QUIET
+        self.epoch_end = epoch_end
+        self.timers = timers
+
+
+@final
 cdef class Engine:
     """Where a run is, what comes next, and the decision of each step.
 
@@ -697,15 +775,15 @@ cdef class Engine:
         agreement: lets processes agree, or None.
 
     Attributes:
-        step: the latest step; `size`: how many steps were made with it.
+        step: the latest step; `latest`: what it was, if it was no quiet one.
         epoch: the epoch of the next step; `epoch_start`: its first step.
-        ended_at: the latest step that was the last of its epoch.
         batches: the iterator that steps fetch from; an empty one if something else comes first.
         opened: the iterator of the open epoch.
         in_hand: batches that were fetched, but whose steps were not made.
-        requests: what was requested since the latest step: bits, and a reason to stop or None.
+        counters: what bodies have counted, by name.
         quiet_until: the last step that is known to be quiet.
-        turn: the number of the current iterator.
+        turn: the number of the current iterator; `thread`: the thread that made it.
+        over_at: the step whose body has ended without a next step.
         busy: whether a step is being made: what that calls may not request another.
     """
 
@@ -714,18 +792,20 @@ cdef class Engine:
     cdef readonly EventSets sets
     cdef readonly object ends
     cdef readonly Alarm alarm
+    cdef object checked_count
+    cdef readonly dict counters
     cdef LoopState state  # of the latest step, or of an earlier one
+    cdef readonly Latest latest
     cdef readonly int64_t step
-    cdef readonly int64_t size
     cdef readonly int64_t epoch
     cdef readonly int64_t epoch_start
-    cdef int64_t ended_at
     cdef object batches
     cdef object opened
     cdef readonly list in_hand
-    cdef public list requests
     cdef public int64_t quiet_until
     cdef public int64_t turn
+    cdef unsigned long thread
+    cdef int64_t over_at
     cdef bint busy
     cdef object __weakref__
 
@@ -740,16 +820,17 @@ cdef class Engine:
             names.names, names.places, names.warn_of_unknown, schedule.timer_bits
         )
         self.ends = schedule.ends(launch)
+        self.checked_count = schedule.checked_count
+        self.counters = {name: Counter(0, rows) for name, rows in schedule.counters.items()}
         self.alarm = Alarm(clock, timers, schedule, agreement is None)
         self.state = state
-        self.step = state.global_step
-        self.size = 1
+        self.step = self.over_at = state.global_step
+        self.latest = Latest(self.step, state.epoch_end, timers)
         self.epoch = state.epoch + state.epoch_end
         self.epoch_start = launch if state.epoch_end else launch - state.epoch_step - 1
-        self.ended_at = self.step if state.epoch_end else -2
+        self.conditions.origins[EPOCH] = self.epoch_start
         self.batches = self.opened = NO_BATCHES
         self.in_hand = []
-        self.requests = []
         self.quiet_until = -1
 
     # Epochs
@@ -759,13 +840,16 @@ cdef class Engine:
         self.opened = batches
         self.agenda.begin_epoch(self.step + 1, self.epoch_start, length)
         self.conditions.begin_epoch(self.epoch_start)
-        if self.alarm.timed:
+        if self.alarm.has_timers:
             self.alarm.set(self.alarm.timers.in_epoch(self.epoch_start))
         self.look_ahead()
 
     def end_epoch(self):
         """Let the next step be the first of the next epoch."""
         self.state = self.latest_state()
+        if not self.agenda.is_plain:
+            waits = self.ends.waits
+            waits.waiting = waits.open_at(self.step, waits.waiting, self.conditions.origins)
         self.epoch += 1
         self.epoch_start = self.step + 1
 
@@ -780,7 +864,7 @@ cdef class Engine:
     @property
     def ended_epoch(self):
         """Whether the latest step was the last of its epoch, and that was not ended yet."""
-        return self.ended_at >= self.epoch_start
+        return self.latest.epoch_end and self.latest.step >= self.epoch_start
 
     def drop_batches(self):
         """Forget the iterator and what is in hand."""
@@ -805,14 +889,89 @@ cdef class Engine:
     @critical_section
     def latest_state(self):
         """Return the LoopState of the latest step, the same object as long as it is that."""
+        cdef Latest latest = self.latest
+        cdef LoopState state = self.state
         cdef Clock clock = self.alarm.clock
-        cdef int64_t step = self.step
-        cdef int64_t elapsed
-        if self.state.global_step != step:
-            elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
-            ends = step == self.ended_at, step == self.ends.final
-            self.state = self.state_at(step, ends[0], ends[1], elapsed)
+        cdef bint is_decided = latest.step == self.step
+        cdef bint epoch_end = is_decided and latest.epoch_end
+        cdef bint training_end = is_decided and latest.training_end
+        cdef int64_t elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
+        if state.global_step == self.step:
+            if state.epoch_end == epoch_end and state.training_end == training_end:
+                return state
+            elapsed = state._elapsed
+        self.state = self.state_at(self.step, epoch_end, training_end, elapsed)
         return self.state
+
+    cpdef object latest_events(self):
+        """Return the events of the latest step."""
+        return self.latest.events if self.latest.step == self.step else QUIET
+
+    # What bodies change
+
+    cpdef object amend(self, bits, bint epoch_end, reason):
+        """Let the latest step have more events, and end its epoch or the run; return its events.
+
+        Raises:
+            LoopError: its body has ended, or this is another thread.
+        """
+        self.check_body()
+        cdef Latest latest = self.latest
+        cdef int64_t step = self.step
+        cdef bint was_end = latest.step == step and latest.epoch_end
+        ends = self.ends
+        if latest.step == step and latest.events is not QUIET:
+            bits |= (<EventSet>latest.events)._sum
+        if epoch_end and not was_end:
+            bits |= ends.bits_at(step, self.epoch, self.epoch_start)
+            reason = ends.by_epochs(self.epoch)
+        if reason is None or (reason == "max_epochs" and ends.stop_reason != "stop_when"):
+            reason = ends.stop_reason or reason
+        epoch_end |= was_end
+        if self.agenda.agreement is not None:
+            self.agenda.agreement.amend(step, bits, epoch_end, reason)
+        self.agenda.only = None
+        return self.conclude(step, bits, reason, epoch_end, self.alarm.clock.last, False, 0)
+
+    def count(self, name, n=1):
+        """Add to a counter in the body of the latest step; return its events.
+
+        Raises:
+            LoopError: as `amend`.
+            TypeError, ValueError: an argument is wrong.
+        """
+        self.check_body()
+        if type(n) is not int or n < 0:
+            n = self.checked_count("n", n, 0)
+        cdef PyObject *known = PyDict_GetItemWithError(self.counters, name)
+        cdef Counter counter
+        if known is NULL:
+            if not isinstance(name, str):
+                raise TypeError(f"name={name!r}: pass a str")
+            counter = self.counters[name] = Counter(0, [])
+        else:
+            counter = <Counter>known
+        total, due, events = counter.total + n, counter.due, self.latest_events()
+        if total >= due:
+            bits = counter.bits_at(total, self.step, self.conditions.origins)
+            due = counter.due_after(total)
+            events = self.amend(bits, False, None) if bits else events
+        if counter.at != self.step:
+            counter.at = self.step
+            counter.before = counter.total
+        counter.total = total
+        counter.due = due
+        return events
+
+    cdef int check_body(self) except -1:
+        """Raise LoopError unless the body of the latest step runs in this thread."""
+        if self.over_at == self.step or self.busy or self.thread != PyThread_get_thread_ident():
+            raise errors.no_body()
+        return 0
+
+    cpdef object end_body(self):
+        """Let the latest step not be changed any more."""
+        self.over_at = self.step
 
     # The decision
 
@@ -828,7 +987,7 @@ cdef class Engine:
         if step + 1 < self.conditions.stop:
             until = min(until, max(step + 1, self.conditions.start))
         self.batches = NO_BATCHES if self.in_hand else self.opened
-        self.quiet_until = -1 if self.requests else until - 1
+        self.quiet_until = -1 if self.agenda.requests else until - 1
 
     def jump(self, int64_t step):
         """Make the steps up to `step`, before which nothing is scheduled; return its events."""
@@ -837,6 +996,7 @@ cdef class Engine:
     cdef object make(self, run, int64_t turn, int64_t count):
         """Make the next `count` steps; return the events of the last. The others have none."""
         cdef Clock clock = self.alarm.clock
+        cdef Latest latest = self.latest
         cdef int64_t reading = 0
         if self.alarm.timed:
             reading = self.alarm.read()
@@ -850,7 +1010,13 @@ cdef class Engine:
             self.in_hand = self.in_hand[count:]
             self.batches = NO_BATCHES if self.in_hand else self.opened
         self.step += count
-        self.size = count
+        if count > 1:
+            latest.step = self.step
+            latest.size = count
+            latest.events = QUIET
+            latest.epoch_end = latest.training_end = False
+            latest.timers = self.alarm.timers
+            latest.waiting = 0 if self.agenda.is_plain else self.ends.waits.waiting
         return QUIET
 
     cdef object decide(self, run, int64_t turn, int64_t count, int64_t reading):
@@ -862,7 +1028,7 @@ cdef class Engine:
         cdef Alarm alarm = self.alarm
         cdef int64_t step = self.step + count
         cdef bint epoch_end = step == agenda.epoch_last
-        cdef Py_ssize_t requests = len(self.requests)
+        cdef Py_ssize_t requests = len(agenda.requests)
         cdef bint is_due = False
         cdef int64_t elapsed
         stop = None
@@ -870,7 +1036,7 @@ cdef class Engine:
         bits = agenda.bits_at(step)
         if epoch_end:
             bits |= self.ends.bits_at(step, self.epoch, self.epoch_start)
-            reason = reason or self.ends.by_epochs(self.epoch)
+            reason = reason or self.ends.by_epochs(self.epoch) or self.ends.by_source
         if agenda.agreement is not None:
             more, stop, is_due = agenda.agreement.read(step, reason is not None)
             bits |= more
@@ -889,13 +1055,13 @@ cdef class Engine:
         if self.conditions.start <= step < self.conditions.stop:
             elapsed = alarm.clock.elapsed(reading) if alarm.timed else -1
             state = self.state_at(step, epoch_end, reason is not None, elapsed)
-            bits |= self.ask(state, agenda.has_stop and bits & agenda.stop_bits)
+            bits |= self.ask(state, bits & agenda.stop_bits)
         if turn != self.turn and run is not None:  # the loop was closed or restarted
             run.check(turn)
         if step >= agenda.bar_step and agenda.bar is not None:
             agenda.bar_step = agenda.bar.at_step(step)
         if agenda.agreement is not None and reason is None:
-            agenda.agreement.begin(step, self.requests[:requests], alarm.clock)
+            agenda.agreement.begin(step, agenda.requests[:requests], alarm.clock, self.counters)
         return self.conclude(step, bits, reason, epoch_end, reading, is_due, requests)
 
     cdef object ask(self, LoopState state, bint stops):
@@ -913,7 +1079,7 @@ cdef class Engine:
     cdef tuple requested(self, Py_ssize_t count):
         """Return the bits of the first `count` requests, and the reason if one is to stop."""
         bits, stop = 0, None
-        for more, reason in self.requests[:count]:
+        for more, reason in self.agenda.requests[:count]:
             bits |= more
             if reason is not None and (stop is None or more):  # a signal's has bits
                 stop = reason
@@ -932,46 +1098,73 @@ cdef class Engine:
         """Make the steps up to `step`, at which `bits` are met; return its events."""
         cdef Agenda agenda = self.agenda
         cdef Alarm alarm = self.alarm
-        cdef bint is_lasting = False
-        timers = None
-        if agenda.has_stop:
-            stops = bits & agenda.stop_bits
-            bits ^= stops
-            if stops and (reason is None or reason == "exhausted"):
-                reason = "stop_when"
-                is_lasting = stops & agenda.stop_bits >> 1
-        if reason is not None:
-            bits |= self.ends.on_training_end
-        events = self.events_of(bits)
-        if is_due or (events is not QUIET and (<EventSet>events)._restarts):
-            timers = alarm.timers.after(step, self.times_at(reading), bits)
+        cdef Latest latest = self.latest
+        cdef bint ends = False
+        cdef bint restarts
+        end = timers = None
+        if reason is None and agenda.is_plain:
+            events = self.events_of(bits)
+            restarts = events is not QUIET and (<EventSet>events)._restarts
+        else:
+            end = self.ending(step, bits, reason)
+            bits = end[0]
+            ends = end[1] is not None
+            events = self.sets.of(bits & agenda.event_bits)
+            restarts = bits & self.sets._timer_bits
+        if is_due or restarts:
+            timers = alarm.timers.after(step, self.times_at(reading), bits, is_due)
         if events is not QUIET:
             self.sets.mark(<EventSet>events, step)
         # From here on no Python is called: the steps are made as a whole
         agenda.advance(step)
         if alarm.timed:
             alarm.clock.last = reading
+        if latest.step != step:
+            latest.step = step
+            latest.size = max(1, step - self.step)
+            if alarm.has_timers:
+                latest.timers = alarm.timers
+            if not agenda.is_plain:
+                latest.waiting = self.ends.waits.waiting
+        latest.events = events
+        latest.epoch_end = epoch_end
+        latest.training_end = ends
         if timers is not None:
             alarm.set(timers)
-        if epoch_end:
-            self.ended_at = step
-        if reason is not None:
-            self.ends.stop_reason = reason
-            self.ends.final = step
-            if is_lasting:
-                self.ends.finished = "stop_when"
-        if epoch_end or reason is not None:
+        if end is not None:
+            _, self.ends.stop_reason, self.ends.finished, self.ends.waits.waiting = end
+        if epoch_end or ends:
             self.opened = NO_BATCHES
         if self.in_hand:
-            self.in_hand = self.in_hand[step - self.step:] if reason is None else []
-        if step >= self.conditions.answered:
+            self.in_hand = self.in_hand[step - self.step:]
+            if ends or (epoch_end and not self.ends.is_single_pass):
+                self.in_hand = []
+        if epoch_end or step >= self.conditions.answered:
+            self.conditions.answered = step
             self.conditions.answer = 0
-        self.size = step - self.step
         self.step = step
         if requests:
-            del self.requests[:requests]
+            del agenda.requests[:requests]
         self.look_ahead()
         return events
+
+    cdef tuple ending(self, int64_t step, bits, reason):
+        """Return what follows from the bits that are met: whether the run ends, what waits.
+
+        Returns the bits that fire, the reason to end, the one for a resumed run, and those that
+        wait.
+        """
+        ends, stop_bits = self.ends, self.agenda.stop_bits
+        cdef list origins = self.conditions.origins
+        bits, waiting = ends.waits.settle(step, bits, origins)
+        if bits & stop_bits and (reason is None or reason == "exhausted"):
+            reason = "stop_when"
+        is_lasting = bits & stop_bits & stop_bits >> 1 or ends.finished is not None
+        is_finished = reason == "finish" or (reason == "stop_when" and is_lasting)
+        finished = reason if is_finished else None
+        if reason is not None:  # what waits for TRAINING_END fires too
+            bits, waiting = ends.waits.settle(step, bits | ends.on_training_end, origins)
+        return bits, reason, finished, waiting
 
     cdef inline object events_of(self, bits):
         """Return the set of events of `bits`; a trigger that fires alone keeps its own."""
@@ -1017,6 +1210,7 @@ cdef class Engine:
         if self.busy:
             raise errors.in_use()
         self.turn += 1
+        self.thread = PyThread_get_thread_ident()
         self.look_ahead()
         self.quiet_until = -1
         return self.turn
@@ -1120,7 +1314,6 @@ cdef class Steps:
                         not self.engine.alarm.timed or self.engine.alarm.is_early()
                     ):
                         self.engine.step += 1
-                        self.engine.size = 1
                         self.engine.busy = False
                         return batch, QUIET
             if fetched is not NULL:
@@ -1137,6 +1330,7 @@ cdef class Steps:
             if self.engine.turn == self.turn:
                 self.engine.keep_in_hand(batch)
             self.engine.busy = False
+            self.engine.end_body()
             self.run.fail_step(exception, self.turn)
             raise
         self.engine.busy = False
@@ -1144,8 +1338,9 @@ cdef class Steps:
 
     cdef object without_fetch(self):
         """Make the step of a batch in hand, or open the next epoch; return a pair or None."""
+        self.engine.end_body()
         try:
-            if not self.has_ended() or not self.engine.in_hand:
+            if not self.has_ended() or not self.engine.in_hand or self.engine.ended_epoch:
                 return self.next_epoch()
             batch = self.engine.in_hand[0]
             return batch, self.make_in_hand(1)
@@ -1205,6 +1400,7 @@ cdef class Lists(Steps):
                 self.engine.busy = True
             try:
                 self.run.check(self.turn)
+                self.engine.end_body()
                 pair = self.next_list()
             finally:
                 self.engine.busy = False
@@ -1213,9 +1409,9 @@ cdef class Lists(Steps):
 
     cdef object next_list(self):
         cdef Engine engine = self.engine
-        cdef int64_t most = self.gather()
+        cdef int64_t most = 0 if engine.ended_epoch else self.gather()
         cdef int64_t size
-        if not engine.in_hand:
+        if not most or not engine.in_hand:
             return self.next_epoch()
         size = fitting(self.sizes, min(most, <int64_t>len(engine.in_hand)))
         batches = engine.in_hand if size == len(engine.in_hand) else engine.in_hand[:size]
@@ -1234,7 +1430,7 @@ cdef class Lists(Steps):
         fetch = Py_TYPE(batches).tp_iternext
         if conditions.answer:
             due = min(due, conditions.answered)
-        if engine.requests and engine.agenda.agreement is None:
+        if engine.agenda.requests and engine.agenda.agreement is None:
             due = step + 1
         last = step + fitting(self.sizes, min(due, NEVER - 1) - step)
         while step < last:
@@ -1335,12 +1531,14 @@ cdef class Timings:
         self.ring = <TimedStep *><char *>self.memory
 
     @critical_section
-    cdef int end_body(self, int64_t reading) except -1:
+    cdef int end_body(self, int64_t reading, Engine engine) except -1:
         """Count the step whose body ends now, if there is one."""
         cdef int64_t began = self.now.began
         cdef Py_ssize_t place = self.bodies.count % len(self.ring_events)
         if began < 0:
             return 0
+        if self.now.size and engine.latest.step == self.now.step == engine.step:
+            self.events = engine.latest.events  # the body may have changed them
         self.now.ended = reading
         self.ring[place] = self.now
         self.ring_events[place] = events = self.events
@@ -1380,7 +1578,7 @@ cdef class TimedSteps:
 
     def __cinit__(self, steps, Engine engine not None, Timings timings not None):
         self.steps, self.engine, self.timings = steps, engine, timings
-        timings.end_body(PyTime_PerfCounterRaw())
+        timings.end_body(PyTime_PerfCounterRaw(), engine)
         timings.turn += 1
         self.turn = timings.turn
 
@@ -1394,7 +1592,7 @@ cdef class TimedSteps:
         if self.turn != self.timings.turn:
             return next(self.steps)  # which was replaced, and says so
         now.asked = PyTime_PerfCounterRaw()
-        self.timings.end_body(now.asked)
+        self.timings.end_body(now.asked, self.engine)
         pair = Py_TYPE(self.steps).tp_iternext(<PyObject *>self.steps)
         now.began = PyTime_PerfCounterRaw()
         if pair is NULL:
@@ -1413,4 +1611,4 @@ cdef class TimedSteps:
 
     def __del__(self):
         if self.turn and self.turn == self.timings.turn:
-            self.timings.end_body(PyTime_PerfCounterRaw())
+            self.timings.end_body(PyTime_PerfCounterRaw(), self.engine)

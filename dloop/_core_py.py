@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 from itertools import chain, islice
+from threading import get_ident
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -22,7 +23,7 @@ from .errors import NEVER
 
 if TYPE_CHECKING:
     from ._core import Agreement, Bar, Pair, Run, Sizes
-    from .schedule import ConditionRow, Schedule, StepRow, Timers
+    from .schedule import ConditionRow, CounterRow, Schedule, StepRow, Timers
 
 LONGEST = 2**62 - 1
 """The training time, in nanoseconds, at which it stops growing."""
@@ -35,12 +36,12 @@ EPOCH = 2
 class EventSet(frozenset):  # type: ignore[type-arg]
     """The events of a step. `in` calls `on_unknown(name)` for a name unknown to the loop."""
 
-    __slots__ = ("_known", "_names", "_on_unknown", "places")
+    __slots__ = ("_known", "_names", "_on_unknown", "bits")
 
     _names: frozenset[Hashable]
     _known: dict[Hashable, int] | None  # None in a set that is not a step's
     _on_unknown: Callable[[Hashable], object]
-    places: list[int]
+    bits: int
 
     def __new__(cls, names: Iterable[Hashable] = ()) -> EventSet:
         events = super().__new__(cls, names)
@@ -74,7 +75,7 @@ class EventSets:
         on_unknown: called with a name that is neither.
     """
 
-    __slots__ = ("_before", "_latest", "_names", "_on_unknown", "_places", "_sets")
+    __slots__ = ("_fired", "_names", "_on_unknown", "_places", "_sets")
 
     def __init__(
         self,
@@ -86,8 +87,7 @@ class EventSets:
         self._places = places
         self._on_unknown = on_unknown
         self._sets: dict[int, Any] = {0: QUIET}
-        self._latest = [-1] * len(names)  # by place, the step at which the name fired last
-        self._before = [-1] * len(names)  # and the one before that
+        self._fired: dict[Hashable, tuple[int, int]] = {}  # the last two steps, by name
 
     def of(self, bits: int) -> Any:
         """Return the set of the names whose bits are given."""
@@ -95,32 +95,27 @@ class EventSets:
         if events is None:
             if len(self._sets) >= MOST_SETS:
                 self._sets = {0: QUIET}
-            places = []
-            rest = bits
-            while rest:
-                places.append(rest.bit_length() - 1)
-                rest ^= 1 << places[-1]
-            events = self._sets[bits] = EventSet([self._names[place] for place in places])
-            events.places = places
+            fired = [name for place, name in enumerate(self._names) if bits >> place & 1]
+            events = self._sets[bits] = EventSet(fired)
+            events.bits = bits
             events._known = self._places
             events._on_unknown = self._on_unknown
         return events
 
     def mark(self, events: Any, step: int) -> None:
         """Remember that `events` fired at `step`."""
-        for place in events.places:
-            if self._latest[place] != step:
-                self._before[place] = self._latest[place]
-                self._latest[place] = step
+        for name in events:
+            latest = self._fired.get(name, (-1, -1))[0]
+            if latest != step:
+                self._fired[name] = step, latest
 
     def last_step(self, name: Hashable, end: int) -> int:
         """Return the latest step before `end` at which the name fired, or -1.
 
         `end` is the latest step, or the one after it.
         """
-        place = self._places[name]
-        latest = self._latest[place]
-        return latest if latest < end else self._before[place]
+        latest, before = self._fired.get(name, (-1, -1))
+        return latest if latest < end else before
 
 
 class Clock:
@@ -252,28 +247,18 @@ class LoopState:
 class Trigger:
     """Fires at every `period`-th count from `first` on, or at `points` if there is no period."""
 
-    __slots__ = (
-        "_from", "_next", "bit", "first", "origin", "origin_kind", "period", "points", "start",
-        "stop",
-    )  # fmt: skip
+    __slots__ = ("bit", "first", "origin", "origin_kind", "period", "points", "start", "stop")
 
     def __init__(self, row: StepRow, launch: int) -> None:
         place, self.period, self.first, self.points, kind, self.start, self.stop = row
         self.bit = 1 << place
         self.origin_kind = kind
-        self.count_from((0, launch, 0)[kind])
-
-    def count_from(self, origin: int) -> None:
-        """Let the step `origin` count as 0."""
-        self.origin = origin
-        self._from, self._next = 1, 0  # from which step the next one was found, and that
+        self.origin = (0, launch, 0)[kind]  # the step that counts as 0
 
     def next_step(self, step: int) -> int:
         """Return the first step from `step` on at which this fires."""
-        if not self._from <= step <= self._next:
-            count = self.next_count(max(step - self.origin, self.start))
-            self._from, self._next = step, NEVER if count >= self.stop else self.origin + count
-        return self._next
+        count = self.next_count(max(step - self.origin, self.start))
+        return NEVER if count >= self.stop else self.origin + count
 
     def next_count(self, count: int) -> int:
         """Return the first count from `count` on at which this fires, in its window or not."""
@@ -294,26 +279,30 @@ class Agenda:
         bar: what is called at `bar_step`.
         interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
         agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
-        next_trigger: the next step at which a step criterion is met.
-        stop_bits: the bits of `stop_when`.
+        requests: what was requested since the latest step: bits, and a reason to stop or None.
+        dues: for each step criterion, the next step at which it is met.
+        stop_bits: the bits of `stop_when`; `event_bits`: those of names.
+        is_plain: whether there is no `stop_when`, and no part that waits.
     """
 
     __slots__ = (
-        "_triggers", "agreement", "bar", "bar_step", "epoch_last", "every", "interrupted_at",
-        "last_step", "next_trigger", "stop_bits",
+        "_triggers", "agreement", "bar", "bar_step", "dues", "epoch_last", "event_bits", "every",
+        "interrupted_at", "is_plain", "last_step", "requests", "stop_bits",
     )  # fmt: skip
 
     def __init__(self, schedule: Schedule, launch: int, agreement: Agreement | None) -> None:
         self._triggers = [Trigger(row, launch) for row in schedule.steps]
-        self.next_trigger = NEVER
+        self.dues: list[int] = []
         self.epoch_last = NEVER
         self.last_step = NEVER if schedule.max_steps == NEVER else schedule.max_steps - 1
         self.bar: Bar | None = None
         self.bar_step = NEVER
         self.interrupted_at = -2
-        self.stop_bits = schedule.stop_bits
+        self.stop_bits, self.event_bits = schedule.stop_bits, schedule.event_bits
+        self.is_plain = not schedule.stop_bits and not schedule.waits
         self.agreement = agreement
         self.every = 0 if agreement is None else agreement.every
+        self.requests: list[tuple[int, str | None]] = []
 
     def begin_epoch(self, step: int, epoch_start: int, length: int | None) -> None:
         """Plan from `step` on, in an epoch that begins at `epoch_start`."""
@@ -321,25 +310,23 @@ class Agenda:
         self.epoch_last = last if last >= step else NEVER
         for trigger in self._triggers:
             if trigger.origin_kind == EPOCH:
-                trigger.count_from(epoch_start)
-        self.next_trigger = min([each.next_step(step) for each in self._triggers], default=NEVER)
+                trigger.origin = epoch_start
+        self.dues = [trigger.next_step(step) for trigger in self._triggers]
 
-    def triggers_at(self, step: int) -> tuple[int, int]:
-        """Return the bits of the step criteria that are met at `step`, and the next step of any."""
-        bits, next_trigger = 0, NEVER
-        for trigger in self._triggers:
-            due = trigger.next_step(step)
-            if due == step:
-                bits |= trigger.bit
-                due = trigger.next_step(step + 1)
-            next_trigger = min(next_trigger, due)
-        return bits, next_trigger
+    def triggers_at(self, step: int) -> tuple[int, list[int]]:
+        """Return the bits of the step criteria that are met at `step`, and the dues after it."""
+        bits, dues = 0, self.dues
+        if step in dues:
+            dues = dues.copy()
+            for number, trigger in enumerate(self._triggers):
+                if dues[number] == step:
+                    bits |= trigger.bit
+                    dues[number] = trigger.next_step(step + 1)
+        return bits, dues
 
-    def next_due(self, step: int, next_trigger: int) -> int:
+    def next_due(self, step: int, dues: list[int]) -> int:
         """Return the next step after `step` at which anything but the bar has a say."""
-        due = next_trigger if next_trigger < self.epoch_last else self.epoch_last
-        if due > self.last_step:
-            due = self.last_step
+        due = min(self.epoch_last, self.last_step, *dues)
         return min(due, step + self.every - (step + 1) % self.every) if self.every else due
 
 
@@ -350,9 +337,10 @@ class Conditions:
         start: the first step at which any of them is called; `stop`: the step before the last.
         answered: the step up to which they were called while a list is gathered.
         answer: the bits of those that were true at that step.
+        origins: the steps that windows count from: the run's, the launch's and the epoch's first.
     """
 
-    __slots__ = ("_blame", "_events", "_origins", "_stops", "answer", "answered", "start", "stop")
+    __slots__ = ("_blame", "_events", "_stops", "answer", "answered", "origins", "start", "stop")
 
     def __init__(self, schedule: Schedule, launch: int, is_alone: bool) -> None:
         self._events = schedule.conditions
@@ -360,17 +348,17 @@ class Conditions:
         if not is_alone:  # then `stop_when` fires at an agreement
             self._events, self._stops = [*self._stops, *self._events], []
         self._blame = schedule.blame
-        self._origins = [0, launch, 0]
+        self.origins = [0, launch, 0]
         self.answered = -1
         self.answer = 0
         self.start = self.stop = 0
 
     def begin_epoch(self, epoch_start: int) -> None:
         """Count windows that are per epoch from `epoch_start`."""
-        self._origins[EPOCH] = epoch_start
+        self.origins[EPOCH] = epoch_start
         rows = [*self._events, *self._stops]
-        self.start = min([self._origins[row.origin] + row.start for row in rows], default=NEVER)
-        self.stop = max([self._origins[row.origin] + row.stop for row in rows], default=0)
+        self.start = min([self.origins[row.origin] + row.start for row in rows], default=NEVER)
+        self.stop = max([self.origins[row.origin] + row.stop for row in rows], default=0)
 
     def ask(self, state: LoopState, stops: bool) -> int:
         """Call those of `stop_when`, then the others; return the bits of the true ones.
@@ -389,7 +377,7 @@ class Conditions:
         step = state.global_step
         try:
             for place, function, origin, start, stop in rows:
-                if start <= step - self._origins[origin] < stop and function(state):
+                if start <= step - self.origins[origin] < stop and function(state):
                     bits |= 1 << place
         except Exception as exception:
             failure = errors.not_stop(exception)
@@ -429,6 +417,65 @@ class Alarm:
 NO_BATCHES: Iterator[Any] = iter(())
 
 
+class Counter:
+    """How much bodies have counted of one thing.
+
+    Attributes:
+        total: the sum; `before`: the sum before the step `at`, at which it was counted last.
+        due: the sum from which one of the criteria `rows` is met; NEVER if there is none.
+    """
+
+    __slots__ = ("at", "before", "due", "rows", "total")
+
+    def __init__(self, total: int, rows: list[CounterRow]) -> None:
+        self.rows = rows
+        self.total = self.before = total
+        self.at = -1
+        self.due = self.due_after(total)
+
+    def due_after(self, total: int) -> int:
+        """Return the first sum above `total` at which a criterion is met."""
+        return min([row.next_after(total) for row in self.rows], default=NEVER)
+
+    def bits_at(self, total: int, step: int, origins: list[int]) -> int:
+        """Return the bits of the criteria that are met as the sum grows to `total` at `step`."""
+        bits = 0
+        for row in self.rows:
+            if row.is_met(self.total, total, step, origins):
+                bits |= row.bit
+        return bits
+
+    @property
+    def was_counted(self) -> bool:
+        """Whether anything was counted, in this launch or an earlier one."""
+        return self.at >= 0 or self.total > 0
+
+    def total_after(self, steps: int) -> int:
+        """Return the sum after so many steps: all, or all but the latest or its list."""
+        return self.total if self.at < steps else self.before
+
+
+class Latest:
+    """The latest step, if it was decided, or the latest list; later steps are quiet ones.
+
+    Attributes:
+        step: that step; `size`: how many steps were made with it.
+        events: those of that step.
+        epoch_end, training_end: as in its LoopState.
+        timers: the time criteria before it; `waiting`: the bits that waited before it.
+    """
+
+    __slots__ = (
+        "epoch_end", "events", "size", "step", "timers", "training_end", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, step: int, epoch_end: bool, timers: Timers) -> None:
+        self.step, self.size = step, 1
+        self.events: Any = QUIET
+        self.epoch_end, self.training_end = epoch_end, False
+        self.timers, self.waiting = timers, 0
+
+
 class Engine:
     """Where a run is, what comes next, and the decision of each step.
 
@@ -440,16 +487,15 @@ class Engine:
         agreement: lets processes agree, or None.
 
     Attributes:
-        step: the latest step; `size`: how many steps were made with it.
+        step: the latest step; `latest`: what it was, if it was no quiet one.
         epoch: the epoch of the next step; `epoch_start`: its first step.
-        ended_at: the latest step that was the last of its epoch.
         batches: the iterator that steps fetch from; an empty one if something else comes first.
         opened: the iterator of the open epoch.
         in_hand: batches that were fetched, but whose steps were not made.
-        requests: what was requested since the latest step: bits, and a reason to stop or None.
+        counters: what bodies have counted, by name.
         quiet_until: the last step that is known to be quiet.
-        turn: the number of the current iterator.
-        fetching: the mark of who fetches from `batches`; None once anything has changed.
+        turn: the number of the current iterator; `thread`: the thread that made it.
+        over_at: the step whose body has ended without a next step.
     """
 
     def __init__(
@@ -466,19 +512,19 @@ class Engine:
         names = schedule.names
         self.sets = EventSets(names.names, names.places, names.warn_of_unknown)
         self.ends = schedule.ends(launch)
+        self.checked_count = schedule.checked_count
+        self.counters = {name: Counter(0, rows) for name, rows in schedule.counters.items()}
         self.alarm = Alarm(clock, timers, schedule, agreement is None)
         self.state = state  # of the latest step, or of an earlier one
-        self.step = state.global_step
-        self.size = 1
+        self.step = self.over_at = state.global_step
+        self.latest = Latest(self.step, state.epoch_end, timers)
         self.epoch = state.epoch + state.epoch_end
         self.epoch_start = launch if state.epoch_end else launch - state.epoch_step - 1
-        self.ended_at = self.step if state.epoch_end else -2
+        self.conditions.origins[EPOCH] = self.epoch_start
         self.batches = self.opened = NO_BATCHES
         self.in_hand: list[Any] = []
-        self.requests: list[tuple[int, str | None]] = []
         self.quiet_until = -1
-        self.turn = 0
-        self.fetching: object = None
+        self.turn = self.thread = 0
 
     # Epochs
 
@@ -493,6 +539,9 @@ class Engine:
     def end_epoch(self) -> None:
         """Let the next step be the first of the next epoch."""
         self.state = self.latest_state()
+        if not self.agenda.is_plain:
+            waits = self.ends.waits
+            waits.waiting = waits.open_at(self.step, waits.waiting, self.conditions.origins)
         self.epoch, self.epoch_start = self.epoch + 1, self.step + 1
 
     def ends_next(self) -> None:
@@ -506,14 +555,13 @@ class Engine:
     @property
     def ended_epoch(self) -> bool:
         """Whether the latest step was the last of its epoch, and that was not ended yet."""
-        return self.ended_at >= self.epoch_start
+        return self.latest.epoch_end and self.latest.step >= self.epoch_start
 
     def drop_batches(self) -> None:
         """Forget the iterator and what is in hand."""
         self.batches = self.opened = NO_BATCHES
         self.in_hand = []
         self.quiet_until = -1
-        self.fetching = None
 
     # What the latest step was
 
@@ -524,33 +572,98 @@ class Engine:
 
     def latest_state(self) -> LoopState:
         """Return the LoopState of the latest step, the same object as long as it is that."""
-        step, clock = self.step, self.alarm.clock
-        if self.state.global_step != step:
-            elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
-            ends = step == self.ended_at, step == self.ends.final
-            self.state = self.state_at(step, *ends, elapsed)
+        step, latest, state, clock = self.step, self.latest, self.state, self.alarm.clock
+        is_decided = latest.step == step
+        ends = is_decided and latest.epoch_end, is_decided and latest.training_end
+        elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
+        if state.global_step == step:
+            if (state.epoch_end, state.training_end) == ends:
+                return state
+            elapsed = state._elapsed
+        self.state = self.state_at(step, *ends, elapsed)
         return self.state
+
+    def latest_events(self) -> Any:
+        """Return the events of the latest step."""
+        return self.latest.events if self.latest.step == self.step else QUIET
+
+    # What bodies change
+
+    def amend(self, bits: int, epoch_end: bool, reason: str | None) -> Any:
+        """Let the latest step have more events, and end its epoch or the run; return its events.
+
+        Raises:
+            LoopError: its body has ended, or this is another thread.
+        """
+        self.check_body()
+        latest, ends, step = self.latest, self.ends, self.step
+        was_end = latest.step == step and latest.epoch_end
+        if latest.step == step and latest.events:
+            bits |= latest.events.bits
+        if epoch_end and not was_end:
+            bits |= ends.bits_at(step, self.epoch, self.epoch_start)
+            reason = ends.by_epochs(self.epoch)
+        if reason is None or (reason == "max_epochs" and ends.stop_reason != "stop_when"):
+            reason = ends.stop_reason or reason
+        epoch_end |= was_end
+        if self.agenda.agreement is not None:
+            self.agenda.agreement.amend(step, bits, epoch_end, reason)
+        reading, dues = self.alarm.clock.last, self.agenda.dues
+        return self._conclude(step, bits, reason, epoch_end, reading, False, dues, 0)
+
+    def count(self, name: str, n: int = 1) -> Any:
+        """Add to a counter in the body of the latest step; return its events.
+
+        Raises:
+            LoopError: as `amend`.
+            TypeError, ValueError: an argument is wrong.
+        """
+        self.check_body()
+        if type(n) is not int or n < 0:
+            n = self.checked_count("n", n, 0)
+        counter = self.counters.get(name)
+        if counter is None:
+            if not isinstance(name, str):
+                raise TypeError(f"name={name!r}: pass a str")
+            counter = self.counters[name] = Counter(0, [])
+        total, due, events = counter.total + n, counter.due, self.latest_events()
+        if total >= due:
+            bits = counter.bits_at(total, self.step, self.conditions.origins)
+            due = counter.due_after(total)
+            events = self.amend(bits, False, None) if bits else events
+        if counter.at != self.step:
+            counter.at, counter.before = self.step, counter.total
+        counter.total, counter.due = total, due
+        return events
+
+    def check_body(self) -> None:
+        """Raise LoopError unless the body of the latest step runs in this thread."""
+        if self.over_at == self.step or self.thread != get_ident() or self._is_in_use():
+            raise errors.no_body()
+
+    def end_body(self) -> None:
+        """Let the latest step not be changed any more."""
+        self.over_at = self.step
 
     # The decision
 
     def next_due(self) -> int:
         """Return the next step at which anything is scheduled; NEVER if there is none."""
-        return self.agenda.next_due(self.step, self.agenda.next_trigger)
+        return self.agenda.next_due(self.step, self.agenda.dues)
 
     def look_ahead(self) -> None:
         """Find out how far the next steps are quiet, and where their batches come from."""
-        self.fetching = None
         self.batches = NO_BATCHES if self.in_hand else self.opened
         self.quiet_until = self._quiet_after(
-            self.step, self.agenda.next_trigger, self.alarm.timers.next_start
+            self.step, self.agenda.dues, self.alarm.timers.next_start
         )
-        if self.requests:
+        if self.agenda.requests:
             self.quiet_until = -1
 
-    def _quiet_after(self, step: int, next_trigger: int, next_start: int) -> int:
+    def _quiet_after(self, step: int, dues: list[int], next_start: int) -> int:
         """Return how far the steps after `step` are quiet, but for the clock."""
         agenda, conditions = self.agenda, self.conditions
-        until = agenda.next_due(step, next_trigger)
+        until = agenda.next_due(step, dues)
         if until > agenda.bar_step:
             until = agenda.bar_step
         if until > next_start:
@@ -570,9 +683,12 @@ class Engine:
             return self.decide(run, turn, count, reading)
         if self.alarm.timed:
             self.alarm.clock.last = reading
-        rest = self.in_hand[count:]
+        rest, latest = self.in_hand[count:], self.latest
         self.batches = NO_BATCHES if rest else self.opened
-        self.step, self.size, self.in_hand = last, count, rest
+        latest.step, latest.size, latest.events = last, count, QUIET
+        latest.epoch_end = latest.training_end = False
+        latest.timers, latest.waiting = self.alarm.timers, self.ends.waits.waiting
+        self.step, self.in_hand = last, rest
         return QUIET
 
     def decide(self, run: Run | None, turn: int, count: int, reading: int) -> Any:
@@ -583,16 +699,14 @@ class Engine:
         agenda, ends, alarm = self.agenda, self.ends, self.alarm
         step = self.step + count
         epoch_end = step == agenda.epoch_last
-        requests = len(self.requests)
+        requests = len(agenda.requests)
         stop: str | None = None
         is_due = False
-        bits, next_trigger = 0, agenda.next_trigger
-        if next_trigger <= step:
-            bits, next_trigger = agenda.triggers_at(step)
+        bits, dues = agenda.triggers_at(step)
         reason = "max_steps" if step == agenda.last_step else None
         if epoch_end:
             bits |= ends.bits_at(step, self.epoch, self.epoch_start)
-            reason = reason or ends.by_epochs(self.epoch)
+            reason = reason or ends.by_epochs(self.epoch) or ends.by_source
         if agenda.agreement is not None:
             more, stop, is_due = agenda.agreement.read(step, reason is not None)
             bits |= more
@@ -615,10 +729,8 @@ class Engine:
         if agenda.bar is not None and step >= agenda.bar_step:
             agenda.bar_step = agenda.bar.at_step(step)
         if agenda.agreement is not None and reason is None:
-            agenda.agreement.begin(step, self.requests[:requests], alarm.clock)
-        return self._conclude(
-            step, bits, reason, epoch_end, reading, is_due, next_trigger, requests
-        )
+            agenda.agreement.begin(step, agenda.requests[:requests], alarm.clock, self.counters)
+        return self._conclude(step, bits, reason, epoch_end, reading, is_due, dues, requests)
 
     def _ask(self, state: LoopState, stops: bool) -> int:
         """Return the bits of the conditions that are true; call them, unless that was done."""
@@ -634,7 +746,7 @@ class Engine:
     def _requested(self, count: int) -> tuple[int, str | None]:
         """Return the bits of the first `count` requests, and the reason if one is to stop."""
         bits, stop = 0, None
-        for more, reason in self.requests[:count]:
+        for more, reason in self.agenda.requests[:count]:
             bits |= more
             if reason is not None and (stop is None or more):  # a signal's has bits
                 stop = reason
@@ -648,55 +760,71 @@ class Engine:
         epoch_end: bool,
         reading: int,
         is_due: bool,
-        next_trigger: int,
+        dues: list[int],
         requests: int,
     ) -> Any:
         """Make the steps up to `step`, at which `bits` are met; return its events."""
-        agenda, ends, alarm = self.agenda, self.ends, self.alarm
-        stops = bits & agenda.stop_bits
-        bits ^= stops
-        if stops and reason in (None, "exhausted"):
-            reason = "stop_when"
-        is_lasting = reason == "stop_when" and bool(stops & agenda.stop_bits >> 1)
-        if reason is not None:
-            bits |= ends.on_training_end
+        agenda, ends, alarm, latest = self.agenda, self.ends, self.alarm, self.latest
+        finished, waiting = ends.finished, ends.waits.waiting
+        if reason is not None or not agenda.is_plain:
+            bits, reason, finished, waiting = self._ending(step, bits, reason)
         timers, next_reading = alarm.timers, alarm.next_reading
         if is_due or bits & alarm.timer_bits:
-            timers = timers.after(step, self.times_at(reading), bits)
+            timers = timers.after(step, self.times_at(reading), bits, is_due)
             next_reading = alarm.reading_of(timers)
+        bits &= agenda.event_bits
         events: Any = QUIET
         if bits:
             events = self.sets.of(bits)
             self.sets.mark(events, step)
         in_hand = self.in_hand
         if in_hand:
-            in_hand = in_hand[step - self.step :] if reason is None else []
-        until = self._quiet_after(step, next_trigger, timers.next_start)
+            is_over = reason is not None or (epoch_end and not ends.is_single_pass)
+            in_hand = [] if is_over else in_hand[step - self.step :]
+        until = self._quiet_after(step, dues, timers.next_start)
         # From here on nothing is called: the steps are made as a whole
         if alarm.timed:
             alarm.clock.last = reading
-        if epoch_end:
-            self.ended_at = step
+        if latest.step != step:
+            latest.step, latest.size = step, max(1, step - self.step)
+            latest.timers, latest.waiting = alarm.timers, ends.waits.waiting
+        latest.events, latest.epoch_end = events, epoch_end
+        latest.training_end = reason is not None
         if reason is not None:
-            ends.stop_reason, ends.final = reason, step
-            if is_lasting:
-                ends.finished = "stop_when"
+            ends.stop_reason, ends.finished = reason, finished
+        ends.waits.waiting = waiting
         if epoch_end or reason is not None:
-            self.batches = self.opened = NO_BATCHES
-            self.fetching = None
-        if in_hand is not self.in_hand:
-            self.batches = NO_BATCHES if in_hand else self.opened
-            self.fetching = None
-        if step >= self.conditions.answered:
-            self.conditions.answer = 0
-        alarm.timers, alarm.next_reading, agenda.next_trigger = timers, next_reading, next_trigger
-        self.step, self.size, self.in_hand = step, step - self.step, in_hand
+            self.opened = NO_BATCHES
+        self.batches = NO_BATCHES if in_hand else self.opened
+        if epoch_end or step >= self.conditions.answered:
+            self.conditions.answered, self.conditions.answer = step, 0
+        alarm.timers, alarm.next_reading, agenda.dues = timers, next_reading, dues
+        self.step, self.in_hand = step, in_hand
         self.quiet_until = until
         if requests:
-            del self.requests[:requests]
-        if self.requests:
+            del agenda.requests[:requests]
+        if agenda.requests:
             self.quiet_until = -1
         return events
+
+    def _ending(
+        self, step: int, bits: int, reason: str | None
+    ) -> tuple[int, str | None, str | None, int]:
+        """Return what follows from the bits that are met: whether the run ends, what waits.
+
+        Returns the bits that fire, the reason to end, the one for a resumed run, and those that
+        wait.
+        """
+        ends, stop_bits, origins = self.ends, self.agenda.stop_bits, self.conditions.origins
+        bits, waiting = ends.waits.settle(step, bits, origins)
+        if bits & stop_bits and reason in (None, "exhausted"):
+            reason = "stop_when"
+        is_lasting = bool(bits & stop_bits & stop_bits >> 1) or ends.finished is not None
+        is_finished = reason == "finish" or (reason == "stop_when" and is_lasting)
+        finished = reason if is_finished else None
+        if reason is not None:  # what waits for TRAINING_END fires too
+            bits, waiting = ends.waits.settle(step, bits | ends.on_training_end, origins)
+        return bits, reason, finished, waiting
 
     def times_at(self, reading: int) -> tuple[int, int]:
         """Return the times of training and of the launch, at a reading or as agreed on."""
@@ -709,7 +837,6 @@ class Engine:
         """Have the batch of a step that was not made in hand for the next request."""
         self.in_hand = [batch]
         self.batches = NO_BATCHES
-        self.fetching = None
 
     # Iterators
 
@@ -728,16 +855,24 @@ class Engine:
         return lasting(lists.pairs, lists.lives)
 
     def _enter(self) -> int:
-        frame = sys._getframe(1)
-        while frame.f_back is not None:
-            frame = frame.f_back
-            makes_steps = frame.f_code in (Steps.pairs.__code__, Lists.pairs.__code__)
-            if makes_steps and frame.f_locals["engine"] is self:
-                raise errors.in_use()
+        if self._is_in_use():
+            raise errors.in_use()
         self.turn += 1
+        self.thread = get_ident()
         self.look_ahead()
         self.quiet_until = -1
         return self.turn
+
+    def _is_in_use(self) -> bool:
+        """Return whether a step is being made, so that this is called by what it calls."""
+        frame = sys._getframe(1)
+        steps, lists = Steps.pairs.__code__, Lists.pairs.__code__
+        while frame.f_back is not None:
+            frame = frame.f_back
+            makes_steps = frame.f_code is steps or frame.f_code is lists
+            if makes_steps and frame.f_locals["engine"] is self:
+                return True
+        return False
 
 
 def lasting(generate: Callable[[None], Iterator[Any]], lives: list[None]) -> Iterator[Any]:
@@ -757,41 +892,38 @@ MISSING: Any = object()
 class Lookahead:
     """Fetches one batch ahead, and tells the engine which is the last of the epoch."""
 
-    __slots__ = ("_batches", "_engine", "_held", "_lives")
+    __slots__ = ("_batches", "_engine", "_held")
 
     def __init__(self, batches: Iterator[Any], engine: Engine) -> None:
         self._batches = batches
         self._engine: Callable[[], Any] = ref(engine)  # which refers to this
         self._held = MISSING
-        self._lives = [None, None]
 
     def batches_ahead(self) -> int:
         """Return how many batches were fetched ahead."""
         return int(self._held is not MISSING)
 
-    def __iter__(self) -> Iterator[Any]:
-        return lasting(self._one_late, self._lives)
+    def __iter__(self) -> Lookahead:
+        return self
 
-    def _one_late(self, _: None) -> Iterator[Any]:
-        self._lives.append(None)
+    def __next__(self) -> Any:
+        # A batch comes out of `for`, where no signal can strike before it has a name
+        following = MISSING
         if self._held is MISSING:
             for self._held in self._batches:  # noqa: B020
                 break
             else:
-                self._lives.clear()
-                return
-        batch = self._held
+                raise StopIteration
         try:
-            for self._held in self._batches:  # noqa: B020
-                # without a name for the batch, so that the body's `del batch` frees it
-                yield (batch, batch := MISSING)[0]
-                batch = self._held
-            self._engine().ends_next()
-            self._batches = NO_BATCHES
+            for following in self._batches:  # noqa: B007
+                break
+            else:
+                self._engine().ends_next()
+                self._batches = NO_BATCHES
         except Exception as error:
             self._batches = raising(error)
-        batch, held, self._held = MISSING, [self._held], MISSING
-        yield held.pop()
+        batch, self._held = self._held, following
+        return batch
 
 
 def raising(error: Exception) -> Iterator[Any]:
@@ -829,30 +961,30 @@ class Steps:
         batch: Any = QUIET
         while not self._over:
             run.check(turn)
-            engine.fetching = me = object()
-            step = engine.step
+            batches, step = engine.batches, engine.step
             has_more = True
             try:
-                for batch in engine.batches:
+                for batch in batches:
                     if timed:
                         reading = tick()
                     if step < engine.quiet_until and reading < alarm.next_reading:
                         if timed:
                             alarm.clock.last = reading
                         engine.step = step = step + 1
-                        engine.size = 1
                         yield batch, (batch := QUIET)
                     else:
                         events = engine.decide(run, turn, 1, reading)
                         step += 1
                         yield batch, (batch := QUIET) or events  # QUIET is false
-                    if engine.fetching is not me:
+                    if engine.batches is not batches or engine.turn != turn:
                         break
                 else:
                     has_more = False
             except GeneratorExit:
                 raise
             except BaseException as exception:
+                engine.end_body()
+                batches = NO_BATCHES  # the traceback must not keep the iterator alive
                 if batch is not QUIET:  # its step was not made
                     if engine.turn == turn:
                         engine.keep_in_hand(batch)
@@ -863,7 +995,8 @@ class Steps:
                     raise
             if has_more:
                 continue
-            if engine.in_hand:
+            engine.end_body()
+            if engine.in_hand and not engine.ended_epoch:
                 batch = engine.in_hand[0]
                 events = self._make(1)
                 yield batch, (batch := QUIET) or events
@@ -908,8 +1041,9 @@ class Lists(Steps):
         engine = self._engine
         while not self._over:
             self._run.check(self._turn)
-            most = self._gather()
-            if engine.in_hand:
+            engine.end_body()
+            most = 0 if engine.ended_epoch else self._gather()
+            if most and engine.in_hand:
                 size = fitting(self._sizes, min(most, len(engine.in_hand)))
                 batches: Any = engine.in_hand[:size]
                 events = self._make(size)
@@ -927,7 +1061,7 @@ class Lists(Steps):
         room = engine.next_due() - engine.step
         if conditions.answer:
             room = min(room, conditions.answered - engine.step)
-        if engine.requests and agenda.agreement is None:
+        if agenda.requests and agenda.agreement is None:
             room = 1
         most = fitting(self._sizes, room)
         step, last = engine.step, engine.step + most
@@ -1019,12 +1153,14 @@ class Timings:
         self.events: Set[Hashable] = QUIET
         self._ring: deque[tuple[dict[str, int], Set[Hashable]]] = deque(maxlen=last_steps)
 
-    def end_body(self, reading: int) -> None:
+    def end_body(self, reading: int, engine: Engine) -> None:
         """Count the step whose body ends now, if there is one."""
         began, self.began = self.began, -1
         if began < 0:
             return
         size = self.step - self.before  # 0 if it stands for an exception
+        if size and engine.step == self.step:
+            self.events = engine.latest_events()  # the body may have changed them
         numbers = {"step": self.step, "size": size, "epoch": self.epoch}
         numbers |= {"asked": self.asked, "began": began, "ended": reading}
         self._ring.append((numbers, self.events))
@@ -1058,7 +1194,7 @@ class TimedSteps:
         self.steps, self.engine, self.timings = steps, engine, timings
         # One call in C makes a step and a reading: no interrupt can strike between the two
         self.timed = map(slice, steps, iter(perf_counter_ns, None))
-        timings.end_body(perf_counter_ns())
+        timings.end_body(perf_counter_ns(), engine)
         timings.turn += 1
         self.turn = timings.turn
 
@@ -1070,7 +1206,7 @@ class TimedSteps:
         if self.turn != timings.turn:
             return next(self.steps)  # which was replaced, and says so
         asked = perf_counter_ns()
-        timings.end_body(asked)
+        timings.end_body(asked, engine)
         timings.before = engine.step
         try:
             for timed in self.timed:
@@ -1086,4 +1222,4 @@ class TimedSteps:
 
     def __del__(self) -> None:
         if self.turn and self.turn == self.timings.turn:
-            self.timings.end_body(perf_counter_ns())
+            self.timings.end_body(perf_counter_ns(), self.engine)

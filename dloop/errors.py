@@ -122,6 +122,14 @@ def in_use() -> LoopError:
     )
 
 
+def no_body() -> LoopError:
+    """Return the error of changing a step outside of its body."""
+    return LoopError(
+        "there is no step to change: call finish(), finish_epoch() and count() in the body of a "
+        "step, in the thread that entered the loop"
+    )
+
+
 def interrupted() -> LoopError:
     """Return the error of a single-pass source that ended right after an interrupted fetch."""
     return LoopError(

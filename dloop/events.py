@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsFloat, SupportsIndex
@@ -15,24 +15,29 @@ if TYPE_CHECKING:
 STEP_CRITERIA = ("every_n_steps", "at_step")
 TIME_CRITERIA = ("every_n_seconds", "at_time")
 EPOCH_CRITERIA = ("every_n_epochs", "at_epoch")
+COUNTER_CRITERIA = ("every_n", "at")
 CRITERIA = (
     "condition_function",
     *STEP_CRITERIA,
     *TIME_CRITERIA,
     "at_timestamp",
     *EPOCH_CRITERIA,
+    *COUNTER_CRITERIA,
 )
 """The parameters of Event that make it fire."""
 _DEFAULTS: dict[str, object] = {
     **dict.fromkeys(CRITERIA),
+    "of": None,
     "first_at_step": None,
     "from_step": 0,
     "until_step": None,
     "per_epoch": False,
     "per_launch": False,
+    "wait_for": None,
 }
 _WINDOW = ("from_step", "until_step")
 _CHANGES = {
+    "of": COUNTER_CRITERIA,
     "first_at_step": ("every_n_steps",),
     "per_epoch": (*STEP_CRITERIA, *_WINDOW),
     "per_launch": (*STEP_CRITERIA, *TIME_CRITERIA, *_WINDOW),
@@ -68,12 +73,19 @@ class Event:
             after it.
         every_n_epochs: a period in epochs: fires on the last batch of every n-th epoch.
         at_epoch: an epoch, or a collection of epochs, from 0: fires on its last batch.
+        every_n: a period of the counter `of`: fires at each step at which `loop.count` makes its
+            sum reach or pass a multiple of n; once, if several are passed.
+        at: a sum of the counter `of`, or a collection of sums: fires once for each, at the step at
+            which the sum reaches it.
+        of: the name of the counter that `every_n` and `at` refer to.
         first_at_step: the first step at which every_n_steps fires, from 0; n - 1 by default.
         from_step: the first step at which the Event can fire.
         until_step: the step before which it can fire last.
         per_epoch: all step numbers of the Event count within the epoch.
         per_launch: all step numbers of the Event count from this launch's first step, and its
             seconds from this launch's first request for a batch. A resume starts afresh.
+        wait_for: the name of another event of the loop, or a member of LoopEvents: once a criterion
+            is met, the Event fires at the next step at which that event fires, or at the same one.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -101,11 +113,15 @@ class Event:
     at_timestamp: float | tuple[float, ...] | None
     every_n_epochs: int | None
     at_epoch: int | tuple[int, ...] | None
+    every_n: int | None
+    at: int | tuple[int, ...] | None
+    of: str | None
     first_at_step: int | None
     from_step: int
     until_step: int | None
     per_epoch: bool
     per_launch: bool
+    wait_for: Hashable
     _parts: tuple[Event, ...]
 
     def __init__(
@@ -119,11 +135,15 @@ class Event:
         at_timestamp: SupportsFloat | datetime | Iterable[SupportsFloat | datetime] | None = None,
         every_n_epochs: SupportsIndex | None = None,
         at_epoch: SupportsIndex | Iterable[SupportsIndex] | None = None,
+        every_n: SupportsIndex | None = None,
+        at: SupportsIndex | Iterable[SupportsIndex] | None = None,
+        of: str | None = None,
         first_at_step: SupportsIndex | None = None,
         from_step: SupportsIndex | None = None,
         until_step: SupportsIndex | None = None,
         per_epoch: bool | None = None,
         per_launch: bool | None = None,
+        wait_for: Hashable = None,
     ) -> None:
         given = {
             "condition_function": _condition(condition_function),
@@ -134,11 +154,15 @@ class Event:
             "at_timestamp": _points("at_timestamp", at_timestamp, _timestamp),
             "every_n_epochs": _checked("every_n_epochs", every_n_epochs, checks.count),
             "at_epoch": _points("at_epoch", at_epoch, _step),
+            "every_n": _checked("every_n", every_n, checks.count),
+            "at": _points("at", at, checks.count),
+            "of": _checked("of", of, _counter),
             "first_at_step": _checked("first_at_step", first_at_step, _step),
             "from_step": _checked("from_step", from_step, _step),
             "until_step": _checked("until_step", until_step, checks.count),
             "per_epoch": _checked("per_epoch", per_epoch, checks.flag),
             "per_launch": _checked("per_launch", per_launch, checks.flag),
+            "wait_for": _checked("wait_for", wait_for, _name),
         }
         values = {name: _DEFAULTS[name] if each is None else each for name, each in given.items()}
         if all(values[name] is None for name in CRITERIA):
@@ -279,6 +303,9 @@ def _check_together(values: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name}={values[name]}: it changes nothing here; add one of {expected}"
             )
+    for name in COUNTER_CRITERIA:
+        if name in is_given and "of" not in is_given:
+            raise ValueError(f"{name}={values[name]}: add of=, the name of the counter")
     if values["per_epoch"] and values["per_launch"]:
         raise ValueError("per_launch=True: step numbers count per epoch already; pass one of them")
 
@@ -290,6 +317,21 @@ def _condition(value: Any) -> Callable[[LoopState], object] | None:
             "name the criterion, such as every_n_steps="
         )
     return value  # type: ignore[no-any-return]
+
+
+def _counter(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={checks.shown(value)}: pass a str, the name of a counter")
+    return value
+
+
+def _name(name: str, value: Any) -> Hashable:
+    is_event = isinstance(value, Event) and not isinstance(value, Member)
+    if is_event or not isinstance(value, Hashable):
+        raise TypeError(
+            f"{name}={checks.shown(value)}: pass the name of an event, or a member of LoopEvents"
+        )
+    return value
 
 
 def _checked(name: str, value: object, check: Callable[[str, object], Any]) -> Any:

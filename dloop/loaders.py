@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import count as count_up
-from itertools import repeat
 from typing import Any, TypeGuard
 
 from . import checks
@@ -203,11 +201,6 @@ def _is_indexed(loader: object) -> bool:
     if is_array:
         return not hasattr(kind, "loc")  # a pandas Series is indexed by its labels
     return "Sequence" in _named_abcs(kind)
-
-
-def makes_nothing(batches: object) -> bool:
-    """Return whether a batch of this iterator takes no time to fetch."""
-    return type(batches) in (*_SEQUENCE_ITERATORS, repeat, count_up)
 
 
 def keeps_state(loader: object) -> bool:

@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -133,13 +134,13 @@ class Loop(Generic[Batch]):
         self._start_step = checks.count("start_step", start_step, 0)
         self._fast_forward = checks.flag("fast_forward", fast_forward)
         self._sync = _checked_sync(sync)
-        self._progress = _checked_progress(progress)
+        self._progress = checked_progress(progress)
         self._last_steps = _checked_profile(profile)
         self._on_exception = 0
         if on_exception == "event":
             for member in (LoopEvents.EXCEPTION, LoopEvents.TRAINING_END):
                 self._on_exception |= self._schedule.bits_with(member)
-        self._signals = _checked_signals(signals)
+        self._signals = StopSignals(checked_signals(signals))
         self._state_file = None if state_file is None else checked_path(state_file)
         self._warned: set[str] = set()
         self._is_managed = False  # whether the loop is used as `with loop:`
@@ -163,8 +164,10 @@ class Loop(Generic[Batch]):
         self._run = Run(
             self._schedule, source, self._tick, position, agreement, self._on_exception, leave
         )
+        # Without a frame in between, since bodies count often
+        self.count = self._run.engine.count  # type: ignore[assignment,method-assign]
         self._profile = Profile(self._last_steps) if self._last_steps else None
-        self._laps: dict[Hashable, tuple[int, int, Lap]] = {}
+        self._laps: dict[Hashable, tuple[int, int, Mapping[str, int], Lap]] = {}
         self._entered = False
 
     def _start_position(self) -> Position:
@@ -237,15 +240,14 @@ class Loop(Generic[Batch]):
             log("the run was finished before (%s): nothing to do", self._end_of_run)
             return iter(())
         if not self._entered and self._sync is None:
-            warn_if_distributed(self._schedule, self._signals is not None)
+            warn_if_distributed(self._schedule, bool(self._signals.numbers))
         keep_alive: list[object] = []
         steps = self._run.enter(sizes, keep_alive)
         self._entered = True
         try:
-            if self._signals is not None:
+            if not self._run.stop_requested:
                 keep_alive.append(self._signals.install(self._run.on_signal))
-            if self._progress is not None:
-                keep_alive.append(self._progress.show(self._run))
+            keep_alive.append(self._progress.show(self._run))
         except BaseException:
             _leave(self._signals, self._progress, self._run)
             raise
@@ -311,8 +313,9 @@ class Loop(Generic[Batch]):
     def stop_reason(self) -> str | None:
         """Why the run has ended, from its last step on; None before.
 
-        It is the first of these that applies: "exception", a signal's name, "stop", "max_seconds",
-        "max_steps", "max_epochs", "stop_when", "exhausted" (a single-pass dataloader ended).
+        It is the first of these that applies: "exception", "finish", a signal's name, "stop",
+        "max_seconds", "max_steps", "max_epochs", "stop_when", "exhausted" (a single-pass dataloader
+        ended).
 
         Example:
             >>> from dloop import Event, Loop
@@ -401,6 +404,86 @@ class Loop(Generic[Batch]):
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Loop cannot be copied or pickled; save its state_dict() instead")
 
+    # The step in hand
+
+    def finish(self) -> AbstractSet[Hashable]:
+        """Make this step the run's last, and return its new events, with `TRAINING_END`.
+
+        No further batch is fetched. A resumed run does not train on, see `state["finished"]`.
+
+        Raises:
+            LoopError: no body of a step runs in this thread.
+
+        Example:
+            >>> from dloop import Loop, LoopEvents
+            >>> loop = Loop(["a", "good", "b"], max_epochs=9)
+            >>> for batch, events in loop:
+            ...     if batch == "good":
+            ...         events = loop.finish()
+            ...     if LoopEvents.TRAINING_END in events:
+            ...         print("save after", batch)
+            save after good
+            >>> loop.stop_reason
+            'finish'
+        """
+        return self._run.engine.amend(0, False, "finish")
+
+    def finish_epoch(self) -> AbstractSet[Hashable]:
+        """Make this step its epoch's last, and return its new events, with `EPOCH_END`.
+
+        The next batch is the first of the next epoch. The rest of this one is dropped; of a
+        single-pass dataloader nothing is dropped, since its epochs are only numbers.
+
+        Raises:
+            LoopError: no body of a step runs in this thread.
+
+        Example:
+            >>> from dloop import Loop
+            >>> loop = Loop("abcd", max_epochs=2)
+            >>> for batch, events in loop:
+            ...     print(loop.epoch, batch)
+            ...     if batch == "b" and loop.epoch == 0:
+            ...         events = loop.finish_epoch()
+            0 a
+            0 b
+            1 a
+            1 b
+            1 c
+            1 d
+        """
+        return self._run.engine.amend(0, True, None)
+
+    def count(self, name: str, n: SupportsIndex = 1) -> AbstractSet[Hashable]:
+        """Add to a counter, and return this step's new events, with those that this makes due.
+
+        Args:
+            name: the counter's name, which is the `of` of Events; without an Event it just counts.
+            n: how much to add, from 0.
+
+        Raises:
+            LoopError: no body of a step runs in this thread.
+            TypeError: `name` is no str, or `n` is no whole number.
+            ValueError: `n` is below 0.
+
+        Example:
+            >>> from dloop import Event, Loop
+            >>> loop = Loop(["to be", "or", "not to be"], {"Log": Event(every_n=2, of="words")},
+            ...             max_epochs=1)
+            >>> for text, events in loop:
+            ...     events = loop.count("words", len(text.split()))
+            ...     print(text, "Log" in events, dict(loop.counts))
+            to be True {'words': 2}
+            or False {'words': 3}
+            not to be True {'words': 6}
+        """
+        return self._run.engine.count(name, n)  # type: ignore[arg-type]
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The sums of all counters, by name."""
+        counters = self._run.engine.counters
+        return MappingProxyType({name: counter.total for name, counter in counters.items()})
+
     # Requests
 
     def stop(self) -> None:
@@ -450,8 +533,9 @@ class Loop(Generic[Batch]):
     def lap(self, label: Hashable) -> Lap:
         """Return the steps and the seconds of training since the previous `lap(label)`.
 
-        The first lap counts from the begin of this launch. In the same step, the same lap is
-        returned again. Laps are not saved.
+        Its `counts` are what was counted in between, by the name of the counter. The first lap
+        counts from the begin of this launch. In the same step, the same lap is returned again.
+        Laps are not saved.
 
         Args:
             label: any hashable, such as an event's name.
@@ -468,19 +552,21 @@ class Loop(Generic[Batch]):
             4 steps in 1.0 seconds
         """
         clock, step = self._run.clock, self._run.engine.step
-        begin = self._run.first_step - 1, clock.saved, Lap(0, 0.0)
-        before, elapsed, lap = self._laps.get(label, begin)
+        begin = self._run.first_step - 1, clock.saved, self._position.counts, Lap(0, 0.0)
+        before, elapsed, counts, lap = self._laps.get(label, begin)
         if step != before:
-            now = clock.now()
+            now, sums = clock.now(), self.counts
             lap = Lap(step - before, (now - elapsed) / 1e9)
-            self._laps[label] = step, now, lap
+            lap.counts = {name: each - counts.get(name, 0) for name, each in sums.items()}
+            self._laps[label] = step, now, sums, lap
         return lap
 
-    def pause_clock(self) -> ClockPause:
+    def pause_clock(self) -> AbstractContextManager[None]:
         """Return a context; time inside it is not counted, as for an evaluation.
 
         Timers, `max_seconds`, `elapsed` and laps wait; `per_launch` and `at_timestamp` do not. It
-        nests. Use it in the thread that iterates the loop.
+        nests. Use it in the thread that iterates the loop. The time between leaving a `for` and
+        entering it again counts, unless it is in such a context.
 
         Example:
             >>> from dloop import Loop
@@ -494,7 +580,7 @@ class Loop(Generic[Batch]):
             Lap(steps=1, seconds=1.0)
             Lap(steps=1, seconds=1.0)
         """
-        return ClockPause(self._run, self._profile)
+        return _pause(self._run, self._profile)
 
     # Seeing the run
 
@@ -512,7 +598,7 @@ class Loop(Generic[Batch]):
             (9, (99, 199, 299), 899)
         """
         missing, notes = {}, []
-        if self._signals is None:
+        if not self._signals.numbers:
             missing["INTERRUPT"] = "this Loop has no signals"
         elif not self._on_exception and self._source.has_workers():
             notes.append(
@@ -543,8 +629,6 @@ class Loop(Generic[Batch]):
             >>> for batch, events in loop:
             ...     loop.progress.set_postfix(loss=batch / 2)
         """
-        if self._progress is None:
-            self._progress = Progress(None, None)
         return self._progress
 
     @property
@@ -617,9 +701,9 @@ class Loop(Generic[Batch]):
         if self._entered:
             raise LoopError("load_state_dict() comes before the first step; call restart() before")
         position = from_dict(saved)
-        requests = self._run.engine.requests
+        requests = self._run.engine.agenda.requests
         self._begin(position)
-        self._run.engine.requests += requests
+        self._run.engine.agenda.requests += requests
 
     def _load_file(self, path: str) -> None:
         try:
@@ -702,8 +786,7 @@ class Loop(Generic[Batch]):
             0
         """
         self._run.close()
-        if self._progress is not None:
-            self._progress.close()
+        self._progress.close()
 
     def __enter__(self: Self) -> Self:
         self._is_managed = True
@@ -725,11 +808,19 @@ class Loop(Generic[Batch]):
         errors.chain(exception, pending)
 
 
-class Lap(NamedTuple):
-    """What `Loop.lap` returns: a number of steps, and how many seconds of training they took."""
-
+class _Lap(NamedTuple):
     steps: int
     seconds: float
+
+
+class Lap(_Lap):
+    """What `Loop.lap` returns: a number of steps, and how many seconds of training they took.
+
+    Attributes:
+        counts: what was counted in them, by the name of the counter.
+    """
+
+    counts: Mapping[str, int] = MappingProxyType({})
 
     @property
     def steps_per_second(self) -> float:
@@ -737,22 +828,17 @@ class Lap(NamedTuple):
         return self.steps / self.seconds if self.seconds else 0.0
 
 
-class ClockPause:
-    """What `Loop.pause_clock` returns."""
-
-    def __init__(self, run: Run, profile: Profile | None) -> None:
-        self._run = run
-        self._profile = profile
-
-    def __enter__(self) -> None:
-        self._run.pause_clock()
-        if self._profile is not None:
-            self._profile.begin_pause()
-
-    def __exit__(self, *_: object) -> None:
-        self._run.resume_clock()
-        if self._profile is not None:
-            self._profile.end_pause()
+@contextmanager
+def _pause(run: Run, profile: Profile | None) -> Iterator[None]:
+    run.pause_clock()
+    if profile is not None:
+        profile.begin_pause()
+    try:
+        yield
+    finally:
+        run.resume_clock()
+        if profile is not None:
+            profile.end_pause()
 
 
 class Guard:
@@ -797,21 +883,10 @@ def _check_one_limit(stop_when: object, **limits: object) -> None:
         )
 
 
-def _leave(signals: StopSignals | None, progress: Progress | None, run: Run) -> None:
+def _leave(signals: StopSignals, progress: Progress, run: Run) -> None:
     """Let go of what an iterator has set up: signal handlers and the bar."""
-    if signals is not None:
-        signals.restore()
-    if progress is not None:
-        progress.leave(run)
-
-
-def _checked_signals(given: object) -> StopSignals | None:
-    numbers = checked_signals(given)
-    return StopSignals(numbers) if numbers else None
-
-
-def _checked_progress(given: object) -> Progress | None:
-    return None if given is None or given is False else checked_progress(given)
+    signals.restore()
+    progress.leave(run)
 
 
 def _checked_profile(given: Any) -> int:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from . import _backend, checks, drawing
 from .errors import NEVER
-from .events import CRITERIA, EPOCH_CRITERIA, TIME_CRITERIA, Event, LoopEvents, Member
+from .events import (
+    COUNTER_CRITERIA,
+    CRITERIA,
+    EPOCH_CRITERIA,
+    TIME_CRITERIA,
+    Event,
+    LoopEvents,
+    Member,
+)
 from .schedule import Schedule, Timers, several
 
 if TYPE_CHECKING:
@@ -25,7 +33,8 @@ MOST_IN_ALL = 1_000_000  # after these all events leave it
 FEW, FEW_IN_ALL = 3, 100_000  # the same, if the run's end is unknown; a row tells a few first steps
 MOST_POINTS = 100  # of a collection, to be told apart
 MOST_DIVIDERS = 60  # ends of epochs in a drawing
-UNKNOWN = ("condition_function", *TIME_CRITERIA, "at_timestamp")  # beforehand
+UNKNOWN = ("condition_function", *TIME_CRITERIA, "at_timestamp", *COUNTER_CRITERIA)  # beforehand
+OWN = object()  # the name of the event in question, in its dry run
 Firings: TypeAlias = "tuple[array[int], bool]"
 MEMBERS = {
     "EPOCH_END": "at the end of every epoch",
@@ -122,13 +131,24 @@ class Criterion(NamedTuple):
     point: Any
     modifiers: str  # as they are written
     needs_epochs: bool  # whether it depends on where epochs end
+    awaited: Event  # what it waits for, if it does
 
 
-def criteria_of(event: Event, most_points: int = 1) -> Iterator[Criterion]:
-    """Yield the criteria of an event; up to so many points of a collection are criteria each."""
+def criteria_of(
+    event: Event, events: Mapping[Any, Event], most_points: int = 1
+) -> Iterator[Criterion]:
+    """Yield the criteria of an event; up to so many points of a collection are criteria each.
+
+    `events` are those that it can wait for.
+    """
     for part in event.parts:
         if part in (EPOCH_END, TRAINING_END):
-            yield Criterion(part, repr(part), None, "", part is EPOCH_END)
+            yield Criterion(part, repr(part), None, "", part is EPOCH_END, Event())
+        awaited = events.get(part.wait_for, Event())
+        if isinstance(part.wait_for, Member):
+            awaited = part.wait_for
+        waits = part.wait_for is not None
+        waits_for_epochs = waits and any(each.needs_epochs for each in criteria_of(awaited, events))
         given = part.given()
         modifiers = {name: value for name, value in given.items() if name not in CRITERIA}
         shown = "".join([f", {name}={value}" for name, value in modifiers.items()])
@@ -137,11 +157,12 @@ def criteria_of(event: Event, most_points: int = 1) -> Iterator[Criterion]:
             if name != "every_n_steps":
                 own.pop("first_at_step", None)
             if name in EPOCH_CRITERIA and not own.keys() & {"from_step", "until_step"}:
-                own = {}  # an Event refuses modifiers that change nothing
+                own = {"wait_for": part.wait_for}  # others change nothing, which an Event refuses
             points = several(given[name])
             for point in points if len(points) <= most_points else [points]:
-                needs_epochs = part.per_epoch or name in EPOCH_CRITERIA
-                yield Criterion(Event(**{**own, name: point}), name, point, shown, needs_epochs)
+                single = Event(**{**own, name: point})
+                needs_epochs = part.per_epoch or name in EPOCH_CRITERIA or waits_for_epochs
+                yield Criterion(single, name, point, shown, needs_epochs, awaited)
 
 
 class DryRun:
@@ -165,7 +186,10 @@ class DryRun:
             return steps, False
         event = reduce(or_, [criterion.event for criterion in criteria])
         end = None if self.end == NEVER else self.end
-        schedule, clock = Schedule({"": event}, None, None, end, None), core.Clock(lambda: 0, 0)
+        awaited = {each.event.wait_for: each.awaited for each in criteria}
+        events = {name: each for name, each in awaited.items() if not isinstance(name, Member)}
+        events[OWN] = event
+        schedule, clock = Schedule(events, None, None, end, None), core.Clock(lambda: 0, 0)
         place = self.epoch, self.first - 1, self.first - 1 - self.epoch_start
         start = core.LoopState(*place, False, False, 0, clock)
         timers = Timers((), (), self.first, (0, self.first, self.epoch_start))
@@ -175,7 +199,7 @@ class DryRun:
         jumps = 0
         while (step := engine.next_due()) < NEVER:
             jumps += 1
-            if "" in engine.jump(step):
+            if OWN in engine.jump(step):
                 steps.append(step)
             if step == self.end - 1:
                 break
@@ -266,14 +290,15 @@ class Forecast:
         lacks_length = self.length is None and self.has_epochs
         return [
             each
-            for each in criteria_of(event, most_points)
+            for each in criteria_of(event, self.schedule.events, most_points)
             if not (lacks_length and each.needs_epochs)
-            and (self.is_exact or each.event is not TRAINING_END)
+            and (self.is_exact or TRAINING_END not in (each.event, each.awaited))
+            and not self._is_open(each.awaited)
         ]
 
     def _is_open(self, event: Event) -> bool:
         """Return whether it is unknown when some criteria are met."""
-        return len(self._known(event)) < len([*criteria_of(event)]) or any(
+        return len(self._known(event)) < len([*criteria_of(event, self.schedule.events)]) or any(
             getattr(part, name) is not None for part in event.parts for name in UNKNOWN
         )
 
@@ -331,7 +356,7 @@ class Forecast:
     def warnings(self, missing: Mapping[str, str]) -> Iterator[str]:
         """Yield what is likely a mistake."""
         events = self.schedule.events
-        criteria = [each for event in events.values() for each in criteria_of(event)]
+        criteria = [each for event in events.values() for each in criteria_of(event, events)]
         is_limited = self.schedule.max_epochs < NEVER or any(each.needs_epochs for each in criteria)
         if self.length is None and self.has_epochs and is_limited:
             yield "the length of an epoch is not known; with dataloader_len, a plan tells more"
@@ -399,7 +424,10 @@ def in_words(event: Event) -> str:
         text = " or ".join(words)
         if window:
             text += f", {' and '.join(window)}{_counted_from(part)}"
-        found.append(f"({text})" if window and len(event.parts) > 1 else text)
+        if part.wait_for is not None:
+            text += f", waits for {drawing.title_of(part.wait_for)}"
+        is_long = window or part.wait_for is not None
+        found.append(f"({text})" if is_long and len(event.parts) > 1 else text)
     return " or ".join(found)
 
 
@@ -410,6 +438,9 @@ def _criterion(part: Event, name: str, points: tuple[Any, ...]) -> str:
     if name == "at_timestamp":
         moments = [datetime.fromtimestamp(each).astimezone() for each in points]
         return f"at {_listed([each.isoformat(' ', 'seconds') for each in moments])}"
+    if name in COUNTER_CRITERIA:
+        every = "every" if name == "every_n" else "at"
+        return f"{every} {_listed([f'{each:,}' for each in points])} of {part.of!r}"
     noun = "epoch" if name in EPOCH_CRITERIA else "step"
     if name in TIME_CRITERIA:
         text = _listed([f"{each:.15g} s" for each in points])

@@ -166,7 +166,7 @@ def checked(progress: object) -> Progress:
         ImportError: True needs tqdm, which is not installed.
         TypeError: it makes no bar.
     """
-    if rank_among_several() not in (None, 0):
+    if progress is None or progress is False or rank_among_several() not in (None, 0):
         return Progress(None)
     if progress is True:
         try:

@@ -6,6 +6,7 @@ The core makes the steps. It calls `Run.next_epoch` where the batches of an epoc
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from difflib import get_close_matches
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,10 @@ class Run:
         origins = 0, position.steps, position.steps - position.epoch_steps
         timers = Timers(schedule.times, self._saved_times(position), position.steps, origins)
         self.engine = core.Engine(schedule, self.clock, timers, self.start_state, agreement)
+        self.engine.ends.is_single_pass = source.single_pass
+        for name, total in position.counts.items():
+            self.engine.counters[name] = core.Counter(total, schedule.counters.get(name, []))
+        self.engine.ends.waits.waiting = self._saved_waits(position)
         self._is_open = False  # whether there is an iterator for the epoch
         self._was_left = False  # whether the loop was left in this epoch and entered again
         self.error: Exception | None = None
@@ -86,15 +91,22 @@ class Run:
         left = {key: list(timers) for key, timers in position.timers.items()}
         lasts = []
         for row in self.schedule.times:
-            saved = left.get(self._key_of_place(row.place))
+            saved = left.get(self._key_of(1 << row.owner))
             kind, last = saved.pop(0) if saved and not row.per_launch else ("", -1)
             if kind != ("every" if row.period else "at"):
                 last = position.elapsed or -1
             lasts.append(-1 if row.per_launch else last)
         return tuple(lasts)
 
-    def _key_of_place(self, place: int) -> str:
-        names = self.schedule.names.names
+    def _saved_waits(self, position: Position) -> int:
+        """Return the bits that waited in a saved position."""
+        left = {key: list(waits) for key, waits in position.waits.items()}
+        saved = [(row.bit, left.get(self._key_of(row.owner))) for row in self.schedule.waits]
+        return sum([bit for bit, waits in saved if waits and waits.pop(0)])
+
+    def _key_of(self, bit: int) -> str:
+        """Return the string that stands in states for the event of a bit; "" for `stop_when`."""
+        names, place = self.schedule.names.names, bit.bit_length() - 1
         return key_of(names[place]) if place < len(names) else ""
 
     # Entering and leaving
@@ -144,7 +156,7 @@ class Run:
 
     def request(self, bits: int, reason: str | None) -> None:
         """Let the next step have these events, and be the last if there is a reason."""
-        self.engine.requests.append((bits, reason))
+        self.engine.agenda.requests.append((bits, reason))
         self.engine.quiet_until = -1
 
     def on_signal(self, name: str) -> None:
@@ -156,7 +168,7 @@ class Run:
     def stop_requested(self) -> bool:
         """Whether the run was requested to stop."""
         asked = self._agreement is not None and self._agreement.stop_code > 0
-        return asked or any(reason is not None for _, reason in self.engine.requests)
+        return asked or any(reason is not None for _, reason in self.engine.agenda.requests)
 
     def pause_clock(self) -> None:
         """Stop counting training time; pauses nest."""
@@ -194,27 +206,41 @@ class Run:
         if self._agreement is not None:
             self._agreement.discard()
         self._let_go()
+        self._warn_of_uncounted()
         if self.stop_reason == "exhausted":
             step = self.engine.step
             warn(f"the dataloader is exhausted after global_step {step}, before the run's limit")
         raise StopIteration
 
+    def _warn_of_uncounted(self) -> None:
+        counters = self.engine.counters
+        for name in self.schedule.counters:
+            if not counters[name].was_counted:
+                counted = [each for each, counter in counters.items() if counter.total]
+                near = get_close_matches(name, counted, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                warn(f"nothing was counted of {name!r}, which an Event refers to{hint}")
+
     def _open_epoch(self, turn: int) -> None:
         engine, source, agreement = self.engine, self.source, self._agreement
-        place = engine.step + 1 - engine.epoch_start
         agree = None if agreement is None else agreement.epoch_length
-        batches = source.open(engine.epoch, place, engine, agree)
+        batches = source.open(engine.epoch, self._place(), engine, agree)
         length = source.length
         if not self.clock.ticking:
             self._start_clock()
         if turn != engine.turn:  # the loop was closed or restarted
             self.check(turn)
-        if length is not None and length <= place:
+        if length is not None and length <= engine.step + 1 - engine.epoch_start:
             batches = iter(())
         # If an interrupt strikes now, a single-pass source is opened again, which is its iterator
         self._is_open, self._was_left = not source.single_pass, False
         engine.begin_epoch(batches, length)
         self._is_open = True
+
+    def _place(self) -> int:
+        """Return how many batches were taken: of the epoch, or of a single-pass source."""
+        engine = self.engine
+        return engine.step + 1 - (0 if self.source.single_pass else engine.epoch_start)
 
     def _start_clock(self) -> None:
         schedule, alarm, agreement = self.schedule, self.engine.alarm, self._agreement
@@ -231,7 +257,8 @@ class Run:
         """End the epoch, whether its last batch was known as such or not."""
         engine = self.engine
         if engine.ended_epoch:
-            self.source.ask_once_more(engine.epoch, self._was_left)
+            if engine.step == engine.agenda.epoch_last:  # the body did not end it earlier
+                self.source.ask_once_more(engine.epoch)
         elif engine.ends.stop_reason is not None:
             return
         else:
@@ -249,7 +276,7 @@ class Run:
         if source.single_pass:
             engine.ends.stop_reason = "exhausted"
         elif engine.epoch + 1 >= self.schedule.max_epochs:
-            warn(f"the run has ended: epoch {engine.epoch}, its last, has only {taken} batches now")
+            warn(f"the run has ended: epoch {engine.epoch}, its last, has no more batches")
             engine.ends.stop_reason = "max_epochs"
 
     # Errors
@@ -273,7 +300,7 @@ class Run:
         if self._on_exception:
             self.fail(error)
             return True
-        signals = [reason for _, reason in engine.requests if reason not in (None, "stop")]
+        signals = [reason for _, reason in engine.agenda.requests if reason not in (None, "stop")]
         if signals and self.source.has_workers():
             errors.annotate(
                 error,
@@ -293,7 +320,7 @@ class Run:
             return
         engine.drop_batches()
         self._is_open = False
-        self.source.prepare_to_reopen(engine.epoch, engine.step + 1 - engine.epoch_start)
+        self.source.prepare_to_reopen(engine.epoch, self._place())
         self.source.renew_workers()
 
     def fail_step(self, exception: BaseException, turn: int) -> None:
@@ -319,9 +346,11 @@ class Run:
             raise errors.not_stop(exception)
         self._has_error_step = True
         bits = self._on_exception
-        for more, _ in self.engine.requests:
+        for more, _ in self.engine.agenda.requests:
             bits |= more
-        return None, self.engine.sets.of(bits)
+        engine = self.engine
+        bits, _ = engine.ends.waits.settle(engine.step, bits, engine.conditions.origins)
+        return None, engine.sets.of(bits & self.schedule.event_bits)
 
     def _end_with(self, exception: Exception, leaves: bool = True) -> None:
         self.error = exception
@@ -330,6 +359,7 @@ class Run:
 
     def _let_go(self, leaves: bool = True) -> None:
         self._is_open = False
+        self.engine.end_body()
         self.engine.drop_batches()
         self.source.forget()
         if leaves:
@@ -383,15 +413,24 @@ class Run:
         """Return where the run is: after the latest step, or before it or its list."""
         engine, position = self.engine, self._position
         is_done = step_done and not self._failed_in_body
-        undone = 0 if is_done or engine.step < self.first_step else engine.size
+        decided = engine.latest
+        size = decided.size if decided.step == engine.step else 1
+        undone = 0 if is_done or engine.step < self.first_step else size
         latest = engine.latest_state()
         epoch_steps = latest.epoch_step + 1 - undone
         epoch_end = latest.epoch_end and not undone
         steps = engine.step + 1 - undone
+        timers_then, waiting = engine.alarm.timers, engine.ends.waits.waiting
+        if undone and decided.step >= steps:
+            timers_then, waiting = decided.timers, decided.waiting
         timers: dict[str, list[tuple[str, int]]] = {}
-        for row, last in engine.alarm.timers.saved_after(steps):
+        for row, last in timers_then.saved():
             kind = "every" if row.period else "at"
-            timers.setdefault(self._key_of_place(row.place), []).append((kind, last))
+            timers.setdefault(self._key_of(1 << row.owner), []).append((kind, last))
+        waiting = engine.ends.waits.open_at(steps - 1, waiting, engine.conditions.origins)
+        waits: dict[str, list[bool]] = {}
+        for wait in self.schedule.waits if waiting else ():
+            waits.setdefault(self._key_of(wait.owner), []).append(bool(waiting & wait.bit))
         windows = dict(position.windows)
         for name in self.schedule.names.names:
             last_step = engine.sets.last_step(name, steps)
@@ -399,22 +438,26 @@ class Run:
                 windows[key_of(name)] = last_step
             elif name in self.schedule.events:
                 windows.setdefault(key_of(name), self.first_step - 1)
+        done = steps if self.source.single_pass else epoch_steps
         ahead = undone + len(engine.in_hand) + self.source.batches_ahead()
         finished = None if undone else engine.ends.finished or position.finished
         agreed = 0 if self._agreement is None else self._agreement.now
+        elapsed = max(self.clock.now(), agreed)
         latest_time = position.latest_time
         if engine.step >= self.first_step:
-            read_at = self.clock.elapsed(self.clock.last) if self.schedule.timed else 0
+            read_at = self.clock.elapsed(self.clock.last) if self.schedule.timed else elapsed
             latest_time = 0 if undone else max(read_at, agreed)
         return position._replace(
             epoch=latest.epoch,
             epoch_steps=epoch_steps,
             steps=steps,
             epoch_end=epoch_end,
-            elapsed=max(self.clock.now(), agreed),
+            elapsed=elapsed,
             latest_time=latest_time,
             finished=finished,
             timers=timers,
+            waits=waits,
+            counts={name: each.total_after(steps) for name, each in engine.counters.items()},
             windows=windows,
-            loader=self.source.state(epoch_steps, ahead, latest.epoch, epoch_end),
+            loader=self.source.state(done, ahead, latest.epoch, epoch_end),
         )

@@ -37,9 +37,13 @@ class StepRow(NamedTuple):
 
 
 class TimeRow(NamedTuple):
-    """A time criterion: a period or points in nanoseconds of training or launch time."""
+    """A time criterion: a period or points in nanoseconds of training or launch time.
+
+    `owner` is the place of its event, which is another than its own if it waits.
+    """
 
     place: int
+    owner: int
     period: int
     points: tuple[int, ...]
     per_launch: bool
@@ -56,6 +60,72 @@ class ConditionRow(NamedTuple):
     origin: int
     start: int
     stop: int
+
+
+class CounterRow(NamedTuple):
+    """A criterion of a counter: a period, or points (the period is 0)."""
+
+    bit: int
+    period: int
+    points: tuple[int, ...]
+    origin: int
+    start: int
+    stop: int
+
+    def next_after(self, total: int) -> int:
+        """Return the first sum above `total` at which this is met."""
+        if self.period:
+            return total - total % self.period + self.period
+        place = bisect_right(self.points, total)
+        return NEVER if place == len(self.points) else self.points[place]
+
+    def is_met(self, before: int, total: int, step: int, origins: Sequence[int]) -> bool:
+        """Return whether this is met at `step`, in which the sum grew from `before` to `total`."""
+        is_open = self.start <= step - origins[self.origin] < self.stop
+        return is_open and self.next_after(before) <= total
+
+
+class WaitRow(NamedTuple):
+    """A part of an event that waits: the bits of the part, of its event, and of what it awaits."""
+
+    bit: int
+    owner: int
+    awaited: int
+    origin: int
+    start: int
+    stop: int
+
+
+class Waits:
+    """The parts of events that wait for others.
+
+    Attributes:
+        waiting: the bits of those that were met and did not fire yet.
+    """
+
+    def __init__(self, rows: list[WaitRow]) -> None:
+        self.rows = rows
+        self.waiting = 0
+        self._bits = sum([row.bit for row in rows])
+
+    def settle(self, step: int, bits: int, origins: Sequence[int]) -> tuple[int, int]:
+        """Return the bits that fire at `step`, where `bits` are met, and those that wait after."""
+        if not self.waiting and not bits & self._bits:
+            return bits, 0
+        waiting = self.open_at(step, self.waiting, origins) | bits & self._bits
+        for row in self.rows:
+            can_fire = step - origins[row.origin] >= row.start
+            if can_fire and waiting & row.bit and bits & row.awaited:
+                bits |= row.owner
+        for row in self.rows:
+            if bits & row.owner:
+                waiting &= ~row.bit
+        return bits, waiting
+
+    def open_at(self, step: int, waiting: int, origins: Sequence[int]) -> int:
+        """Return the bits of those that wait and whose window is not over at `step`."""
+        over = [row.bit for row in self.rows if step - origins[row.origin] >= row.stop]
+        return waiting & ~sum(over)
 
 
 class Names:
@@ -91,7 +161,10 @@ class Schedule:
         times: criteria that count training or launch time.
         timestamps: rows of `at_timestamp`, whose points are seconds of Unix time.
         conditions: those of events; `stop_conditions`: those of `stop_when`.
-        timer_bits: of the names that have a period in seconds.
+        counters: criteria of counters, by the counter's name.
+        waits: the parts that wait for other events.
+        places: how many places there are; those from `stop_place + 2` on are of parts that wait.
+        timer_bits: of the places that have a period in seconds, and of their events.
         stop_bits: of `stop_when`: of criteria that count over launches, and of those that do not.
         timed: whether each step has to know the time.
     """
@@ -118,30 +191,54 @@ class Schedule:
         self.timestamps: list[TimeRow] = []
         self.conditions: list[ConditionRow] = []
         self.stop_conditions: list[ConditionRow] = []
+        self.counters: dict[str, list[CounterRow]] = {}
         self.timer_bits = 0
         self._joined = {member: 1 << place for place, member in enumerate(LoopEvents)}
         self.stop_place = len(self.names.names)
+        self.places = self.stop_place + 2
         self.stop_bits = 0 if stop_when is None else 0b11 << self.stop_place
+        self.waits: list[WaitRow] = []
         for place, event in enumerate(self.events.values(), len(self._joined)):
             self._add(place, event, self.conditions)
         if stop_when is not None:
             self._add(self.stop_place, stop_when, self.stop_conditions)
         self.timed = max_seconds is not None or bool(self.times or self.timestamps)
-        self.on_epoch_end = self.bits_with(LoopEvents.EPOCH_END)
-        self.on_training_end = self.bits_with(LoopEvents.TRAINING_END)
 
-    def _add(self, place: int, event: Event, conditions: list[ConditionRow]) -> None:
+    def _add(self, owner: int, event: Event, conditions: list[ConditionRow]) -> None:
         for part in event.parts:
             if isinstance(part, Member):
-                self._joined[part] |= 1 << place
+                self._joined[part] |= 1 << owner
                 continue
-            of_launch = place + 1 if place == self.stop_place else place
+            place = of_launch = self._place_of(part, owner)
+            if owner == self.stop_place:
+                of_launch = self._place_of(part, owner + 1)
             counted = of_launch if part.per_launch else place
             self._add_steps(counted, part)
             self._add_epochs(place, part)
-            self._add_times(counted, of_launch, part)
+            self._add_times(counted, of_launch, owner, part)
+            self._add_counter(counted, part)
             if part.condition_function is not None:
                 conditions.append(ConditionRow(place, part.condition_function, *_window(part)))
+
+    def _place_of(self, part: Event, owner: int) -> int:
+        """Return the place of an event's part: the event's own, or another if the part waits.
+
+        Raises:
+            ValueError: it waits for no event of the loop, or for one that waits.
+        """
+        name = part.wait_for
+        if name is None:
+            return owner
+        if not isinstance(name, Member) and name not in self.events:
+            raise ValueError(f"wait_for={checks.shown(name)}: {self.names.unknown(name)}")
+        if any(each.wait_for is not None for each in self.events.get(name, Event()).parts):
+            raise ValueError(
+                f"wait_for={checks.shown(name)}: that event waits itself; name one that does not"
+            )
+        place, self.places = self.places, self.places + 1
+        awaited = 1 << self.names.places[name]
+        self.waits.append(WaitRow(1 << place, 1 << owner, awaited, *_window(part)))
+        return place
 
     def _add_steps(self, place: int, event: Event) -> None:
         window = _window(event)
@@ -158,18 +255,35 @@ class Schedule:
         if event.at_epoch is not None:
             self.epochs.append(StepRow(place, 0, 0, several(event.at_epoch), *_window(event)))
 
-    def _add_times(self, place: int, of_launch: int, event: Event) -> None:
+    def _add_times(self, place: int, of_launch: int, owner: int, event: Event) -> None:
         window = event.per_launch, *_window(event)
         if event.every_n_seconds is not None:
             period = _period("every_n_seconds", event.every_n_seconds)
-            self.times.append(TimeRow(place, period, (), *window))
-            self.timer_bits |= 1 << place
+            self.times.append(TimeRow(place, owner, period, (), *window))
+            self.timer_bits |= 1 << place | 1 << owner
         if event.at_time is not None:
             points = tuple(map(checks.nanoseconds, several(event.at_time)))
-            self.times.append(TimeRow(place, 0, points, *window))
+            self.times.append(TimeRow(place, owner, 0, points, *window))
         if event.at_timestamp is not None:
             points = tuple(map(checks.nanoseconds, several(event.at_timestamp)))
-            self.timestamps.append(TimeRow(of_launch, 0, points, True, *_window(event)))
+            self.timestamps.append(TimeRow(of_launch, owner, 0, points, True, *_window(event)))
+
+    def _add_counter(self, place: int, event: Event) -> None:
+        if event.of is None:
+            return
+        rows = self.counters.setdefault(event.of, [])
+        if event.every_n is not None:
+            rows.append(CounterRow(1 << place, event.every_n, (), *_window(event)))
+        if event.at is not None:
+            rows.append(CounterRow(1 << place, 0, several(event.at), *_window(event)))
+
+    @property
+    def event_bits(self) -> int:
+        """The bits of the members of LoopEvents and of the names."""
+        return (1 << self.stop_place) - 1
+
+    checked_count = staticmethod(checks.count)
+    """Checks what bodies count; the core does not import `checks`."""
 
     def ends(self, launch: int) -> Ends:
         """Return the ends of a new run, whose first step is `launch`."""
@@ -181,13 +295,14 @@ class Schedule:
         return bits if member is LoopEvents.EPOCH_END else bits & ~self.stop_bits
 
     def bit_of(self, name: Hashable) -> int:
-        """Return the bit of a name of the mapping.
+        """Return the bit with which a name fires, or the bits of its parts that wait.
 
         Raises:
             KeyError: the loop has no such event.
         """
         if name in self.events:
-            return 1 << self.names.places[name]
+            bit = 1 << self.names.places[name]
+            return sum([row.bit for row in self.waits if row.owner == bit]) or bit
         if isinstance(name, Member):
             raise KeyError(f"{name!r} fires by itself; pass a name of the events mapping")
         raise KeyError(self.names.unknown(name))
@@ -212,6 +327,8 @@ class Schedule:
 
     def blame(self, exception: Exception, place: int) -> None:
         """Add a note to `exception` that names the condition which raised it."""
+        waiting = [row.owner for row in self.waits if row.bit == 1 << place]
+        place = waiting[0].bit_length() - 1 if waiting else place
         of_stop = place >= self.stop_place
         whose = "stop_when" if of_stop else f"event {self.names.names[place]!r}"
         annotate(exception, f"in the condition of {whose}")
@@ -221,9 +338,10 @@ class Ends:
     """The limits, what fires at the ends of epochs and of the run, and how the run ended.
 
     Attributes:
-        dries: whether the run ends with its epoch, since the source is single-pass.
-        final: the last step of the run, once it was made; -2 before.
-        stop_reason: why it is the last.
+        waits: the parts of events that wait for others, the ends among them.
+        is_single_pass: whether the source is.
+        by_source: "exhausted" if the run ends with the source's epoch; else None.
+        stop_reason: why the run ends, from its last step on.
         finished: the reason for which a resumed run does not train on either.
     """
 
@@ -231,10 +349,11 @@ class Ends:
         self._rows = schedule.epochs
         self._launch = launch  # the first step of the launch
         self._max_epochs = schedule.max_epochs
-        self._on_epoch_end = schedule.on_epoch_end
-        self.on_training_end = schedule.on_training_end
-        self.dries = False
-        self.final = -2
+        self._on_epoch_end = schedule.bits_with(LoopEvents.EPOCH_END)
+        self.on_training_end = schedule.bits_with(LoopEvents.TRAINING_END)
+        self.waits = Waits(schedule.waits)
+        self.is_single_pass = False
+        self.by_source: str | None = None
         self.stop_reason: str | None = None
         self.finished: str | None = None
 
@@ -251,9 +370,7 @@ class Ends:
 
     def by_epochs(self, epoch: int) -> str | None:
         """Return the reason why the run ends with `epoch`, if it does."""
-        if epoch + 1 >= self._max_epochs:
-            return "max_epochs"
-        return "exhausted" if self.dries else None
+        return "max_epochs" if epoch + 1 >= self._max_epochs else None
 
 
 class Timers:
@@ -267,7 +384,6 @@ class Timers:
             there was none.
         step: the next step.
         origins: the first steps of the run (0), the launch and the epoch.
-        before: `lasts` before the latest step.
 
     Attributes:
         next_time: the training time from which a criterion can fire; `next_launch_time`: likewise.
@@ -275,8 +391,7 @@ class Timers:
     """
 
     __slots__ = (
-        "_before", "_origins", "_rows", "_step", "lasts", "next_launch_time", "next_start",
-        "next_time",
+        "_origins", "_rows", "_step", "lasts", "next_launch_time", "next_start", "next_time",
     )  # fmt: skip
 
     def __init__(
@@ -285,12 +400,10 @@ class Timers:
         lasts: tuple[int, ...],
         step: int,
         origins: tuple[int, int, int],
-        before: tuple[int, ...] | None = None,
     ) -> None:
         self._rows = rows
         self._step = step
         self._origins = origins
-        self._before = lasts if before is None else before
         self.lasts = lasts
         next_times = [NEVER, NEVER]
         self.next_start = NEVER
@@ -310,39 +423,38 @@ class Timers:
                 bits |= 1 << row.place
         return bits
 
-    def after(self, step: int, times: tuple[int, int], bits: int) -> Timers:
-        """Return the timers after `step`, at which the events of `bits` fire."""
+    def after(self, step: int, times: tuple[int, int], bits: int, is_due: bool) -> Timers:
+        """Return the timers after `step`, at which the events of `bits` fire.
+
+        Unless `is_due`, nothing was asked of the criteria with points.
+        """
         lasts = list(self.lasts)
         for number, row in enumerate(self._rows):
             time = times[row.per_launch]
             if row.period:
-                fires = bool(bits >> row.place & 1)
+                fires = bool(bits & (1 << row.place | 1 << row.owner))
             else:
-                fires = self._is_open(row, step) and _next_time(row, lasts[number]) <= time
+                is_open = is_due and self._is_open(row, step)
+                fires = is_open and _next_time(row, lasts[number]) <= time
             if fires:
                 lasts[number] = time
-        before = self._before if self._step == step + 1 else self.lasts
-        return Timers(self._rows, tuple(lasts), step + 1, self._origins, before)
+        return Timers(self._rows, tuple(lasts), step + 1, self._origins)
 
     def in_epoch(self, first: int) -> Timers:
         """Return the timers in an epoch whose first step is `first`."""
         if all(row.origin != EPOCH for row in self._rows):
             return self
         origins = 0, self._origins[1], first
-        return Timers(self._rows, self.lasts, self._step, origins, self._before)
+        return Timers(self._rows, self.lasts, self._step, origins)
 
     def with_timestamps(self, rows: Sequence[TimeRow]) -> Timers:
         """Return the timers with the rows of a launch, which begin with those that are here."""
         lasts = self.lasts + (-1,) * (len(rows) - len(self.lasts))
         return Timers(rows, lasts, self._step, self._origins)
 
-    def saved_after(self, steps: int) -> list[tuple[TimeRow, int]]:
-        """Return each criterion that outlasts a launch, with its last time after `steps` steps.
-
-        Those are all the steps of the run, or the ones before the latest step or list.
-        """
-        lasts = self.lasts if self._step <= steps else self._before
-        return [(row, last) for row, last in zip(self._rows, lasts) if not row.per_launch]
+    def saved(self) -> list[tuple[TimeRow, int]]:
+        """Return each criterion that outlasts a launch, with its last time."""
+        return [(row, last) for row, last in zip(self._rows, self.lasts) if not row.per_launch]
 
     def _is_open(self, row: TimeRow, step: int) -> bool:
         return row.start <= step - self._origins[row.origin] < row.stop

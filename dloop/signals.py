@@ -36,6 +36,8 @@ class StopSignals:
 
     def install(self, request: Callable[[str], None]) -> Registration | None:
         """Set the handlers until the object that is returned is freed, or `restore` is called."""
+        if not self.numbers:
+            return None
         if not _in_main_thread():
             names = ", ".join(each.name for each in self.numbers)
             warn(f"signals={names}: only the main thread can handle signals; none is handled here")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from time import monotonic
 from types import FunctionType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any
@@ -24,26 +24,16 @@ _WRITTEN_IN_C: Any = (
 """The type of an `__iter__` written in C; on PyPy there is no such type."""
 
 
-class LastBatchTold:
-    """The batches of a loader whose `end_of_dataloader` is true at its last."""
+def telling_its_last(loader: Any, batches: Iterator[Any], engine: Engine) -> Iterator[Any]:
+    """Return the batches of a loader whose `end_of_dataloader` is true at its last."""
+    weak = ref(engine)  # which refers to this
 
-    def __init__(self, loader: Any, batches: Iterator[Any], engine: Engine) -> None:
-        self._loader = loader
-        self._batches = batches
-        self._engine: Callable[[], Any] = ref(engine)  # which refers to this
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        batch = next(self._batches)
-        if self._loader.end_of_dataloader:
-            self._engine().ends_next()
+    def told(batch: Any) -> Any:
+        if loader.end_of_dataloader:
+            weak().ends_next()  # type: ignore[union-attr]
         return batch
 
-    def batches_ahead(self) -> int:
-        """Return how many batches were fetched ahead: none."""
-        return 0
+    return map(told, batches)
 
 
 class Source:
@@ -84,7 +74,7 @@ class Source:
         self._epoch = -1  # the latest that was opened
         self._batches: Iterator[Any] | None = None  # the iterator of the loader
         self._rest: Iterator[Any] | None = None  # what is asked once more after the last batch
-        self._end_finder: Lookahead | LastBatchTold | None = None
+        self._end_finder: Lookahead | None = None
         self._tracked: TrackedBatches | None = None  # the batches, if the loader keeps state
         self._tracked_before: TrackedBatches | None = None  # those of the epoch before
         self._samplers: list[Any] = []  # whose epoch has to be the latest
@@ -129,7 +119,7 @@ class Source:
 
         Args:
             epoch: the number of the epoch.
-            place: how many of its batches were taken.
+            place: how many of its batches were taken; of a single-pass source, how many in all.
             engine: what an end finder tells of the last batch.
             agree: takes the epoch and its length, and returns that of all processes; or None.
 
@@ -141,23 +131,30 @@ class Source:
         try:
             if type(self._loader) in loaders.PLAIN and self._lookahead is not True:
                 return self._open_plain(epoch, place)
+            if self.single_pass and self._batches is not None:
+                self._begin(self._loader, epoch)  # its epochs are only numbers
+                self._epoch = epoch
+                return self._batches
             self.forget()  # frees workers before new ones begin
             loader = self._open = self._loader if self._load is None else self._load_next()
             batches = self._iterate(loader, epoch, place)
         except StopIteration as exception:
             raise not_stop(exception) from exception
         tells_its_last = loaders.tells_its_last(loader) and self.given_len is None
+        rest = batches
         if tells_its_last and (agree is None or self.length is None):
             self.length = None
-            self._end_finder = LastBatchTold(loader, batches, engine)
+            batches = telling_its_last(loader, batches, engine)
         elif self.length is None and (self._lookahead or self._looks_ahead()):
-            self._end_finder = engine.one_ahead(batches)
+            batches = self._end_finder = engine.one_ahead(batches)
         is_cut = self._is_cut or self._left_in(epoch) > 0 or self.single_pass
         is_asked = not is_cut and (self.length is not None or tells_its_last)
-        self._rest = batches if is_asked else None
-        tells = self._end_finder is None or isinstance(self._end_finder, LastBatchTold)
-        engine.ends.dries = self.single_pass and not tells
-        return batches if self._end_finder is None else iter(self._end_finder)
+        self._rest = rest if is_asked else None
+        dries = self.single_pass and self._end_finder is not None
+        engine.ends.by_source = "exhausted" if dries else None
+        if self.single_pass:
+            self._batches = batches
+        return batches
 
     def _open_plain(self, epoch: int, place: int) -> Iterator[Any]:
         """Open an epoch of a list or its like: it has a length and indices, and nothing else."""
@@ -191,12 +188,7 @@ class Source:
         if resumed is not None and resumed["rest"]:
             self._end_epoch_before(loader, epoch, resumed)
             resumed = None
-        samplers = loaders.set_epoch(loader, epoch)
-        self._set_length(epoch, self._promised_length(loader))
-        if self._lookahead is not None:
-            self._check_lookahead(loader)
-        if self.length == 0 and not loaders.tells_its_last(loader):
-            raise _empty(epoch)
+        samplers = self._begin(loader, epoch)
         first: list[Any] = []
         if resumed is not None:
             first, batches = resumed_at(loader, resumed)
@@ -230,16 +222,25 @@ class Source:
             if not loaders.may_repeat_its_order(loader, has_state, bool(epoch or is_again)):
                 _warn_of_order(place, epoch)
         if not isinstance(getattr(type(batches), "__iter__", None), _WRITTEN_IN_C):
-            batches = chain(_Once(batches))
+            batches = map(next, repeat(batches))  # without a second iter(), which may begin anew
         self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
-        self._samplers = samplers
         self._resumed, self._skips = None, 0
         return batches
+
+    def _begin(self, loader: Any, epoch: int) -> list[Any]:
+        """Set the epoch and its length; return the samplers whose order is that of the epoch."""
+        self._samplers = loaders.set_epoch(loader, epoch)
+        self._set_length(epoch, self._promised_length(loader))
+        if self._lookahead is not None:
+            self._check_lookahead(loader)
+        if self.length == 0 and not loaders.tells_its_last(loader):
+            raise _empty(epoch)
+        return self._samplers
 
     def _end_epoch_before(self, loader: Any, epoch: int, resumed: dict[str, Any]) -> None:
         """Fetch the rest of the epoch before, in which the loader's state is."""
         loaders.set_epoch(loader, epoch - 1)
-        rest = resumed["rest"] + (not self.single_pass)  # the last fetch finds its end
+        rest = resumed["rest"] + 1  # the last fetch finds its end
         next(islice(chain(*resumed_at(loader, resumed)), rest, rest), None)
 
     def _without_first(
@@ -297,7 +298,7 @@ class Source:
         """Return the loader's own state after `done` batches of `epoch`; None if it has none.
 
         Args:
-            done: how many batches of the epoch are done.
+            done: how many batches of the epoch are done; of a single-pass source, how many in all.
             ahead: how many more were fetched.
             epoch: the epoch.
             ended: whether it is complete.
@@ -312,6 +313,8 @@ class Source:
                     "the dataloader for this loop alone"
                 )
         tracked = self._tracked
+        if self.single_pass:
+            return None if tracked is None else tracked.state(done, ahead)
         if self._epoch != epoch and tracked is not None:  # the next one was opened
             if ended:
                 return tracked.before
@@ -354,34 +357,27 @@ class Source:
             advice = "lookahead=True, which ignores the length"
             if self.single_pass or self.given_len is not None:
                 advice = f"dataloader_len={taken}, if that is the length of every epoch"
+            if self.single_pass and epoch:
+                advice = "a single-pass dataloader with all batches of the run"
             raise DataLengthError(
                 f"epoch {epoch} ended after {taken} batches, {promised_by} promised {self.length}; "
                 f"pass {advice}"
             )
-        if taken and isinstance(self._end_finder, LastBatchTold):
+        if taken and self.length is None and loaders.tells_its_last(self._open):
             raise DataLengthError(
                 f"epoch {epoch} ended after {taken} batches, but end_of_dataloader was not true at "
                 "the last; pass dataloader_len"
             )
 
-    def ask_once_more(self, epoch: int, was_left: bool) -> None:
-        """Ask the iterator of an epoch once more after its last batch, as a `for` does.
-
-        Args:
-            epoch: the epoch.
-            was_left: whether the loop was left in it; an exception is then only logged, since an
-                interrupt may have ended the workers.
-        """
+    def ask_once_more(self, epoch: int) -> None:
+        """Ask the iterator of an epoch once more after its last batch, as a `for` does."""
         batches, self._rest = self._rest, None
         if batches is None:
             return
         try:
             has_more = bool(list(islice(batches, 1)))
         except Exception as exception:
-            if not was_left:
-                raise not_stop(exception)  # noqa: B904 (it is mostly the exception itself)
-            log("epoch %d: the iterator failed after its last batch: %r", epoch, exception)
-            return
+            raise not_stop(exception)  # noqa: B904 (it is mostly the exception itself)
         if has_more:
             by = "end_of_dataloader" if self.length is None else "len(dataloader)"
             advice = "" if self.length is None else "; pass lookahead=True to get them"
@@ -474,8 +470,7 @@ def _begun_in_order(
 
 
 def _tell_of_dropped(epoch: int, dropped: int, batches: Iterator[Any], seconds: float) -> None:
-    if not loaders.makes_nothing(batches):
-        log("epoch %d: fetched and dropped %d batches, in %.1f s", epoch, dropped, seconds)
+    log("epoch %d: fetched and dropped %d batches, in %.1f s", epoch, dropped, seconds)
     if seconds > LONG:
         warn(
             f"epoch {epoch}: fetching and dropping {dropped} batches to resume took {seconds:.0f} "
@@ -489,16 +484,3 @@ def _warn_of_order(place: int, epoch: int) -> None:
         "that cannot be known to repeat: samples may come twice or never; use a sampler with "
         "set_epoch, or a dataloader with state_dict"
     )
-
-
-class _Once:
-    """Gives an iterator to `chain` without a second `iter()` of it.
-
-    Every `for` calls `iter()`, and one epoch is iterated by many. Some iterators written in Python
-    begin anew at each.
-    """
-
-    __slots__ = ("__iter__",)
-
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self.__iter__ = [batches].pop

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from . import checks
 from .errors import StateError
 
-VERSION = 2
+VERSION = 3
 
 
 class Position(NamedTuple):
@@ -24,6 +24,8 @@ class Position(NamedTuple):
         elapsed: training time in nanoseconds; `latest_time`: that of the latest step that read it.
         finished: why a resumed run does not train on, or None.
         timers: by event, kind and time of each of its timers, in nanoseconds.
+        waits: by event, whether each of its parts with `wait_for` waits; left out if none does.
+        counts: the sum of each counter.
         windows: by event, the step at which it fired last.
         loader: the dataloader's own state, as `loader_state.TrackedBatches` describes it.
     """
@@ -36,6 +38,8 @@ class Position(NamedTuple):
     latest_time: int = 0
     finished: str | None = None
     timers: dict[str, list[tuple[str, int]]] = {}  # noqa: RUF012 (it is never changed)
+    waits: dict[str, list[bool]] = {}  # noqa: RUF012
+    counts: dict[str, int] = {}  # noqa: RUF012
     windows: dict[str, int] = {}  # noqa: RUF012
     loader: dict[str, Any] | None = None
 
@@ -92,6 +96,11 @@ def _checked(state: dict[str, Any]) -> Position:
             _text(key): [(_text(kind), _count(last, -1)) for kind, last in timers]
             for key, timers in state["timers"].items()
         },
+        waits={
+            _text(key): [checks.flag("waits", each) for each in waits]
+            for key, waits in state["waits"].items()
+        },
+        counts={_text(name): _total(total) for name, total in state["counts"].items()},
         windows={_text(key): _count(last, -1) for key, last in state["windows"].items()},
         loader=loader,
     )
@@ -99,6 +108,12 @@ def _checked(state: dict[str, Any]) -> Position:
 
 def _count(value: object, least: int = 0) -> int:
     return checks.count("number", value, least)
+
+
+def _total(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(value)
+    return value
 
 
 def _text(value: object) -> str:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib import import_module
 from signal import Signals
 from time import time_ns
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, SupportsIndex
 from zlib import crc32
 
 from . import checks
-from .errors import NEVER, LoopError, warn
+from .errors import NEVER, LoopError, not_stop, warn
 from .events import Event, LoopEvents, Member
 from .schedule import Schedule, key_of
 from .state import Position
@@ -25,15 +26,8 @@ from .state import Position
 _LIMITS = ("max_steps", "max_epochs", "max_seconds")
 
 
-class Exchange(Protocol):
-    """Takes the element-wise maximum of a list of ints over all processes, in two parts."""
-
-    def start(self, values: list[int], /) -> object:
-        """Begin; no other exchange is under way."""
-
-    def finish(self) -> Sequence[int]:
-        """Wait for all processes and return the maximum."""
-        ...
+Exchange = Callable[[list[int]], Callable[[], Sequence[int]]]
+"""Begins to take the element-wise maximum over all processes; returns what waits for it."""
 
 
 class Sync:
@@ -61,6 +55,7 @@ class Agreement:
         every: how many steps lie between two agreements.
         now: the training time of all processes, as last read; `launch_now`: the time of the launch.
         stop_code: the greatest reason to stop of this process, as a number; 0 for none.
+        amendments: a number for all changes that bodies made to their steps.
         wall_time: the greatest Unix time of all processes at the begin, in nanoseconds.
     """
 
@@ -71,14 +66,13 @@ class Agreement:
         self.now = position.elapsed
         self.launch_now = 0
         self.stop_code = 0
+        self.amendments = 0
         self.wall_time = 0
         self._wanted = 0  # bits of conditions and triggers since the latest agreement
         self._kept_at = -1  # the step whose conditions were added last
         self._compared = False
-        self._under_way = ""  # what the exchange is about
-        self._size = 0
-        self._result: Any = None  # of the exchange under way, until it is used
-        self._early: list[int] | None = None  # that of a step, until the step is made
+        self._under_way: dict[str, Callable[[], Sequence[int]]] = {}  # what waits, by subject
+        self._sizes: dict[str, int] = {}
         self._begun_at = self._read_at = -1
         self._answer: tuple[int, str | None] = 0, None
         self._epoch, self._length = -1, 0  # the epoch whose length was agreed on last
@@ -131,9 +125,6 @@ class Agreement:
             LoopError: a process does not know it, and the limit counts epochs.
         """
         if epoch != self._epoch and self._knows_lengths:
-            if self._under_way == "step":
-                self._early = self._wait()
-                self._under_way, self._result = "", None
             unknown, least = self._at_once("epoch", [int(length is None), -(length or 0)])
             self._epoch, self._length, self._knows_lengths = epoch, -least, not unknown
         if self._knows_lengths:
@@ -151,16 +142,24 @@ class Agreement:
         """Read the exchange under way, if `step` is an agreement or the last step.
 
         Returns the bits that fire, the reason to stop, and whether the times have changed.
+
+        Raises:
+            LoopError: the processes have counted differently, or ended epochs differently.
         """
         if step == self._read_at:  # the step is made again
             return (*self._answer, True)
         if not (is_last or (step + 1) % self.every == 0):
             return 0, None, False
-        if self._under_way == "step":
-            self._early = self._wait()
-        if self._early is None:
+        if "step" not in self._under_way or step == self._begun_at:
             return 0, None, False
-        now, launch_now, stop_code, *flags = self._early
+        now, launch_now, stop_code, counted, less_counted, amended, less_amended, *flags = (
+            self._wait("step")
+        )
+        if counted != -less_counted or amended != -less_amended:
+            raise LoopError(
+                "sync: the processes differ in their calls of count(), finish() or finish_epoch(); "
+                "make the same calls in all, and count the sum over all"
+            )
         bits = sum([1 << place for place, flag in enumerate(flags) if flag])
         stop = None
         if stop_code:
@@ -168,7 +167,7 @@ class Agreement:
             bits |= self._schedule.bits_with(LoopEvents.INTERRUPT) if stop_code > 1 else 0
         now, launch_now = max(self.now, now), max(self.launch_now, launch_now)
         self._answer, self._read_at, self.now, self.launch_now = (bits, stop), step, now, launch_now
-        self._under_way, self._result, self._early = "", None, None
+        del self._under_way["step"]
         return bits, stop, True
 
     def keep(self, step: int, bits: int) -> None:
@@ -177,13 +176,24 @@ class Agreement:
             self._kept_at = step
             self._wanted |= bits
 
-    def begin(self, step: int, requests: list[tuple[int, str | None]], clock: Any) -> None:
+    def amend(self, *change: object) -> None:
+        """Note a change that a body made to its step: where, and what."""
+        self.amendments = crc32(repr((self.amendments, *change)).encode())
+
+    def begin(
+        self,
+        step: int,
+        requests: list[tuple[int, str | None]],
+        clock: Any,
+        counters: Mapping[str, Any],
+    ) -> None:
         """Begin an exchange at an agreement; keep the requests until then.
 
         Args:
             step: the step that is made.
             requests: what was requested since the step before.
             clock: the run's.
+            counters: what was counted until then.
         """
         for bits, reason in requests:
             if reason is None:
@@ -194,43 +204,44 @@ class Agreement:
         if (step + 1) % self.every or self._begun_at == step:
             return
         launch_now = clock.tick() - clock.launched
-        flags = [self._wanted >> place & 1 for place in range(self._schedule.stop_place + 2)]
-        self._start("step", [clock.now(), launch_now, self.stop_code, *flags])
+        totals = sorted([(name, counter.total) for name, counter in counters.items()])
+        counted, amended = crc32(repr(totals).encode()), self.amendments
+        flags = [self._wanted >> place & 1 for place in range(self._schedule.places)]
+        own = [clock.now(), launch_now, self.stop_code, counted, -counted, amended, -amended]
+        self._start("step", [*own, *flags])
         self._begun_at, self._wanted = step, 0
 
     def discard(self) -> None:
         """Finish an exchange that is under way, and drop its answer."""
-        if self._under_way:
-            self._wait()
-        self._under_way, self._result, self._early = "", None, None
+        for about in list(self._under_way):
+            self._wait(about)
+        self._under_way.clear()
 
     def _at_once(self, about: str, values: list[int]) -> list[int]:
-        if self._under_way != about:  # else an interrupt came while it was waited for
+        if about not in self._under_way:  # else an interrupt came while it was waited for
             self._start(about, values)
-        numbers = self._wait()
-        self._under_way, self._result = "", None
+        numbers = self._wait(about)
+        del self._under_way[about]
         return numbers
 
     def _start(self, about: str, values: list[int]) -> None:
-        self._size = len(values)
-        self._exchange.start(values)
-        self._under_way = about
+        self._sizes[about] = len(values)
+        self._under_way[about] = self._exchange(values)
 
-    def _wait(self) -> list[int]:
-        if self._result is None:
-            try:
-                self._result = self._exchange.finish()
-            except Exception:
-                self._under_way = ""  # nobody can finish it now
-                raise
+    def _wait(self, about: str) -> list[int]:
         try:
-            numbers = [int(value) for value in self._result]
+            result = self._under_way[about]()
+        except Exception:
+            del self._under_way[about]  # nobody can finish it now
+            raise
+        try:
+            numbers = [int(value) for value in result]
         except TypeError:
             numbers = []
-        if len(numbers) != self._size:
+        if len(numbers) != self._sizes[about]:
             raise TypeError(
-                f"sync: the exchange returned {checks.shown(self._result)}; return the maximum of "
-                f"each of the {self._size} ints over all processes, as a list"
+                f"sync: the exchange returned {checks.shown(result)}; return the maximum of "
+                f"each of the {self._sizes[about]} ints over all processes, as a list"
             )
         return numbers
 
@@ -270,21 +281,20 @@ def maximum(function: Callable[[list[int]], Sequence[int]], *, every: SupportsIn
     """
     if not callable(function):
         raise TypeError(f"function={checks.shown(function)}: pass a callable")
-    return Sync(_AtOnce(function), every)
+    return Sync(_at_once(function), every)
 
 
-class _AtOnce:
-    """An exchange that is made by a function, while the process waits."""
+def _at_once(function: Callable[[list[int]], Sequence[int]]) -> Exchange:
+    """Return an exchange that is made by a function, while the process waits."""
 
-    def __init__(self, function: Callable[[list[int]], Sequence[int]]) -> None:
-        self._function = function
-        self._values: Sequence[int] = ()
+    def start(values: list[int]) -> Callable[[], Sequence[int]]:
+        try:
+            result = function(values)
+        except StopIteration as exception:  # it would end the loop silently
+            raise not_stop(exception) from exception
+        return lambda: result
 
-    def start(self, values: list[int]) -> None:
-        self._values = self._function(values)
-
-    def finish(self) -> Sequence[int]:
-        return self._values
+    return start
 
 
 def torch_distributed(*, every: SupportsIndex, group: Any = None) -> Sync:
@@ -314,44 +324,33 @@ def torch_distributed(*, every: SupportsIndex, group: Any = None) -> Sync:
         raise RuntimeError(
             "dloop.sync.torch_distributed(): call torch.distributed.init_process_group() before"
         )
-    group = _gloo_group(distributed) if group is None else group
+    if group is None:
+        default = distributed.group.WORLD
+        group = default if _has_gloo(distributed, default) else _gloo_beside(default)
     if not _has_gloo(distributed, group):
         backend = distributed.get_backend(group)
         raise ValueError(f"group: its backend is {backend}; pass one that has gloo")
-    return Sync(_TorchExchange(group), every)
 
-
-class _TorchExchange:
-    def __init__(self, group: Any) -> None:
-        self._group = group
-        self._values: Any = None
-        self._work: Any = None
-
-    def start(self, values: list[int]) -> None:
+    def start(values: list[int]) -> Callable[[], Sequence[int]]:
         torch: Any = import_module("torch")
-        distributed = torch.distributed
-        self._values = torch.tensor(values, dtype=torch.int64)
-        self._work = distributed.all_reduce(
-            self._values, op=distributed.ReduceOp.MAX, group=self._group, async_op=True
+        tensor = torch.tensor(values, dtype=torch.int64)
+        work = distributed.all_reduce(
+            tensor, op=distributed.ReduceOp.MAX, group=group, async_op=True
         )
 
-    def finish(self) -> list[int]:
-        self._work.wait()
-        values: list[int] = self._values.tolist()
-        return values
+        def finish() -> Sequence[int]:
+            work.wait()
+            return tensor.tolist()  # type: ignore[no-any-return]
+
+        return finish
+
+    return Sync(start, every)
 
 
-_gloo_groups: list[tuple[Any, Any]] = []
-"""The default group without gloo, and the gloo group made beside it."""
-
-
-def _gloo_group(distributed: Any) -> Any:
-    default = distributed.group.WORLD
-    if _has_gloo(distributed, default):
-        return default
-    if not _gloo_groups or _gloo_groups[0][0] is not default:
-        _gloo_groups[:] = [(default, distributed.new_group(backend="gloo"))]
-    return _gloo_groups[0][1]
+@lru_cache(maxsize=1)
+def _gloo_beside(default: Any) -> Any:
+    """Return a gloo group beside the default one, the same at each call."""
+    return import_module("torch.distributed").new_group(backend="gloo")
 
 
 def _has_gloo(distributed: Any, group: Any) -> bool:
@@ -377,26 +376,21 @@ def mpi(*, every: SupportsIndex, comm: Any = None) -> Sync:
             ...
     """
     package = _imported("mpi4py.MPI", "mpi() needs mpi4py: pip install mpi4py")
-    return Sync(_MpiExchange(package, (package.COMM_WORLD if comm is None else comm).Dup()), every)
+    own = (package.COMM_WORLD if comm is None else comm).Dup()
 
-
-class _MpiExchange:
-    def __init__(self, package: Any, comm: Any) -> None:
-        self._package = package
-        self._comm = comm
-        self._sent = self._received = array("q")
-        self._request: Any = None
-
-    def start(self, values: list[int]) -> None:
-        package = self._package
-        self._sent, self._received = array("q", values), array("q", values)
-        self._request = self._comm.Iallreduce(
-            [self._sent, package.INT64_T], [self._received, package.INT64_T], op=package.MAX
+    def start(values: list[int]) -> Callable[[], Sequence[int]]:
+        sent, received = array("q", values), array("q", values)
+        request = own.Iallreduce(
+            [sent, package.INT64_T], [received, package.INT64_T], op=package.MAX
         )
 
-    def finish(self) -> list[int]:
-        self._request.Wait()
-        return list(self._received)
+        def finish(_: object = sent) -> Sequence[int]:  # which MPI reads until then
+            request.Wait()
+            return list(received)
+
+        return finish
+
+    return Sync(start, every)
 
 
 def jax_processes(*, every: SupportsIndex) -> Sync:
@@ -424,7 +418,7 @@ def jax_processes(*, every: SupportsIndex) -> Sync:
         found: list[int] = gathered.reshape(-1, halves.size).view(numpy.int64).max(0).tolist()
         return found
 
-    return Sync(_AtOnce(gathered_maximum), every)
+    return Sync(_at_once(gathered_maximum), every)
 
 
 def _imported(name: str, what_to_do: str) -> Any:

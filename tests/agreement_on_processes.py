@@ -46,13 +46,6 @@ def on(rank: int, step: int, action: Callable[[], object]) -> Body:
     return lambda now: action() if (RANK, now) == (rank, step) else None
 
 
-def skewed_clocks() -> Trace:
-    clock = ManualClock()
-    events = {"Save": Event(every_n_seconds=7), "At": Event(at_time=(5, 30))}
-    loop = agreeing(range(99), events, max_epochs=1, clock=clock)
-    return trace(loop, lambda _: clock.advance(1 + RANK))
-
-
 def one_slow_rank() -> Trace:
     loop = agreeing(range(60), {"Save": Event(every_n_seconds=0.02)}, max_epochs=1)
     return trace(loop, lambda _: time.sleep(0.002 * (RANK == 0)))
@@ -66,21 +59,6 @@ def sigterm_to_one() -> Trace:
 def stop_on_one() -> Trace:
     loop = agreeing(range(99), max_epochs=1)
     return trace(loop, on(LAST, 12, loop.stop))
-
-
-def trigger_on_one() -> Trace:
-    loop = agreeing(range(40), {"Save": Event(every_n_steps=30)}, max_epochs=1)
-    return trace(loop, on(LAST, 12, lambda: loop.trigger("Save")))
-
-
-def condition_on_one() -> Trace:
-    events = {"C": Event(lambda state: (RANK, state.global_step) in ((0, 3), (LAST, 17)))}
-    return trace(agreeing(range(40), events, max_epochs=1))
-
-
-def stop_when_on_one() -> Trace:
-    stop = Event(lambda state: (RANK, state.global_step) == (LAST, 17))
-    return trace(agreeing(range(40), max_epochs=1, stop_when=stop))
 
 
 def shards_of_unequal_length() -> Trace:
@@ -99,30 +77,6 @@ def max_seconds() -> Trace:
 def at_timestamp() -> Trace:
     stop = Event(at_timestamp=Path(sys.argv[1]).stat().st_ctime)  # the same for all, and past
     return trace(agreeing(range(10**9), max_epochs=1, stop_when=stop, every=50))
-
-
-def pause_on_one() -> Trace:
-    clock = ManualClock()
-    loop = agreeing(range(60), {"Save": Event(every_n_seconds=9)}, max_epochs=1, clock=clock)
-
-    def body(step: int) -> None:
-        clock.advance(1)
-        if RANK == 0:
-            with loop.pause_clock():
-                clock.advance(50)
-
-    return trace(loop, body)
-
-
-def lists() -> Trace:
-    clock = ManualClock()
-    loop = agreeing(range(60), {"Save": Event(every_n_seconds=9)}, max_epochs=1, clock=clock)
-    return trace(loop, lambda _: clock.advance(1 + RANK), loop.chunks((4, 1)))
-
-
-def lists_of_batches() -> Trace:
-    loop = agreeing(batched(range(50 + RANK), 4), max_epochs=2, every=3)
-    return trace(loop, on(LAST, 12, loop.stop))
 
 
 def left_and_entered_again() -> Trace:
@@ -154,24 +108,12 @@ def resumed() -> Trace:
     return trace(again, lambda _: clock.advance(1 + RANK))
 
 
-def refused(**differs: Any) -> Trace:
+def other_step() -> Trace:
     try:
-        trace(agreeing(range(20), **{"max_steps": 20, **(differs if RANK == 0 else {})}))
+        trace(agreeing(range(20), max_steps=20, start_step=3 if RANK == 0 else 0))
     except LoopError as error:
         return [str(error)]
     return []
-
-
-def other_events() -> Trace:
-    return refused(events={"C": Event(lambda state: False)})
-
-
-def other_limit() -> Trace:
-    return refused(max_steps=19)
-
-
-def other_step() -> Trace:
-    return refused(start_step=3)
 
 
 def random_plans() -> Trace:
@@ -217,23 +159,14 @@ def random_plans() -> Trace:
 SCENARIOS: dict[str, Callable[[], Trace]] = {
     scenario.__name__: scenario
     for scenario in (
-        skewed_clocks,
         one_slow_rank,
         sigterm_to_one,
         stop_on_one,
-        trigger_on_one,
-        condition_on_one,
-        stop_when_on_one,
         shards_of_unequal_length,
         max_seconds,
         at_timestamp,
-        pause_on_one,
-        lists,
-        lists_of_batches,
         left_and_entered_again,
         resumed,
-        other_events,
-        other_limit,
         other_step,
         random_plans,
     )

@@ -78,30 +78,26 @@ class Ahead:
     def __init__(self, fleet: Fleet, rank: int) -> None:
         self._fleet = fleet
         self._rank = rank
-        self._received = 0
+        self._finished: set[int] = set()
 
-    def start(self, values: list[int]) -> None:
-        """Send."""
-        assert self.unfinished() == 0, "one at a time"
+    def __call__(self, values: list[int]) -> Callable[[], list[int]]:
+        """Send; what is returned receives."""
+        number = len(self._fleet.sent[self._rank])
         self._fleet.send(self._rank, values)
 
-    def finish(self) -> list[int]:
-        """Receive."""
-        assert self.unfinished() == 1
-        self._received += 1
-        return self._fleet.receive(self._received - 1)
+        def finish() -> list[int]:
+            self._finished.add(number)
+            return self._fleet.receive(number)
+
+        return finish
 
     def unfinished(self) -> int:
         """How many exchanges were started and not finished."""
-        return len(self._fleet.sent[self._rank]) - self._received
+        return len(self._fleet.sent[self._rank]) - len(self._finished)
 
 
 def at_once(fleet: Fleet, rank: int) -> Callable[[list[int]], list[int]]:
     """The exchange of a rank as a plain callable."""
     ahead = Ahead(fleet, rank)
 
-    def maximum(values: list[int]) -> list[int]:
-        ahead.start(values)
-        return ahead.finish()
-
-    return maximum
+    return lambda values: ahead(values)()

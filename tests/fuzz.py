@@ -10,10 +10,8 @@ arguments are libFuzzer's, such as `-runs=100000`, or the file of an earlier fai
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -460,40 +458,7 @@ def states(data: bytes) -> None:
     assert_cores_agree(run)
 
 
-def files(data: bytes) -> None:
-    """Files of random bytes, or saved files with random changes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "run.json")
-
-        def run(trace: Trace) -> None:
-            chosen = Bytes(data)
-            number = chosen.byte() % len(PLANS)
-            content = data[chosen.place :]
-            if chosen.byte() % 4:
-                written = bytearray(saved(number, chosen.byte() % 22).encode())
-                for _ in range(chosen.byte() % 4):
-                    place = (chosen.byte() * 256 + chosen.byte()) % (len(written) + 1)
-                    length = chosen.byte() % 8
-                    new = chosen.pick(
-                        (b"", b"0", b"9", b'"', b"[", b"]", b"1e9", b"null", b"-", b"{}")
-                    )
-                    written[place : place + length] = new
-                content = bytes(written)
-            with open(path, "wb") as file:
-                file.write(content)
-            try:
-                made = planned(number, state_file=path)
-                steps(made, chosen, trace)
-            finally:
-                with open(path, "rb") as file:
-                    assert file.read() == content
-            if chosen.one_in(100):
-                made.save_state()
-
-        assert_cores_agree(run)
-
-
-TARGETS = {target.__name__: target for target in (arguments, states, files)}
+TARGETS = {target.__name__: target for target in (arguments, states)}
 
 if __name__ == "__main__":
     target = TARGETS[sys.argv.pop(1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from dloop import Loop
@@ -28,3 +29,16 @@ def fired(loop: Loop[Any], name: Any, body: Callable[[int], object] = id) -> lis
             steps.append(loop.global_step)
         body(loop.global_step)
     return steps
+
+
+def after(steps: int, loop: Loop[Any]) -> Any:
+    """The state that is saved in the body of that step, counted from 1."""
+    for _ in islice(loop, steps):
+        pass
+    return loop.state_dict()
+
+
+def resumed(loop: Loop[Any], state: Any) -> Loop[Any]:
+    """The loop, with a state loaded."""
+    loop.load_state_dict(state)
+    return loop

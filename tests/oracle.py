@@ -12,9 +12,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from dloop import DataExhaustedError, DataLengthError, LoopError
-from plans import Part, Plan
+from plans import Part, Parts, Plan
 
-REASONS: Final = ("stop", "max_steps", "max_epochs", "max_seconds", "stop_when", "exhausted")
+REASONS: Final = (
+    "finish",
+    "stop",
+    "max_steps",
+    "max_epochs",
+    "max_seconds",
+    "stop_when",
+    "exhausted",
+)
 """Which `stop_reason` counts where several apply: the first of these."""
 
 OF_LAUNCH: Final = ("every_n_steps", "at_step", "every_n_seconds", "at_time")
@@ -79,8 +87,10 @@ class Saved:
     reading: int = 0  # the training time at the latest step that is done
     fired_step: Mapping[str, int] = field(default_factory=dict)  # by name, at which it last fired
     # By name, and whether it is counted from the launch
-    fired_time: Mapping[tuple[str, bool], int] = field(default_factory=dict)
+    fired_time: Mapping[tuple[Any, bool], int] = field(default_factory=dict)
     times_met: frozenset[tuple[str, Part | str, int]] = frozenset()  # of at_time
+    waits: frozenset[tuple[str, Part, bool]] = frozenset()  # what was met and waits; if it lasts
+    count: int = 0
     finished: bool = False
 
 
@@ -102,6 +112,9 @@ class Step(NamedTuple):
     def is_in_window(self, part: Part) -> bool:
         number, end = self.counted_by(part), part.until_step
         return number >= (part.from_step or 0) and (end is None or number < end)
+
+    def is_before_end(self, part: Part) -> bool:
+        return part.until_step is None or self.counted_by(part) < part.until_step
 
     def meets(self, part: Part) -> set[str]:
         """The criteria of steps and epochs that are met."""
@@ -154,6 +167,11 @@ class Oracle:
         self._was_left = False  # in this epoch, and entered again
         self._stop_asked = False
         self._triggered: set[str] = set()
+        self._has_counted = saved.count > 0
+        self._now: Step | None = None  # the latest of this launch
+        self._is_cut = False  # whether finish_epoch() ended the epoch
+        self._ahead: list[Any] = []  # batches that were fetched and not yielded
+        self._late: Exception | None = None  # met in looking ahead
         self._answers: dict[int, set[tuple[str, Part]]] = {}  # true conditions, by step
         self.state = State(0, saved.steps - 1, -1, False, False, 0.0, saved.steps)
         self.stop_reason: str | None = None
@@ -182,6 +200,8 @@ class Oracle:
                 self._ask_once_more()
             if self.stop_reason is not None:
                 self.warned |= {"exhausted"} & {self.stop_reason}
+                if any(part.every_n or part.at for _, part in self._single_parts()):
+                    self.warned |= set() if self._has_counted else {"uncounted"}
                 return
             try:
                 size = self._gather(allowed)
@@ -192,9 +212,7 @@ class Oracle:
                 self.stop_reason = "exception"
                 if self._plan.on_exception == "raise" or isinstance(error, ArithmeticError):
                     raise
-                members = {"EXCEPTION", "TRAINING_END"}
-                joined = {name for name, parts in self.events.items() if members & {*parts}}
-                yield None, frozenset(members | joined | self._triggered)
+                yield None, self._at_exception()
                 raise
             except KeyboardInterrupt:
                 self._is_open = False
@@ -207,6 +225,41 @@ class Oracle:
 
     def trigger(self, name: str) -> None:
         self._triggered.add(name)
+
+    def finish(self) -> frozenset[str]:
+        return self._amend(set(), set(), "finish")
+
+    def finish_epoch(self) -> frozenset[str]:
+        if self.state.epoch_end:
+            return self._names
+        self._is_cut = True
+        self._answers.clear()
+        assert self._now is not None
+        self._now = self._now._replace(epoch_end=True)
+        if not self._source.single_pass:
+            self._ahead = []
+        at, plan = self._now, self._plan
+        found = [
+            (name, part, at.meets(part) & {"every_n_epochs", "at_epoch"})
+            for name, part in self._single_parts()
+        ]
+        joined = joined_with({"EPOCH_END"}, dict(self._parts))
+        reason = "max_epochs" if at.epoch + 1 == plan.max_epochs else None
+        return self._amend(joined | {"EPOCH_END"}, self._waiting_or_fired(found), reason)
+
+    def count(self, name: str, number: int) -> frozenset[str]:
+        self._has_counted = True
+        before = self._next.count
+        self._next = self._done = replace(self._next, count=before + number)
+        after = before + number
+        found = []
+        for event, part in self._single_parts():
+            n, at = part.every_n or 2**62, part.at or ()
+            passes = after // n > before // n or any(before < each <= after for each in at)
+            assert self._now is not None
+            is_met = passes and self._now.is_in_window(part)
+            found.append((event, part, {"every_n"} if is_met else set()))
+        return self._amend(set(), self._waiting_or_fired(found), None)
 
     def restart(self) -> None:
         self._begin(self._at_start_step())
@@ -268,8 +321,8 @@ class Oracle:
         is_stream = source.single_pass and plan.max_epochs is None
         looks_ahead = not is_stream if plan.lookahead is None else plan.lookahead
         self._looks_ahead = looks_ahead and self._known_length is None and not source.says_end
-        self._ahead: list[Any] = []  # batches that were fetched and not yielded
-        self._late: Exception | None = None  # met in looking ahead
+        if not source.single_pass:
+            self._ahead, self._late = [], None
         self._is_open, self._was_left = True, False
 
     def _has(self, k: int) -> bool:
@@ -304,9 +357,12 @@ class Oracle:
         """End an epoch as a `for` does, which asks until there are no more batches."""
         is_cut = self._plan.dataloader_len is not None or self._source.single_pass
         is_left_as_it_is = self._is_first_epoch and not self._plan.fast_forward
+        is_cut, self._is_cut = is_cut or self._is_cut, False
         if self._index < self._true_length and not is_cut and not is_left_as_it_is:
-            place = self._index * (self._source.batched or 1)
-            self._world.fetch(self._source.batch(self.state.epoch, place))
+            source, size = self._source, self._source.batched or 1
+            end = min((self._index + 1) * size, source.length(self.state.epoch))
+            for place in range(self._index * size, end):
+                self._world.fetch(source.batch(self.state.epoch, place))
             self.warned.add("longer")
         self._is_open = self._is_first_epoch = False
 
@@ -363,7 +419,8 @@ class Oracle:
         if (name, part) in self._answers[at.global_step]:
             met.add(("condition", 0))
         time = self._launch_time() if part.per_launch else self._elapsed()
-        last = self._next.fired_time.get((name, part.per_launch), 0)
+        times = self._next.fired_time
+        last = max([times.get((each, part.per_launch), 0) for each in (name, (name, part))])
         if part.every_n_seconds is not None and time - last >= part.every_n_seconds:
             met.add(("every_n_seconds", 0))
         due = [t for t in part.at_time or () if t <= time]
@@ -372,54 +429,125 @@ class Oracle:
     def _step(self, size: int) -> tuple[list[Any], frozenset[str]]:
         """Make the steps of a list. Only at the last does anything fire."""
         at = self._at(size, self._ends_epoch(size))
-        names = self._triggered | ({"EPOCH_END"} if at.epoch_end else set())
+        found: list[tuple[str, Part, set[str]]] = []
         times_met = set(self._next.times_met)
-        is_final = False
-        for name, parts in self._parts:
-            for part in parts:
-                met = self._met(name, part, at)
-                names |= {name} if met else set()
-                times_met |= {(name, part, t) for criterion, t in met if criterion == "at_time"}
-                counts = OF_LAUNCH if is_per_launch(part) else ()
-                if name == "stop_when" and any(criterion not in counts for criterion, _ in met):
-                    is_final = True
-        self._end_run(at, names)
-        names.discard("stop_when")
-        self._before, now = self._next, self._elapsed()
-        times = {(name, False): now for name in names}
-        times |= {(name, True): self._launch_time() for name in names}
+        for name, part in self._single_parts():
+            met = self._met(name, part, at)
+            found.append((name, part, {criterion for criterion, _ in met}))
+            times_met |= {(name, part, t) for criterion, t in met if criterion == "at_time"}
+        for name in self._triggered:
+            waiting = [each for each in self.events[name] if waits(each)]
+            found += [(name, each, {"trigger"}) for each in waiting or [Part()]]
+        names = joined_with({"EPOCH_END"}, dict(self._parts)) | {"EPOCH_END"}
+        self._before, self._now = self._next, at
+        self._time, self._launch_now = self._elapsed(), self._launch_time()
+        self._times_met, self._names = frozenset(times_met), frozenset[str]()
+        self.stop_reason = None
+        is_stopped, self._waiting = self._stop_asked, set(self._next.waits)
+        self._fired: set[Any] = set()  # at this step: names, and parts that were met and wait
+        self._triggered, self._stop_asked = set(), False
+        fired = self._waiting_or_fired(found)
+        events = self._amend(names if at.epoch_end else set(), fired, self._limit(at, is_stopped))
+        batches, self._ahead = self._ahead[:size], self._ahead[size:]
+        self._index += size
+        return batches, events
+
+    def _at_exception(self) -> frozenset[str]:
+        """What fires in the step of an exception, which has the numbers of the step before it."""
+        step, epoch_step = self._next.steps - 1, self._next.epoch_steps - 1
+        if self._now is not None and not self._is_open:
+            epoch_step = self._now.epoch_step
+        at = Step(self._next.epoch, step, epoch_step, False, step - self._launched.steps)
+        names = {"EXCEPTION", "TRAINING_END"}
+        names |= joined_with(names, self.events)
+        waiting = {(name, part) for name, part, _ in self._next.waits if name != "stop_when"}
+        for name in self._triggered:
+            own = {(name, each) for each in self.events[name] if waits(each)}
+            waiting |= own
+            names |= set() if own else {name}
+        fire = {n for n, part in waiting if part.wait_for in names and at.is_in_window(part)}
+        return frozenset(names | fire)
+
+    def _single_parts(self) -> list[tuple[str, Part]]:
+        return [(name, p) for name, parts in self._parts for p in parts if isinstance(p, Part)]
+
+    def _waiting_or_fired(
+        self, found: list[tuple[str, Part, set[str]]]
+    ) -> set[tuple[str, Part | None, bool]]:
+        """What is met: names, and parts that wait; each with whether a launch does not matter."""
+        result: set[tuple[str, Part | None, bool]] = set()
+        for name, part, met in found:
+            counts = OF_LAUNCH if part.per_launch else ()
+            for lasts in {criterion not in counts for criterion in met}:
+                result.add((name, part if waits(part) else None, lasts))
+        return result
+
+    def _limit(self, at: Step, is_stopped: bool) -> str | None:
+        """Why the step is the last, but for `stop_when`."""
+        plan = self._plan
+        applies = {
+            "stop": is_stopped,
+            "max_steps": at.global_step + 1 == plan.max_steps,
+            "max_epochs": at.epoch_end and at.epoch + 1 == plan.max_epochs,
+            "max_seconds": plan.max_seconds is not None and self._elapsed() >= plan.max_seconds,
+            "exhausted": self._source.single_pass and self._looks_ahead and at.epoch_end,
+        }
+        return next((reason for reason in REASONS if applies.get(reason)), None)
+
+    def _amend(
+        self, names: set[str], met: set[tuple[str, Part | None, bool]], reason: str | None
+    ) -> frozenset[str]:
+        """Let more happen at the latest step; return its events."""
+        assert self._now is not None
+        at, before = self._now, self._before
+        names, is_final = names | self._names, "stop_when" in names
+        waiting = {each for each in self._waiting if at.is_before_end(each[1])}
+        for name, part, lasts in met:
+            if part is not None:
+                waiting.add((name, part, lasts))
+                self._fired |= {(name, part)}
+            else:
+                names.add(name)
+                is_final |= lasts and name == "stop_when"
+        if reason is None or (reason == "max_epochs" and self.stop_reason != "stop_when"):
+            reason = self.stop_reason or reason
+
+        def settle() -> bool:
+            stops = False
+            for name, part, lasts in waiting:
+                if part.wait_for in names and at.is_in_window(part):
+                    names.add(name)
+                    stops |= lasts and name == "stop_when"
+            return stops
+
+        is_final |= settle() or self._next.finished
+        if "stop_when" in names and reason in (None, "exhausted"):
+            reason = "stop_when"
+        finished = reason == "finish" or (reason == "stop_when" and is_final)
+        if reason is not None:
+            names |= joined_with({"TRAINING_END"}, self.events) | {"TRAINING_END"}
+            settle()
+        self._waiting = {each for each in waiting if each[0] not in names}
+        self._names = frozenset(names - {"stop_when"})
+        self._fired |= self._names
+        self.stop_reason = reason
+        times = {(each, False): self._time for each in self._fired}
+        times |= {(each, True): self._launch_now for each in self._fired}
         self._done = self._next = Saved(
             steps=at.global_step + 1,
             epoch=at.epoch + at.epoch_end,
             epoch_steps=0 if at.epoch_end else at.epoch_step + 1,
-            reading=now,
-            fired_step={**self._before.fired_step, **dict.fromkeys(names, at.global_step)},
-            fired_time={**self._before.fired_time, **times},
-            times_met=frozenset(times_met),
-            finished=self.stop_reason == "stop_when" and is_final,
+            reading=self._time,
+            fired_step={**before.fired_step, **dict.fromkeys(self._names, at.global_step)},
+            fired_time={**before.fired_time, **times},
+            times_met=self._times_met,
+            waits=frozenset(self._waiting),
+            count=self._next.count,
+            finished=finished,
         )
-        is_last = self.stop_reason is not None
-        self.state = State(*at[:4], is_last, now, steps_done=at.global_step + 1)
-        self._triggered, self._stop_asked = set(), False
-        batches, self._ahead = self._ahead[:size], self._ahead[size:]
-        self._index += size
-        return batches, frozenset(names)
-
-    def _end_run(self, at: Step, names: set[str]) -> None:
-        """Decide whether the step is the last; add what fires because it is."""
-        plan = self._plan
-        applies = {
-            "stop": self._stop_asked,
-            "max_steps": at.global_step + 1 == plan.max_steps,
-            "max_epochs": at.epoch_end and at.epoch + 1 == plan.max_epochs,
-            "max_seconds": plan.max_seconds is not None and self._elapsed() >= plan.max_seconds,
-            "stop_when": "stop_when" in names,
-            "exhausted": self._source.single_pass and self._looks_ahead and at.epoch_end,
-        }
-        self.stop_reason = next((reason for reason in REASONS if applies[reason]), None)
-        if self.stop_reason is not None:
-            joined = [name for name, parts in plan.events.items() if "TRAINING_END" in parts]
-            names.update(joined, ["TRAINING_END"])
+        is_last = reason is not None
+        self.state = State(*at[:4], is_last, self._time, steps_done=at.global_step + 1)
+        return self._names
 
 
 def known_length(plan: Plan, epoch: int) -> int | None:
@@ -430,6 +558,15 @@ def known_length(plan: Plan, epoch: int) -> int | None:
     if promised is None or source.says_end or source.guesses or plan.lookahead:
         return None
     return source.steps(promised[epoch % len(promised)])
+
+
+def joined_with(members: set[str], events: Mapping[str, Parts]) -> set[str]:
+    """The events that have one of these members as a part."""
+    return {name for name, parts in events.items() if members & {*parts}}
+
+
+def waits(part: Part | str) -> bool:
+    return isinstance(part, Part) and part.wait_for is not None
 
 
 def is_per_launch(part: Part | str) -> bool:

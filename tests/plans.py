@@ -56,6 +56,9 @@ class Part(Readable):
     until_step: int | None = None
     per_epoch: bool = False
     per_launch: bool = False
+    every_n: int | None = None  # of the counter "tokens"
+    at: tuple[int, ...] | None = None
+    wait_for: str | None = None  # the name of an event, or of a member of LoopEvents
 
 
 Parts = tuple[Part | str, ...]
@@ -100,7 +103,8 @@ class Life(Readable):
     """What happens to one Loop: how it is entered, what its bodies do, what the loader raises.
 
     Acts are done at the first step of this number, or if that is -1 at the run's last: "stop",
-    "leave", "restart", "save", "save undone", "kill", or "trigger" and a name.
+    "leave", "restart", "save", "save undone", "kill", "finish", "finish_epoch", "count" and a
+    number, or "trigger" and a name.
     """
 
     entered: tuple[Sizes, ...] = (None,)
@@ -144,6 +148,7 @@ SOURCES = (  # where they have a len(), it may be wrong if the loader sets epoch
 MEMBERS: dict[Event, str] = {
     getattr(LoopEvents, name): name for name in ("EPOCH_END", "TRAINING_END", "EXCEPTION")
 }
+NAMED: dict[Any, Event] = {name: member for member, name in MEMBERS.items()}
 
 # --------------------------------------------------------------------------------------- strategies
 
@@ -163,8 +168,13 @@ ONE_IN = {n: st.sampled_from([False] * (n - 1) + [True]) for n in range(2, 13)}
 FEW, STEP, STEPS = st.integers(1, 6), st.integers(0, 10), several(st.integers(0, 10))
 STEP_CRITERIA = {"every_n_steps": FEW, "at_step": STEPS}
 TIMERS = {"every_n_seconds": FEW, "at_time": STEPS}
+COUNTER_CRITERIA = {"every_n": st.integers(1, 9), "at": several(st.integers(1, 20))}
 EPOCH_CRITERIA = {"every_n_epochs": st.integers(1, 3), "at_epoch": several(st.integers(0, 3))}
-CRITERIA = {**STEP_CRITERIA, **TIMERS, **EPOCH_CRITERIA, "condition": STEPS}
+CRITERIA = {
+    **STEP_CRITERIA, **TIMERS, **EPOCH_CRITERIA, **COUNTER_CRITERIA, "condition": STEPS
+}  # fmt: skip
+AWAITED = st.sampled_from(("A", "A", "B", "EPOCH_END", "TRAINING_END"))
+STOP_AWAITS = st.sampled_from(("A", "A", "B", "EPOCH_END"))
 CHOSEN_CRITERIA = st.sets(st.sampled_from(sorted(CRITERIA)), min_size=1, max_size=2)
 MEMBER = st.sampled_from((*[()] * 6, ("EPOCH_END",), ("TRAINING_END",), ("EXCEPTION",)))
 LENGTHS, WRONG_BY = few(st.integers(1, 5), 1, 3), st.sampled_from((-1, 0, 1, -2, 2))
@@ -173,8 +183,11 @@ LIMIT = st.sampled_from(
     + (*[("max_seconds", n) for n in (1, 2, 5, 10, 20)], *[("stop_when", 0)] * 6)
 )
 SIZES: st.SearchStrategy[Any] = st.sampled_from((None, None, 1, 2, 3, 5, (4, 2, 1), (3, 1), (2, 1)))
-ACT = st.sampled_from(("leave", "leave", "stop", "trigger A", "trigger B", "restart"))
-ENTERED, ACTS = few(SIZES, 1, 3), few(st.tuples(STEP, ACT), 0, 3)
+ACT = st.sampled_from(
+    ("leave", "leave", "stop", "trigger A", "trigger B", "restart", "finish", "finish_epoch")
+    + ("finish_epoch", "count 1", "count 2", "count 3", "count 5", "count 8")
+)
+ENTERED, ACTS = few(SIZES, 1, 3), few(st.tuples(STEP, ACT), 0, 4)
 SAVE = st.tuples(st.sampled_from((-1, -1, *range(11))), st.sampled_from(("save", "save undone")))
 DEATH = st.builds(tuple.__add__, few(SAVE, 1, 2), few(st.tuples(STEP, st.just("kill")), 0, 1))
 BATCH = st.sampled_from(("0.1", "0.2", "0.3", "0.0", "0.4", "1.0", "1.1"))
@@ -189,7 +202,7 @@ BATCHED, ON_EXCEPTION = st.sampled_from((None,) * 6 + (2, 3)), st.sampled_from((
 def draw_part(draw: Draw, late: int) -> Part:
     """An Event of one or two criteria; `late` puts off what would end a run at once."""
     values: dict[str, Any] = {name: draw(CRITERIA[name]) for name in sorted(draw(CHOSEN_CRITERIA))}
-    for name in values.keys() - EPOCH_CRITERIA.keys() if late else ():
+    for name in values.keys() - EPOCH_CRITERIA.keys() - {"every_n"} if late else ():
         value = values[name]
         values[name] = value + late if isinstance(value, int) else tuple([n + late for n in value])
     if "every_n_steps" in values and draw(ONE_IN[3]):
@@ -208,8 +221,14 @@ def draw_part(draw: Draw, late: int) -> Part:
     return Part(**values)
 
 
-def draw_parts(draw: Draw, late: int = 0) -> Parts:
+def draw_parts(draw: Draw, late: int = 0, may_wait: bool = False) -> Parts:
+    """Parts of an event; with `may_wait` they can wait for the first two, which do not wait."""
     chosen = [draw_part(draw, late) for _ in range(2 if draw(ONE_IN[3]) else 1)]
+    if may_wait:
+        awaited = STOP_AWAITS if late else AWAITED
+        waiting = [replace(each, wait_for=draw(awaited)) for each in chosen]
+        can_wait = [not (late and each.per_launch) and draw(ONE_IN[2]) for each in chosen]
+        chosen = [each if can else part for each, part, can in zip(waiting, chosen, can_wait)]
     return (*dict.fromkeys(chosen), *draw(MEMBER))
 
 
@@ -236,7 +255,7 @@ def draw_limits(draw: Draw, source: Source) -> dict[str, Any]:
     if draw(ONE_IN[5]) or (name == "max_epochs" and source.single_pass and limit > 1):
         chosen["dataloader_len"] = draw(FEW)
     if name == "stop_when" or draw(ONE_IN[3]):
-        ends = draw_parts(draw, late=4)
+        ends = draw_parts(draw, late=4, may_wait=True)
         chosen["stop_when"] = tuple([e for e in ends if e not in ("TRAINING_END", "EXCEPTION")])
     lookahead = draw(LOOKAHEAD)
     is_told = "dataloader_len" in chosen or source.says_end
@@ -284,10 +303,13 @@ def plans(draw: Draw, resumed: bool) -> Plan:
     # A batch that is skipped may be fetched, or not
     is_plain = start == {"fast_forward": True} and not source.keeps_state
     after = range(draw(LIVES) - 1, -1, -1) if resumed else (0,)  # how many lives come after each
-    names = ("A", "B", "C")[: draw(LIVES) - 1]
+    names = ("A", "B", "C", "D")[: draw(LIVES)]
     return Plan(
         source=source,
-        events={name: () if draw(ONE_IN[12]) else draw_parts(draw) for name in names},
+        events={
+            name: () if draw(ONE_IN[12]) else draw_parts(draw, may_wait=name in "CD")
+            for name in names
+        },
         **{"stop_when": None, **limits},
         **start,
         on_exception=draw(ON_EXCEPTION),
@@ -382,6 +404,8 @@ def event_of(name: str, given: Parts, world: World) -> Event | None:
             values["condition_function"] = lambda state: world.ask(
                 name, part, state.epoch, state.global_step, state.epoch_step
             )
+        values["of"] = "tokens" if values.keys() & COUNTER_CRITERIA.keys() else None
+        values["wait_for"] = NAMED.get(values.get("wait_for"), values.get("wait_for"))
         return Event(**values)
 
     return reduce(or_, map(single, given)) if given else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
-import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -246,30 +244,6 @@ def test_an_error_ends_the_run_before_the_list_and_a_resume_yields_it_all(
     assert flat(resumed.chunks(sizes)) == list(range(done, 8))
 
 
-@pytest.mark.parametrize("at", [0, 2, 3, 5])
-@pytest.mark.parametrize("kind", [SizedLoader, RecordingLoader, RecordingBatches])
-@pytest.mark.parametrize("again", [None, 2, 64, (3, 1)], ids=repr)
-def test_an_interrupted_fetch_loses_neither_batch_nor_event(at: int, kind: Any, again: Any) -> None:
-    batches: list[Any] = [*range(6)]
-    batches.insert(at, KeyboardInterrupt())
-    loader: Any = RecordingBatches(batches, [])
-    if kind is not RecordingBatches:
-        loader = kind(batches) if kind is RecordingLoader else kind(batches, promise=6)
-    condition = TrueAt()
-    events = {"S": Event(at_step=4), "C": Event(condition)}
-    loop: Loop[Any] = Loop(loader, events, max_epochs=1)
-    found: list[int] = []
-    fired: dict[int, set[Any]] = {}
-    for sizes in (4, again):
-        with contextlib.suppress(KeyboardInterrupt):
-            for batch, names in iter(loop) if sizes is None else loop.chunks(sizes):
-                found.extend(batch if isinstance(batch, list) else [batch])
-                fired |= {loop.global_step: set(names)} if names else {}
-    assert found == list(range(6))
-    assert fired == {4: {"S"}, 5: BOTH}
-    assert set(condition.called_at) == set(range(6))
-
-
 # Time
 
 
@@ -364,20 +338,6 @@ def test_one_step_takes_a_list_and_the_last_of_an_epoch_is_shorter(kind: str, n:
         for epoch in range(3)
         for number, batch in enumerate(windows(n))
     ]
-
-
-@loaders
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_a_run_of_many_lives_is_that_of_one(kind: str, steps: int) -> None:
-    seen: list[list[int]] = []
-    state = None
-    while len(seen) < 12:
-        loop = Loop(batched(LOADERS[kind](), 3), max_epochs=3)
-        if state is not None:
-            loop.load_state_dict(state)
-        seen += [batch for batch, _ in itertools.islice(loop, steps)]
-        state = json.loads(json.dumps(loop.state_dict()))
-    assert seen == windows(3) * 3
 
 
 def test_length_epochs_and_state_are_passed_through() -> None:

@@ -465,3 +465,12 @@ EPOCH_END     at the end of every epoch              20  249, 499, 749 ... 4,999
 TRAINING_END  at the end of training                  1  4,999"""
     )
     assert repr(plan) == f"<Plan: {plan.summary}; 4 rows, 0 warnings>"
+
+
+def test_the_plan_of_a_run_whose_epochs_have_become_shorter() -> None:
+    loop = Loop(range(10), max_epochs=3)
+    for _ in zip(range(5), loop):
+        pass
+    again = Loop(range(5), {"E": Event(every_n_steps=1, per_epoch=True)}, max_epochs=3)
+    again.load_state_dict(loop.state_dict())
+    assert again.plan().epochs == 2

@@ -353,3 +353,15 @@ def test_a_trace_of_the_last_steps(clock: Nanoseconds, tmp_path: Path) -> None:
 )
 def test_durations_are_spelled_in_three_digits(seconds: float, text: str) -> None:
     assert profile.spelled(seconds) == text
+
+
+@pytest.mark.no_core
+def test_a_pause_counts_as_far_as_it_is_in_a_body(clock: Nanoseconds) -> None:
+    loop = Loop(range(3), max_epochs=1, profile=True)
+    with loop.pause_clock():
+        clock.advance(5)
+        pairs = iter(loop)
+        next(pairs)
+        clock.advance(1)
+    next(pairs)
+    assert loop.profile.paused == 1

@@ -213,18 +213,6 @@ def test_it_is_closed_on_any_exit(way: str) -> None:
     assert [bar.is_closed for bar in Bar.made] == [True]
 
 
-def test_it_is_closed_although_the_exception_is_kept() -> None:
-    def source() -> Iterator[int]:
-        yield from range(5)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as kept:
-        for _ in Loop(source, max_steps=9, lookahead=False, progress=Bar):
-            pass
-    assert kept.value is not None
-    assert [bar.is_closed for bar in Bar.made] == [True]
-
-
 def test_a_loop_that_is_entered_twice_has_one_open_bar() -> None:
     loop = Loop(range(10), max_epochs=1, progress=Bar)
     iterator = iter(loop)

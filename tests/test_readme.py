@@ -32,6 +32,7 @@ def names() -> dict[str, Any]:
     ]
     mocks = {name: MagicMock() for name in user}
     mocks["checkpoint_exists"].return_value = False
+    mocks["backward"].return_value = 1.0
     return mocks | {"dataloader": range(5000), "sync": sync, "SIGTERM": signal.SIGTERM}
 
 
@@ -48,9 +49,11 @@ def test_python_blocks_run_and_call_the_users_functions_at_their_steps() -> None
     assert scope["validate"].call_count == 3
     assert scope["log"].call_count == 150
     assert scope["lower_learning_rate"].call_count == 1
-    assert scope["update_parameters"].call_count == 937 + 625
+    assert scope["update_parameters"].call_count == 937 + 119 + 625
     assert [call.args[0] for call in scope["evaluate"].call_args_list] == [0, 200, 400, 599]
-    assert [call.args[0] for call in scope["report"].call_args_list] == [1, 200, 200, 199]
+    laps, tokens = scope["report"].call_args_list[:4], scope["report"].call_args_list[4:]
+    assert [call.args[0] for call in laps] == [1, 200, 200, 199]
+    assert len(tokens) == 954  # as each step has more than a million
     assert scope["write_checkpoint"].call_count == 15
 
 

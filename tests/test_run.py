@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -98,6 +97,8 @@ def storm(loader: Any, events: dict[str, Event], **arguments: Any) -> CountingLo
 
 EVENTS = {"A": Event(every_n_steps=3), "P": Event(every_n_steps=2, per_epoch=True)}
 CONDITION = {"A": Event(every_n_steps=3), "C": Event(lambda state: state.global_step % 5 == 4)}
+AT_AGREEMENTS = {"C": Event(lambda state: state.global_step % 2 == 1)}
+WAITING = {"A": Event(every_n_steps=3), "W": Event(every_n_steps=2, wait_for="A")}
 TIMED = {"A": Event(every_n_steps=3), "T": Event(every_n_seconds=4)}
 STORMS: dict[str, Callable[[], CountingLoop]] = {
     "a list": lambda: storm([*range(4)], EVENTS, max_epochs=2),
@@ -110,7 +111,10 @@ STORMS: dict[str, Callable[[], CountingLoop]] = {
     "max_seconds": lambda: storm(Sized(), TIMED, max_seconds=6),
     "start_step": lambda: storm(Sized(), EVENTS, max_epochs=3, start_step=5),
     "an agreement": lambda: storm(
-        Sized(), CONDITION, max_epochs=2, sync=dloop.sync.maximum(list, every=2)
+        Sized(), AT_AGREEMENTS, max_epochs=2, sync=dloop.sync.maximum(list, every=2)
+    ),
+    "waits": lambda: storm(
+        Sized(), WAITING, max_epochs=2, stop_when=Event(at_step=5, wait_for="A")
     ),
     "a profile": lambda: storm(Loader(), EVENTS, max_epochs=2, profile=True),
 }
@@ -659,11 +663,34 @@ def test_guard_with_on_exception_raise_catches_nothing() -> None:
         assert loop.exception is None
 
 
-def test_an_error_after_the_last_batch_is_logged_where_the_loop_was_left(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_error_after_the_last_batch_is_forgiven_where_the_loop_was_left() -> None:
     loop = Loop(SizedLoader([0, 1, OSError("disk")], [0, 1], promise=2), max_epochs=2)
     flat(islice(loop, 2))
-    with caplog.at_level(logging.INFO, "dloop"):
-        assert flat(loop) == [0, 1]
-    assert "disk" in caplog.text
+    assert flat(loop) == [0, 1]
+
+
+def test_an_error_of_a_condition_that_closed_the_loop_is_not_the_runs() -> None:
+    def condition(state: Any) -> None:
+        loop.close()
+        raise ValueError
+
+    loop = Loop(range(3), {"C": Event(condition)}, max_epochs=1)
+    with pytest.raises(ValueError):
+        next(iter(loop))
+    assert loop.exception is None
+
+
+def test_what_was_triggered_fires_in_the_step_of_an_exception() -> None:
+    loader = SizedLoader([0, OSError()], promise=2)
+    loop = Loop(loader, {"S": Event()}, max_epochs=1, on_exception="event")
+    pairs = iter(loop)
+    next(pairs)
+    loop.trigger("S")
+    assert "S" in next(pairs)[1]
+
+
+def test_a_resumed_run_whose_length_is_too_short_asks_no_batch_of_an_ended_epoch() -> None:
+    loader = SizedLoader(range(9), promise=5)
+    loop = Loop(loader, max_epochs=1, start_step=2, fast_forward=False)
+    assert flat(loop) == [0, 1, 2]
+    assert loader.requests == ["next 0", "next 1", "next 2"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dloop import Event, Loop, LoopEvents
-from loops import ENTER, fired
+from loops import ENTER, fired, resumed
 from manual_clock import ManualClock
 from recording_loaders import epochs_of
 
@@ -456,14 +456,37 @@ def test_stop_when_ends_the_run_at_the_step_at_which_it_fires(
     assert loop.state.training_end
 
 
-def test_events_that_are_joined_with_training_end_fire_where_stop_when_ends_the_run() -> None:
-    events = {"Save": Event(every_n_steps=4) | TRAINING_END, "Quiet": Event(at_step=99)}
-    loop = Loop([0] * 9, events, max_epochs=5, stop_when=Event(at_step=5))
-    assert fired(loop, "Save") == [3, 5]
-
-
 @pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_epochs": 1}, {"max_seconds": 3}])
 def test_the_limit_comes_before_stop_when_at_the_same_step(limit: dict[str, Any]) -> None:
     for event in (Event(at_step=2), Event(lambda state: state.training_end), TRAINING_END):
         loop = Loop([0] * 3, stop_when=event, clock=ticks(), **limit)
         assert [loop.stop_reason for _ in loop] == [None, None, *limit]
+
+
+def test_a_timer_that_was_another_criterion_counts_from_the_resume() -> None:
+    clock = ManualClock()
+    loop = Loop(range(20), {"T": Event(at_time=1)}, max_epochs=1, clock=clock)
+    for _ in itertools.islice(loop, 5):
+        clock.advance(1)
+    again = Loop(range(20), {"T": Event(every_n_seconds=3)}, max_epochs=1, clock=clock)
+    resumed(again, loop.state_dict())
+    assert fired(again, "T", lambda _: clock.advance(1)) == [8, 11, 14, 17]
+
+
+def test_a_pause_does_not_change_the_time_of_the_step() -> None:
+    clock = ManualClock()
+    loop = Loop(range(9), {"T": Event(every_n_seconds=99)}, max_epochs=1, clock=clock)
+    for step, _ in loop:
+        with loop.pause_clock():
+            clock.advance(0.5)
+        assert loop.state.elapsed == step
+        clock.advance(1)
+
+
+def test_a_pause_around_the_whole_run_counts_nothing() -> None:
+    clock = ManualClock()
+    loop = Loop(range(9), max_epochs=1, clock=clock)
+    with loop.pause_clock():
+        for _ in itertools.islice(loop, 3):
+            clock.advance(1)
+    assert loop.lap("a").seconds == 0

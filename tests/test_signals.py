@@ -608,3 +608,54 @@ def test_a_signal_in_the_last_body_changes_nothing(handled: list[int]) -> None:
     loop = Loop(range(3), max_epochs=1, signals=TERM)
     last_of(loop, body=lambda batch: strike(batch, 2))
     assert (loop.stop_reason, loop.stop_requested, handled) == ("max_epochs", False, [])
+
+
+def test_the_note_about_workers_is_not_added_to_a_stop() -> None:
+    class Workers:
+        num_workers = 2
+
+        def __iter__(self) -> Iterator[int]:
+            yield 0
+            raise RuntimeError("a worker is dead")
+
+    loop = Loop(Workers(), max_epochs=1, signals=TERM, dataloader_len=2)
+    with pytest.raises(RuntimeError) as caught:
+        for _ in loop:
+            loop.stop()
+    assert not getattr(caught.value, "__notes__", [])
+    assert not loop.stop_requested  # the run has ended
+
+
+@pytest.mark.parametrize("signal_first", [True, False])
+def test_a_signal_is_the_reason_beside_a_stop(signal_first: bool) -> None:
+    loop = Loop(range(9), max_epochs=1, signals=TERM)
+    acts = [lambda: signal.raise_signal(TERM), loop.stop]
+    for batch, _ in loop:
+        for act in acts if signal_first else acts[::-1]:
+            if batch == 0:
+                act()
+    assert loop.stop_reason == "SIGTERM"
+
+
+@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+def test_an_interrupt_in_a_condition_restores_the_handlers(enter: Enter) -> None:
+    def condition(state: Any) -> None:
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(TERM)
+    loop = Loop(range(9), {"C": Event(condition)}, max_epochs=1, signals=TERM)
+    pairs = enter(loop)
+    with pytest.raises(KeyboardInterrupt):
+        list(pairs)
+    assert signal.getsignal(TERM) is before
+
+
+def test_after_the_first_signal_a_loop_that_is_entered_again_sets_no_handler() -> None:
+    before = signal.getsignal(TERM)
+    loop = Loop(range(9), max_epochs=1, signals=TERM)
+    for _ in loop:
+        signal.raise_signal(TERM)
+        break
+    for _ in loop:
+        assert signal.getsignal(TERM) is before

@@ -183,7 +183,6 @@ SHORTER: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
         2,
     ),
     "a stream with a length": (lambda: SizedStream([0, 1], promise=3), {"max_epochs": 1}, 2),
-    "a cut stream": (lambda: stream(range(5)), {"max_epochs": 2, "dataloader_len": 3}, 2),
 }
 
 
@@ -214,6 +213,13 @@ def test_a_shorter_epoch_is_an_error_with_advice_that_works(case: str) -> None:
         assert advice.startswith(f"dataloader_len={taken}")
         arguments = {**arguments, "dataloader_len": taken}
     assert flat(Loop(load(), **arguments))[:2] == [0, 1]
+
+
+def test_a_stream_that_ends_in_a_later_epoch_is_an_error() -> None:
+    with pytest.raises(
+        DataLengthError, match=r"epoch 1 ended after 2 .* with all batches of the run"
+    ):
+        flat(Loop(stream(range(5)), max_epochs=2, dataloader_len=3))
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])

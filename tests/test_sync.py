@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning, sync
 from fleet import Ahead, Fleet, at_once
+from loops import after, fired, resumed
 from manual_clock import ManualClock
 
 Trace = list[tuple[int, list[str]]]
@@ -429,8 +429,8 @@ def test_random_plans_have_the_same_trace_on_all(
         }
         loop = Loop([0] * lengths[rank], events, clock=clock, sync=agreed, **limit)
         found = []
-        for _, fired in loop if sizes is None else loop.chunks(sizes):
-            found.append((loop.epoch, loop.global_step, names(fired)))
+        for _, now in loop if sizes is None else loop.chunks(sizes):
+            found.append((loop.epoch, loop.global_step, names(now)))
             clock.advance(speeds[rank])
             if (rank, loop.global_step, False) in requests:
                 loop.trigger("C")
@@ -441,16 +441,6 @@ def test_random_plans_have_the_same_trace_on_all(
         return found, loop.stop_reason
 
     same_on_all(ranks, run, every)
-
-
-def test_a_fleet_of_two_hundred() -> None:
-    def run(rank: int, agreed: Any) -> Trace:
-        loop = Loop([0] * (30 + rank % 7), {"Save": Event()}, max_epochs=1, sync=agreed)
-        return trace(loop, lambda step: loop.trigger("Save") if (rank, step) == (137, 11) else None)
-
-    assert same_on_all(200, run, 10) == [
-        (29, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END", "Save"])
-    ]
 
 
 # The argument, and processes without it
@@ -514,11 +504,111 @@ def test_a_framework_tells_the_rank_if_it_is_imported(monkeypatch: pytest.Monkey
     assert sync.rank_among_several() == 2
 
 
-@pytest.mark.no_core
-def test_no_framework_is_imported_to_find_out() -> None:
-    program = (
-        "import sys; from dloop import Event, Loop\n"
-        "list(Loop([1], {'A': Event(every_n_seconds=1)}, max_epochs=1))\n"
-        "assert not {'torch', 'jax', 'mpi4py', 'numpy'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
+def test_windows_of_timers_count_per_epoch() -> None:
+    clock = ManualClock()
+    event = Event(every_n_seconds=1, from_step=6, per_epoch=True)
+    alone = sync.maximum(list, every=1)
+    loop = Loop(range(8), {"T": event}, max_epochs=2, clock=clock, sync=alone)
+    assert fired(loop, "T", lambda _: clock.advance(1)) == [6, 7, 14, 15]
+
+
+def test_a_time_point_is_not_lost_between_agreements() -> None:
+    clock = ManualClock()
+    events = {
+        "A": Event(at_time=5, from_step=12),
+        "B": Event(every_n_seconds=99) | Event(at_step=12),
+    }
+    loop = Loop(range(40), events, max_epochs=1, clock=clock, sync=sync.maximum(list, every=5))
+    assert fired(loop, "A", lambda _: clock.advance(1)) == [14]
+
+
+def test_the_exchange_under_way_is_finished_as_the_data_end() -> None:
+    ahead = Ahead(Fleet(1), 0)
+    with pytest.warns(match="exhausted"):
+        list(Loop(iter(range(7)), max_steps=99, sync=sync.Sync(ahead, 5)))
+    assert ahead.unfinished() == 0
+
+
+def test_a_place_in_the_epoch_that_differs_is_named() -> None:
+    fleet = Fleet(2)
+    states = [after(3, Loop(range(n), max_steps=9)) for n in (4, 2)]
+
+    def run(rank: int) -> Any:
+        loop = Loop(range(9), max_steps=9, sync=sync.Sync(Ahead(fleet, rank), 5))
+        return list(resumed(loop, states[rank]))
+
+    assert all("step within the epoch" in str(each) for each in fleet.run(run))
+
+
+def test_a_signal_counts_more_than_a_stop() -> None:
+    loop = Loop(range(99), max_epochs=1, signals=signal.SIGTERM, sync=ALONE)
+    for batch, _ in loop:
+        if batch == 0:
+            signal.raise_signal(signal.SIGTERM)
+        if batch == 1:
+            loop.stop()
+    assert loop.stop_reason == "SIGTERM"
+
+
+def test_an_interrupt_while_processes_are_compared_sends_nothing_twice() -> None:
+    fleet, strikes = Fleet(1), [KeyboardInterrupt()]
+
+    def exchange(values: list[int]) -> Callable[[], list[int]]:
+        finish = Ahead(fleet, 0)(values)
+
+        def struck() -> list[int]:
+            if strikes:
+                raise strikes.pop()
+            return finish()
+
+        return struck
+
+    loop = Loop(range(9), max_epochs=1, sync=sync.Sync(exchange, 5))
+    with pytest.raises(KeyboardInterrupt):
+        iter(loop)
+    assert [batch for batch, _ in loop] == [*range(9)]
+
+
+def test_a_stop_iteration_of_the_function_does_not_end_the_for_silently() -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(Loop(range(40), max_epochs=1, sync=sync.maximum(lambda v: next(iter([])), every=3)))
+
+
+def test_processes_that_count_differently_fail_together() -> None:
+    def run(rank: int, agreed: Any) -> Any:
+        loop = Loop(range(30), {"A": Event(at=20, of="n")}, max_epochs=1, sync=agreed)
+        for batch, _ in loop:
+            loop.count("n", 1 + (rank == 1 and batch == 7))
+        return loop.counts
+
+    outcomes = on_all(2, run)
+    assert all("differ in their calls of count()" in str(each) for each in outcomes)
+
+
+def test_epochs_that_are_finished_at_different_steps_fail_together() -> None:
+    def run(rank: int, agreed: Any) -> Any:
+        loop = Loop(iter(range(40)), max_steps=30, sync=agreed)
+        for batch, _ in loop:
+            if batch == 6 + rank:
+                loop.finish_epoch()
+
+    assert all("finish_epoch()" in str(each) for each in on_all(2, run))
+
+
+def test_what_all_change_alike_is_agreed_on() -> None:
+    def run(rank: int, agreed: Any) -> Any:
+        events = {"A": Event(every_n=7, of="n"), "W": Event(at_time=9, wait_for="A")}
+        clock = ManualClock()
+        loop = Loop(range(30), events, max_epochs=3, sync=agreed, clock=clock)
+        found = []
+        for batch, _ in loop:
+            clock.advance(1 + rank)
+            events = loop.count("n", 1)
+            if batch == 12:
+                events = loop.finish_epoch()
+            if loop.global_step == 30:
+                events = loop.finish()
+            found += [(loop.global_step, names(events))] if events else []
+        return found
+
+    assert same_on_all(2, run)[-1] == (30, ["LoopEvents.TRAINING_END"])

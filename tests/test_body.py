@@ -1,0 +1,539 @@
+"""What is decided in the body: finish, finish_epoch, counters, events that wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counted_training import TRAININGS
+from dloop import Event, Loop, LoopError, LoopEvents, batched
+from loops import ENTER, Enter, flat, resumed
+from manual_clock import ManualClock
+from programs import needs_posix
+from recording_loaders import RecordingLoader, SizedLoader
+from stateful_loaders import WithStatefulIterator
+from told import warnings_of, with_warnings
+
+EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
+EXCEPTION = LoopEvents.EXCEPTION
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+each_way = pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
+
+
+def run(loop: Loop[Any], body: Callable[[Loop[Any], Any], Any], enter: Enter = iter) -> list[Any]:
+    """What fires at each step at which anything does: pairs of a step and sorted names.
+
+    `body` returns the step's new events, or None.
+    """
+    seen = []
+    for batch, given in enter(loop):
+        events = body(loop, batch)
+        events = given if events is None else events
+        if events:
+            seen.append((loop.global_step, sorted([str(each) for each in events])))
+    return seen
+
+
+def at(step: int, act: Callable[[Loop[Any]], Any]) -> Callable[[Loop[Any], Any], Any]:
+    """A body that acts at one step."""
+    return lambda loop, _: act(loop) if loop.global_step == step else None
+
+
+# --------------------------------------------------------------------------------------- finish()
+
+
+@each_way
+def test_finish_makes_the_step_the_last(enter: Enter) -> None:
+    loader = RecordingLoader(range(9))
+    loop = Loop(loader, {"Save": TRAINING_END | Event()}, max_epochs=3, dataloader_len=9)
+    seen = run(loop, at(3, Loop.finish), enter)
+    assert seen == [(3, ["LoopEvents.TRAINING_END", "Save"])]
+    assert loader.requests == [f"next {number}" for number in range(4)]
+    assert (loop.stop_reason, len(loop), loop.state.training_end) == ("finish", 0, True)
+    with pytest.raises(LoopError, match="has ended"):
+        next(iter(loop))
+
+
+def test_a_second_finish_changes_nothing_and_the_yielded_set_never_changes() -> None:
+    loop = Loop(range(5), max_epochs=1)
+    ((_, before),) = islice(loop, 1)
+    events = loop.finish()
+    assert before == set() and events == {TRAINING_END}
+    assert loop.finish() is events
+
+
+def test_finish_at_an_epochs_last_step_asks_the_iterator_once_more() -> None:
+    loader = SizedLoader(range(2), promise=2)
+    run(Loop(loader, max_epochs=3), at(1, Loop.finish))
+    assert loader.requests == ["next 0", "next 1", "end"]
+
+
+@pytest.mark.parametrize("step_done", [True, False])
+def test_a_run_that_was_finished_does_not_train_on(step_done: bool) -> None:
+    loop = Loop(range(5), max_epochs=2)
+    for batch, _ in loop:
+        if batch == 3:
+            loop.finish()
+            saved = loop.state_dict(step_done)
+    again = resumed(Loop(range(5), max_epochs=9), saved)
+    assert flat(again) == ([] if step_done else [3, 4] + 8 * [*range(5)])
+    again = resumed(Loop(range(5), max_epochs=1), {**saved, "finished": None})
+    assert flat(again) == [4] if step_done else [3, 4]
+
+
+def test_finish_on_the_limits_last_step_is_kept_too() -> None:
+    loop = Loop(range(5), max_epochs=1)
+    run(loop, at(4, Loop.finish))
+    assert loop.stop_reason == "finish"
+    assert flat(resumed(Loop(range(5), max_epochs=2), loop.state_dict())) == []
+
+
+def test_an_error_in_a_guarded_body_overrides_a_finish() -> None:
+    seen = []
+    with Loop(range(5), max_epochs=1, on_exception="event") as loop, pytest.raises(ArithmeticError):
+        for batch, events in loop:
+            if EXCEPTION in events:
+                seen.append((loop.stop_reason, loop.state_dict()["finished"]))
+                with pytest.raises(LoopError, match="no step to change"):
+                    loop.finish()
+                continue
+            with loop.guard():
+                if batch == 2:
+                    loop.finish()
+                    raise ArithmeticError
+    assert seen == [("exception", None)]
+
+
+# --------------------------------------------------------------------------------- finish_epoch()
+
+
+@each_way
+def test_finish_epoch_makes_the_step_its_epochs_last(enter: Enter) -> None:
+    loader = RecordingLoader(range(6))
+    events = {"Eval": Event(every_n_epochs=2) | Event(at_epoch=0), "Each": EPOCH_END | Event()}
+    loop = Loop(loader, events, max_epochs=3, dataloader_len=6)
+    seen, warned = with_warnings(lambda: run(loop, at(1, Loop.finish_epoch), enter))
+    assert seen == [
+        (1, ["Each", "Eval", "LoopEvents.EPOCH_END"]),
+        (7, ["Each", "Eval", "LoopEvents.EPOCH_END"]),
+        (13, ["Each", "LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"]),
+    ]
+    assert warned == []
+    assert loader.requests == [f"next {number}" for number in (0, 1, *range(6), *range(6))]
+
+
+def test_finish_epoch_ends_the_run_with_its_last_epoch() -> None:
+    loop = Loop(range(6), max_epochs=1)
+    assert run(loop, at(1, Loop.finish_epoch)) == [
+        (1, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"])
+    ]
+    assert loop.stop_reason == "max_epochs"
+
+
+LOADERS: dict[str, Callable[[], Loop[Any]]] = {
+    "list": lambda: Loop(range(6), max_steps=12),
+    "iterator": lambda: Loop(iter(range(12)), max_steps=12),
+    "iterator, looked ahead": lambda: Loop(iter(range(12)), max_steps=12, lookahead=True),
+    "lists": lambda: Loop(batched(range(6), 1), max_steps=12),
+}
+
+
+@pytest.mark.parametrize("make", LOADERS.values(), ids=list(LOADERS))
+def test_a_run_resumed_after_finish_epoch_begins_the_next_epoch(
+    make: Callable[[], Loop[Any]],
+) -> None:
+    def train(loop: Loop[Any]) -> list[Any]:
+        return [(loop.epoch, loop.epoch_step, batch) for batch, _ in loop]
+
+    one, two = make(), make()
+    for loop in (one, two):
+        for _ in islice(loop, 4):
+            pass
+        assert EPOCH_END in loop.finish_epoch()
+    rest = train(one)
+    assert rest[0][:2] == (1, 0) and len(rest) == 8
+    assert train(resumed(make(), two.state_dict())) == rest
+
+
+def test_the_batch_that_was_looked_ahead_begins_the_next_epoch() -> None:
+    loop = Loop(iter(range(6)), max_steps=9, lookahead=True)
+    seen = []
+    with pytest.warns(match="exhausted"):
+        for batch, _ in loop:
+            seen.append((loop.epoch, loop.epoch_step, batch))
+            if batch == 2:
+                loop.finish_epoch()
+    assert seen == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (1, 0, 3), (1, 1, 4), (1, 2, 5)]
+
+
+def test_batches_in_hand_begin_the_next_epoch_and_their_conditions_are_called_anew() -> None:
+    calls = []
+
+    def condition(state: Any) -> bool:
+        calls.append((state.epoch, state.epoch_step))
+        return bool(state.epoch_step == 2)
+
+    for source in (iter(range(30)), range(30)):
+        calls.clear()
+        loop: Loop[int] = Loop(source, {"C": Event(condition)}, max_steps=8)
+        seen = []
+        for batches, events in loop.chunks((4, 1)):
+            seen.append((loop.epoch, batches, "C" in events))
+            if len(seen) == 1:  # the list ends here, though more batches were gathered
+                loop.finish_epoch()
+        first = 0 if isinstance(source, range) else 1  # a single-pass source drops nothing
+        assert [len(batches) for _, batches, _ in seen] == [1, 1, 1, 1, 4]
+        assert [batch for _, batches, _ in seen[1:] for batch in batches] == [
+            *range(first, first + 7)
+        ]
+        assert [number for number, (_, _, fires) in enumerate(seen) if fires] == [3]
+        assert calls == [(0, 0), (0, 1), (0, 2), *[(1, step) for step in range(7)]]
+
+
+def test_an_iterator_with_a_state_resumes_after_finish_epoch() -> None:
+    source = iter(WithStatefulIterator(12))
+    loop = Loop(source, max_steps=12, lookahead=True)
+    for _ in islice(loop, 4):
+        pass
+    loop.finish_epoch()
+    saved = loop.state_dict()
+    expected = flat(loop)
+    again = iter(WithStatefulIterator(12))
+    assert flat(resumed(Loop(again, max_steps=12, lookahead=True), saved)) == expected
+    assert len(expected) == 8
+
+
+# --------------------------------------------------------------------------------------- counters
+
+
+def test_a_counter_fires_at_the_step_that_passes_a_multiple() -> None:
+    lengths = [3, 4, 2, 9, 1, 12, 0]
+    loop = Loop(lengths, {"Log": Event(every_n=5, of="tokens")}, max_epochs=1)
+    seen = run(loop, lambda loop, length: loop.count("tokens", length))
+    assert [step for step, names in seen if "Log" in names] == [1, 3, 5]  # several, but once
+    assert dict(loop.counts) == {"tokens": 31}
+    with pytest.raises(TypeError):
+        loop.counts["tokens"] = 3  # type: ignore[index]
+
+
+@each_way
+def test_a_sum_ends_the_run_at_the_step_that_reaches_it(enter: Enter) -> None:
+    loop = Loop(range(9), stop_when=Event(at=[9, 6], of="words"))
+    seen = run(loop, lambda loop, batch: loop.count("words", 2), enter)
+    assert (seen[-1][1], loop.stop_reason) == (["LoopEvents.TRAINING_END"], "stop_when")
+    assert loop.counts["words"] == 6
+    assert loop.state_dict()["finished"] == "stop_when"
+
+
+def test_a_sum_that_lasts_finishes_a_run_that_has_ended_for_this_launch_already() -> None:
+    stop = Event(at_time=0, per_launch=True) | Event(at=1, of="n")
+    loop = Loop(range(5), max_epochs=2, stop_when=stop)
+    for _ in loop:
+        assert loop.state_dict()["finished"] is None
+        loop.count("n")
+    assert loop.state_dict()["finished"] == "stop_when"
+
+
+def test_any_number_of_calls_and_counters_without_events() -> None:
+    loop = Loop(range(2), {"A": Event(at=3, of="a"), "B": Event(at=3, of="a")}, max_epochs=1)
+    ((_, given),) = islice(loop, 1)
+    assert loop.count("others") is given
+    assert loop.count("a", 0) is given
+    assert loop.count("a", 2) is given
+    assert loop.count("a") == {"A", "B"} == loop.count("a", 5)
+    assert loop.counts == {"a": 8, "others": 1}
+
+
+def test_counters_are_saved_and_a_step_that_is_not_done_is_not_counted() -> None:
+    def train(loop: Loop[Any]) -> list[Any]:
+        return run(loop, lambda loop, _: loop.count("n", 3))
+
+    def make() -> Loop[Any]:
+        return Loop(range(8), {"A": Event(every_n=7, of="n")}, max_epochs=1)
+
+    whole = train(make())
+    for done in (True, False):
+        loop = make()
+        for _ in islice(loop, 4):
+            loop.count("n", 2)
+            loop.count("n", 1)
+        saved = loop.state_dict(done)
+        assert saved["counts"] == {"n": 12 if done else 9}
+        rest = train(resumed(make(), saved))
+        assert rest == [each for each in whole if each[0] > (3 if done else 2)]
+
+
+def test_crossings_outside_of_a_window_are_lost() -> None:
+    event = Event(every_n=2, of="n", from_step=2, until_step=4, per_epoch=True)
+    loop = Loop(range(5), {"A": event}, max_epochs=2)
+    seen = run(loop, lambda loop, _: loop.count("n", 2))
+    assert [step for step, names in seen if "A" in names] == [2, 3, 7, 8]
+
+
+def test_a_counter_restarts_the_timers_of_its_event() -> None:
+    clock = ManualClock()
+    event = Event(every_n_seconds=3) | Event(at=2, of="n")
+    loop = Loop(clock.one_second_each(range(8)), {"A": event}, max_steps=8, clock=clock)
+    seen = run(loop, at(1, lambda loop: loop.count("n", 2)))
+    assert [step for step, _ in seen] == [1, 4, 7]
+
+
+def test_a_lap_has_what_was_counted() -> None:
+    loop = Loop(range(6), {"Log": Event(every_n_steps=3)}, max_epochs=1)
+    laps = []
+    for _, events in loop:
+        loop.count("tokens", 10)
+        if "Log" in events:
+            laps.append(loop.lap("Log"))
+    assert [(lap.steps, lap.counts) for lap in laps] == [(3, {"tokens": 30})] * 2
+    steps, _seconds = laps[0]
+    assert steps == 3
+
+
+def test_a_counter_that_never_counted_is_warned_of() -> None:
+    loop = Loop(range(2), {"A": Event(at=1, of="token")}, max_epochs=1)
+    (warned,) = warnings_of(
+        lambda: run(loop, lambda loop, _: loop.count("tokens", 0) or loop.count("tokens"))
+    )
+    assert "'token'" in warned and "did you mean 'tokens'?" in warned
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda loop: loop.count("n", -1), ValueError),
+        (lambda loop: loop.count("n", 1.5), TypeError),
+        (lambda loop: loop.count("n", True), TypeError),
+        (lambda loop: loop.count(3), TypeError),
+        (lambda loop: Event(every_n=3), ValueError),
+        (lambda loop: Event(at=3), ValueError),
+        (lambda loop: Event(at=0, of="n"), ValueError),
+        (lambda loop: Event(every_n=3, of=3), TypeError),
+        (lambda loop: Event(every_n=3, of="n", per_launch=True), ValueError),
+        (lambda loop: Event(every_n=3, of="n", first_at_step=2), ValueError),
+        (lambda loop: Event(at_step=3, of="n"), ValueError),
+        (lambda loop: Event(at_step=3, wait_for=Event()), TypeError),
+        (lambda loop: Event(at_step=3, wait_for=[]), TypeError),
+    ],
+)
+def test_wrong_arguments_are_refused(call: Any, error: type[Exception]) -> None:
+    loop = Loop(range(3), max_epochs=1)
+    ((_, _),) = islice(loop, 1)
+    with pytest.raises(error) as caught:
+        call(loop)
+    assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------- events that wait
+
+UPDATE = Event(every_n_steps=4)
+
+
+def test_an_event_that_waits_fires_together_with_the_other() -> None:
+    clock = ManualClock()
+    save = Event(every_n_seconds=6, wait_for="Update") | TRAINING_END
+    loop = Loop(
+        clock.one_second_each(range(22)),
+        {"Update": UPDATE, "Save": save},
+        max_steps=22,
+        clock=clock,
+    )
+    seen = run(loop, lambda loop, _: None)
+    # met after 6, 14 and 22 seconds: the timer starts anew when it fires
+    assert [step for step, names in seen if "Save" in names] == [7, 15, 21]
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (Event(at_step=[1, 2, 4], wait_for="Update"), [3, 7]),
+        (Event(at_step=3, wait_for="Update"), [3]),  # met at the same step
+        (Event(at_step=5, wait_for=EPOCH_END), [9]),
+        (Event(at_step=5, wait_for=TRAINING_END), [19]),
+        (Event(at_step=[4, 8], until_step=7, wait_for="Update"), []),  # it lapses
+        # it fires within its window alone
+        (Event(at_step=2, per_epoch=True, from_step=2, wait_for="Update"), [3, 15]),
+        (Event(at_step=4, wait_for="Update") | Event(at_step=5), [5]),  # which clears it
+        (Event(lambda state: state.global_step == 6, wait_for="Update"), [7]),
+        (Event(every_n=3, of="n", wait_for="Update"), [3, 7, 11, 15, 19]),
+    ],
+)
+@each_way
+def test_where_it_fires(event: Event, expected: list[int], enter: Enter) -> None:
+    loop = Loop(range(10), {"A": event, "Update": UPDATE}, max_epochs=2)
+    seen = run(
+        loop, lambda loop, _: loop.count("n", loop.steps_done - loop.counts.get("n", 0)), enter
+    )
+    assert [step for step, names in seen if "A" in names] == expected
+
+
+def test_what_waits_is_saved_and_triggers_wait_too() -> None:
+    def make() -> Loop[Any]:
+        events = {"A": Event(at_step=2, wait_for="Update") | Event(at_step=9), "Update": UPDATE}
+        return Loop(range(12), events, max_epochs=1)
+
+    loop = make()
+    for _ in islice(loop, 3):
+        pass
+    assert [
+        s for s, names in run(resumed(make(), loop.state_dict()), at(0, id)) if "A" in names
+    ] == [3, 9]
+    before = loop.state_dict(step_done=False)
+    assert before["waits"] == {}
+    loop.trigger("A")
+    next(iter(loop))
+    seen = run(make(), at(4, lambda loop: loop.trigger("A")))
+    assert [step for step, names in seen if "A" in names] == [3, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("events", "stop_when", "expected"),
+    [
+        (
+            {"A": Event(at_step=1, wait_for="Updat"), "Update": UPDATE},
+            None,
+            "did you mean 'Update'",
+        ),
+        ({"A": Event(at_step=1, wait_for="A")}, None, "waits itself"),
+        (
+            {"A": UPDATE, "B": Event(at_step=1, wait_for="C"), "C": Event(at_step=1, wait_for="A")},
+            None,
+            "waits itself",
+        ),
+        ({"A": UPDATE}, Event(at_step=1, wait_for="B"), "wait_for='B'"),
+    ],
+)
+def test_only_events_that_do_not_wait_can_be_waited_for(
+    events: Any, stop_when: Any, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        Loop(range(3), events, max_epochs=1, stop_when=stop_when)
+
+
+def test_a_run_stops_at_an_update() -> None:
+    loop = Loop(range(99), {"Update": UPDATE}, stop_when=Event(at_step=5, wait_for="Update"))
+    assert flat(loop) == [*range(8)]
+    assert loop.state_dict()["finished"] == "stop_when"
+
+
+# ----------------------------------------------------------------------------- outside of a body
+
+
+def changes(loop: Loop[Any]) -> list[str]:
+    """The calls that are refused."""
+    refused = []
+    for name, arguments in (("finish", ()), ("finish_epoch", ()), ("count", ("n", 1))):
+        try:
+            getattr(loop, name)(*arguments)
+        except LoopError as error:
+            assert "in the body of a step" in str(error)
+            refused.append(name)
+    return refused
+
+
+ALL = ["finish", "finish_epoch", "count"]
+
+
+@each_way
+def test_a_step_is_changed_in_its_body_alone(enter: Enter) -> None:
+    refused = {}
+
+    def batches() -> Any:
+        yield 0
+        yield 1
+        refused["in a fetch"] = changes(loop)
+        yield 2
+
+    def condition(state: Any) -> bool:
+        refused["in a condition"] = changes(loop)
+        return False
+
+    loop = Loop(batches, {"C": Event(condition)}, max_epochs=1)
+    refused["before the first step"] = changes(loop)
+    for _ in enter(loop):
+        pass
+    refused["after the last"] = changes(loop)
+    assert refused == dict.fromkeys(refused, ALL) and len(refused) == 4
+
+
+def test_not_in_another_thread_and_not_after_close_or_an_error() -> None:
+    loop = Loop(SizedLoader([0, OSError()], promise=2), max_epochs=1)
+    found: list[list[str]] = []
+    with pytest.raises(OSError):
+        for _ in loop:
+            thread = threading.Thread(target=lambda: found.append(changes(loop)))
+            thread.start()
+            thread.join()
+    found.append(changes(loop))
+    other = Loop(range(3), max_epochs=1)
+    for _ in other:
+        break
+    other.close()
+    assert [*found, changes(other)] == [ALL] * 3
+
+
+def test_after_a_break_the_step_can_still_be_changed() -> None:
+    loop = Loop(range(3), max_epochs=1)
+    for _ in loop:
+        break
+    assert loop.finish() == {TRAINING_END}
+    assert loop.stop_reason == "finish"
+
+
+# -------------------------------------------------------------------------------- seen from outside
+
+
+def test_the_profile_counts_a_body_with_its_new_events() -> None:
+    loop = Loop(range(3), {"A": Event(at=1, of="n")}, max_epochs=1, profile=True)
+    run(loop, at(1, lambda loop: loop.count("n")))
+    assert ("A",) in [cost.names for cost in loop.profile.events]
+
+
+def test_the_plan_tells_of_counters_and_of_events_that_wait() -> None:
+    events = {
+        "Update": UPDATE,
+        "Save": Event(every_n_steps=6, wait_for="Update"),
+        "Log": Event(every_n=1_000_000, of="tokens") | Event(at=5, of="tokens"),
+        "Late": Event(at_step=1, wait_for="Log"),
+        "End": Event(at_step=1, wait_for=EPOCH_END),
+    }
+    plan = Loop(range(20), events, max_epochs=1).plan()
+    rows = {row.name: (row.when, row.times, row.first) for row in plan.rows}
+    assert rows["Save"] == ("every 6 steps, waits for Update", 3, (7, 11, 19))
+    assert rows["Log"] == ("every 1,000,000 of 'tokens' or at 5 of 'tokens'", None, ())
+    assert rows["Late"] == ("at step 1, waits for Log", None, ())
+    assert rows["End"] == ("at step 1, waits for EPOCH_END", 1, (19,))
+    assert plan.warnings == ()
+
+
+# ------------------------------------------------------------------------------ killed and resumed
+
+
+@needs_posix
+@pytest.mark.no_core
+@pytest.mark.parametrize("training", TRAININGS)
+def test_a_killed_training_comes_to_the_same_weights(training: str, tmp_path: Path) -> None:
+    program = Path(__file__).with_name("counted_training.py")
+
+    def train(folder: str, dies_at: int) -> tuple[int, str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        command = [sys.executable, str(program), training, str(tmp_path / folder), str(dies_at)]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        return done.returncode, done.stdout
+
+    whole = train("whole", -1)
+    for dies_at in (10, 55, 56, 77):
+        assert train("killed", dies_at)[0] == -signal.SIGKILL
+    assert train("killed", -1) == whole
+    assert json.loads(whole[1])["weight"] != 0.5
