@@ -746,6 +746,7 @@ cdef class Latest:
         step: that step; `size`: how many steps were made with it.
         events: those of that step.
         epoch_end, training_end: as in its LoopState.
+        state: the LoopState that was made last.
         timers: the time criteria before it; `waiting`: the bits that waited before it.
     """
 
@@ -753,13 +754,15 @@ cdef class Latest:
     cdef object events
     cdef bint epoch_end, training_end
     cdef readonly object timers, waiting
+    cdef LoopState state
 
-    def __init__(self, int64_t step, bint epoch_end, timers):
-        self.step = step
+    def __init__(self, LoopState state, timers):
+        self.state = state
+        self.step = state.global_step
         self.size = 1
         self.waiting = 0
         self.events = QUIET
-        self.epoch_end = epoch_end
+        self.epoch_end = state.epoch_end
         self.timers = timers
 
 
@@ -792,9 +795,7 @@ cdef class Engine:
     cdef readonly EventSets sets
     cdef readonly object ends
     cdef readonly Alarm alarm
-    cdef object checked_count
     cdef readonly dict counters
-    cdef LoopState state  # of the latest step, or of an earlier one
     cdef readonly Latest latest
     cdef readonly int64_t step
     cdef readonly int64_t epoch
@@ -820,12 +821,10 @@ cdef class Engine:
             names.names, names.places, names.warn_of_unknown, schedule.timer_bits
         )
         self.ends = schedule.ends(launch)
-        self.checked_count = schedule.checked_count
         self.counters = {name: Counter(0, rows) for name, rows in schedule.counters.items()}
         self.alarm = Alarm(clock, timers, schedule, agreement is None)
-        self.state = state
         self.step = self.over_at = state.global_step
-        self.latest = Latest(self.step, state.epoch_end, timers)
+        self.latest = Latest(state, timers)
         self.epoch = state.epoch + state.epoch_end
         self.epoch_start = launch if state.epoch_end else launch - state.epoch_step - 1
         self.conditions.origins[EPOCH] = self.epoch_start
@@ -846,7 +845,7 @@ cdef class Engine:
 
     def end_epoch(self):
         """Let the next step be the first of the next epoch."""
-        self.state = self.latest_state()
+        self.latest_state()  # while the epoch is that of the step
         if not self.agenda.is_plain:
             waits = self.ends.waits
             waits.waiting = waits.open_at(self.step, waits.waiting, self.conditions.origins)
@@ -890,7 +889,7 @@ cdef class Engine:
     def latest_state(self):
         """Return the LoopState of the latest step, the same object as long as it is that."""
         cdef Latest latest = self.latest
-        cdef LoopState state = self.state
+        cdef LoopState state = latest.state
         cdef Clock clock = self.alarm.clock
         cdef bint is_decided = latest.step == self.step
         cdef bint epoch_end = is_decided and latest.epoch_end
@@ -900,8 +899,8 @@ cdef class Engine:
             if state.epoch_end == epoch_end and state.training_end == training_end:
                 return state
             elapsed = state._elapsed
-        self.state = self.state_at(self.step, epoch_end, training_end, elapsed)
-        return self.state
+        latest.state = self.state_at(self.step, epoch_end, training_end, elapsed)
+        return latest.state
 
     cpdef object latest_events(self):
         """Return the events of the latest step."""
@@ -942,7 +941,7 @@ cdef class Engine:
         """
         self.check_body()
         if type(n) is not int or n < 0:
-            n = self.checked_count("n", n, 0)
+            n = self.ends.checked_count("n", n, 0)
         cdef PyObject *known = PyDict_GetItemWithError(self.counters, name)
         cdef Counter counter
         if known is NULL:

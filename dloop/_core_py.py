@@ -462,17 +462,19 @@ class Latest:
         step: that step; `size`: how many steps were made with it.
         events: those of that step.
         epoch_end, training_end: as in its LoopState.
+        state: the LoopState that was made last.
         timers: the time criteria before it; `waiting`: the bits that waited before it.
     """
 
     __slots__ = (
-        "epoch_end", "events", "size", "step", "timers", "training_end", "waiting",
+        "epoch_end", "events", "size", "state", "step", "timers", "training_end", "waiting",
     )  # fmt: skip
 
-    def __init__(self, step: int, epoch_end: bool, timers: Timers) -> None:
-        self.step, self.size = step, 1
+    def __init__(self, state: LoopState, timers: Timers) -> None:
+        self.state = state
+        self.step, self.size = state.global_step, 1
         self.events: Any = QUIET
-        self.epoch_end, self.training_end = epoch_end, False
+        self.epoch_end, self.training_end = state.epoch_end, False
         self.timers, self.waiting = timers, 0
 
 
@@ -512,12 +514,10 @@ class Engine:
         names = schedule.names
         self.sets = EventSets(names.names, names.places, names.warn_of_unknown)
         self.ends = schedule.ends(launch)
-        self.checked_count = schedule.checked_count
         self.counters = {name: Counter(0, rows) for name, rows in schedule.counters.items()}
         self.alarm = Alarm(clock, timers, schedule, agreement is None)
-        self.state = state  # of the latest step, or of an earlier one
         self.step = self.over_at = state.global_step
-        self.latest = Latest(self.step, state.epoch_end, timers)
+        self.latest = Latest(state, timers)
         self.epoch = state.epoch + state.epoch_end
         self.epoch_start = launch if state.epoch_end else launch - state.epoch_step - 1
         self.conditions.origins[EPOCH] = self.epoch_start
@@ -538,7 +538,7 @@ class Engine:
 
     def end_epoch(self) -> None:
         """Let the next step be the first of the next epoch."""
-        self.state = self.latest_state()
+        self.latest_state()  # while the epoch is that of the step
         if not self.agenda.is_plain:
             waits = self.ends.waits
             waits.waiting = waits.open_at(self.step, waits.waiting, self.conditions.origins)
@@ -572,7 +572,8 @@ class Engine:
 
     def latest_state(self) -> LoopState:
         """Return the LoopState of the latest step, the same object as long as it is that."""
-        step, latest, state, clock = self.step, self.latest, self.state, self.alarm.clock
+        step, latest, clock = self.step, self.latest, self.alarm.clock
+        state = latest.state
         is_decided = latest.step == step
         ends = is_decided and latest.epoch_end, is_decided and latest.training_end
         elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
@@ -580,8 +581,8 @@ class Engine:
             if (state.epoch_end, state.training_end) == ends:
                 return state
             elapsed = state._elapsed
-        self.state = self.state_at(step, *ends, elapsed)
-        return self.state
+        latest.state = self.state_at(step, *ends, elapsed)
+        return latest.state
 
     def latest_events(self) -> Any:
         """Return the events of the latest step."""
@@ -620,7 +621,7 @@ class Engine:
         """
         self.check_body()
         if type(n) is not int or n < 0:
-            n = self.checked_count("n", n, 0)
+            n = self.ends.checked_count("n", n, 0)
         counter = self.counters.get(name)
         if counter is None:
             if not isinstance(name, str):

@@ -159,7 +159,6 @@ class Loop(Generic[Batch]):
         if isinstance(self._sync, Sync):
             agreement = Agreement(self._sync, self._schedule, position)
         self._position = position
-        self._source = source
         leave = partial(_leave, self._signals, self._progress)
         self._run = Run(
             self._schedule, source, self._tick, position, agreement, self._on_exception, leave
@@ -600,20 +599,20 @@ class Loop(Generic[Batch]):
         missing, notes = {}, []
         if not self._signals.numbers:
             missing["INTERRUPT"] = "this Loop has no signals"
-        elif not self._on_exception and self._source.has_workers():
+        elif not self._on_exception and self._run.source.has_workers():
             notes.append(
                 "signals: they may end the dataloader's workers too; pass on_exception='event' to "
                 "save in that case"
             )
         if not self._on_exception:
             missing["EXCEPTION"] = "this Loop has no on_exception='event'"
-        if not self._source.may_repeat_its_order():
+        if not self._run.source.may_repeat_its_order():
             notes.append(f"{_SHUFFLES}; {_TO_REPEAT}")
         return forecast(
             self._schedule,
             self._run.start_state,
-            self._source.epoch_len(),
-            self._source.has_epochs,
+            self._run.source.epoch_len(),
+            self._run.source.has_epochs,
             self._end_of_run is not None,
             missing,
             notes,
@@ -680,7 +679,7 @@ class Loop(Generic[Batch]):
             "a str as the name",
         )
         if position.epoch_steps and not position.epoch_end:
-            repeats = not self._fast_forward or self._source.may_repeat_its_order()
+            repeats = not self._fast_forward or self._run.source.may_repeat_its_order()
             self._warn_once(
                 "order", not repeats, f"{_SHUFFLES}, and resumes in another; {_TO_REPEAT}"
             )

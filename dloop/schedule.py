@@ -282,9 +282,6 @@ class Schedule:
         """The bits of the members of LoopEvents and of the names."""
         return (1 << self.stop_place) - 1
 
-    checked_count = staticmethod(checks.count)
-    """Checks what bodies count; the core does not import `checks`."""
-
     def ends(self, launch: int) -> Ends:
         """Return the ends of a new run, whose first step is `launch`."""
         return Ends(self, launch)
@@ -343,7 +340,10 @@ class Ends:
         by_source: "exhausted" if the run ends with the source's epoch; else None.
         stop_reason: why the run ends, from its last step on.
         finished: the reason for which a resumed run does not train on either.
+        checked_count: checks what bodies count.
     """
+
+    checked_count = staticmethod(checks.count)
 
     def __init__(self, schedule: Schedule, launch: int) -> None:
         self._rows = schedule.epochs
