@@ -224,6 +224,36 @@ def epochs_of_1_by_hand(data: list[int]) -> int:
     return n
 
 
+# Something is counted in each step
+
+
+def with_a_counter(data: list[int]) -> Loop[int]:
+    return Loop(data, {"Log": Event(every_n=10**9, of="tokens")}, max_epochs=1)
+
+
+def counted(loop: Loop[int]) -> int:
+    for _batch, _events in loop:
+        loop.count("tokens", 3)
+    return loop.counts["tokens"]
+
+
+class Tally:
+    """What counts in hand-written code."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def count(self, name: str, n: int) -> None:
+        self.total += n
+
+
+def tallied(loop: Loop[int]) -> int:
+    tally = Tally()
+    for _batch, _events in loop:
+        tally.count("tokens", 3)
+    return tally.total
+
+
 # Lists of batches
 
 
@@ -423,6 +453,12 @@ ROWS = [
         1.1,
     ),
     Row("a condition per step / by hand", CONDITION, CONDITION_BY_HAND, 0.5, 0.4),
+    Row(
+        "a count per step / a method call",
+        Side(with_a_counter, counted),
+        Side(loop_with({}), tallied),
+        1.5,
+    ),
     Row("no length / by hand, one fetched ahead", NO_LENGTH, WITH_LAST, 0.7),
     Row("epochs of 10 batches / by hand", EPOCHS, EPOCHS_BY_HAND, 3.5),
     Row("epochs of 1 batch / by hand", EPOCHS_OF_1, EPOCHS_OF_1_BY_HAND, 10.0, steps=20_000),
