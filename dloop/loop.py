@@ -507,7 +507,8 @@ class Loop(Generic[Batch]):
     def trigger(self, name: Hashable) -> None:
         """Make `name` fire at the next step. Any thread and any signal handler may call this.
 
-        It is not saved. After the last step it does nothing.
+        If parts of the event wait for another, it waits like them, and that is saved. Otherwise it
+        is not saved. After the last step it does nothing.
 
         Raises:
             KeyError: the loop has no such event, or it is a member of LoopEvents.
@@ -597,6 +598,8 @@ class Loop(Generic[Batch]):
             (9, (99, 199, 299), 899)
         """
         missing, notes = {}, []
+        if self._run.stop_reason == "finish":
+            notes.append(f"finish() has ended this run with step {self.global_step}")
         if not self._signals.numbers:
             missing["INTERRUPT"] = "this Loop has no signals"
         elif not self._on_exception and self._run.source.has_workers():
@@ -757,6 +760,9 @@ class Loop(Generic[Batch]):
 
     def restart(self) -> None:
         """Begin a new run with the same arguments. Iterators over the old one raise LoopError.
+
+        A single-pass dataloader continues where it was fetched, which may be beyond the last batch
+        that was yielded.
 
         Example:
             >>> from dloop import Loop

@@ -499,6 +499,14 @@ def test_the_profile_counts_a_body_with_its_new_events() -> None:
     assert ("A",) in [cost.names for cost in loop.profile.events]
 
 
+def test_the_plan_tells_that_the_run_was_finished() -> None:
+    loop = Loop(range(9), max_epochs=1)
+    run(loop, at(4, Loop.finish))
+    assert loop.plan().warnings == ("finish() has ended this run with step 4",)
+    again = resumed(Loop(range(9), max_epochs=1), loop.state_dict())
+    assert again.plan().warnings == ("the run is finished",)
+
+
 def test_the_plan_tells_of_counters_and_of_events_that_wait() -> None:
     events = {
         "Update": UPDATE,
