@@ -81,8 +81,12 @@ class CounterRow(NamedTuple):
 
     def is_met(self, before: int, total: int, step: int, origins: Sequence[int]) -> bool:
         """Return whether this is met at `step`, in which the sum grew from `before` to `total`."""
-        is_open = self.start <= step - origins[self.origin] < self.stop
-        return is_open and self.next_after(before) <= total
+        return is_open(self, step, origins) and self.next_after(before) <= total
+
+
+def is_open(row: StepRow | TimeRow | CounterRow, step: int, origins: Sequence[int]) -> bool:
+    """Return whether the window of a criterion is open at `step`."""
+    return row.start <= step - origins[row.origin] < row.stop
 
 
 class WaitRow(NamedTuple):
@@ -362,9 +366,8 @@ class Ends:
         bits = self._on_epoch_end
         for row in self._rows:
             origins = 0, self._launch, epoch_start
-            is_open = row.start <= step - origins[row.origin] < row.stop
             fires = (epoch - row.first) % row.period == 0 if row.period else epoch in row.points
-            if is_open and fires:
+            if fires and is_open(row, step, origins):
                 bits |= 1 << row.place
         return bits
 
@@ -419,7 +422,7 @@ class Timers:
         """Return the bits of the criteria that are met at `step`."""
         bits = 0
         for row, last in zip(self._rows, self.lasts):
-            if self._is_open(row, step) and _next_time(row, last) <= times[row.per_launch]:
+            if is_open(row, step, self._origins) and _next_time(row, last) <= times[row.per_launch]:
                 bits |= 1 << row.place
         return bits
 
@@ -434,8 +437,8 @@ class Timers:
             if row.period:
                 fires = bool(bits & (1 << row.place | 1 << row.owner))
             else:
-                is_open = is_due and self._is_open(row, step)
-                fires = is_open and _next_time(row, lasts[number]) <= time
+                can_fire = is_due and is_open(row, step, self._origins)
+                fires = can_fire and _next_time(row, lasts[number]) <= time
             if fires:
                 lasts[number] = time
         return Timers(self._rows, tuple(lasts), step + 1, self._origins)
@@ -455,9 +458,6 @@ class Timers:
     def saved(self) -> list[tuple[TimeRow, int]]:
         """Return each criterion that outlasts a launch, with its last time."""
         return [(row, last) for row, last in zip(self._rows, self.lasts) if not row.per_launch]
-
-    def _is_open(self, row: TimeRow, step: int) -> bool:
-        return row.start <= step - self._origins[row.origin] < row.stop
 
 
 def _next_time(row: TimeRow, last: int) -> int:
