@@ -76,8 +76,8 @@ CRITERIA = {
 
 
 @st.composite
-def simple_events(draw: Any) -> Event:
-    """Events that count steps or epochs."""
+def simple_events(draw: Any, awaited: Any = ()) -> Event:
+    """Events that count steps or epochs, and may wait for another."""
     names = draw(st.sets(st.sampled_from(sorted(CRITERIA)), min_size=1, max_size=3))
     values = {name: draw(CRITERIA[name]) for name in sorted(names)}
     if draw(st.booleans()):
@@ -90,12 +90,14 @@ def simple_events(draw: Any) -> Event:
             values[count_by] = True
     if "every_n_steps" in names and draw(st.booleans()):
         values["first_at_step"] = draw(st.integers(0, 12))
+    if awaited and draw(st.booleans()):
+        values["wait_for"] = draw(st.sampled_from(awaited))
     return Event(**values)
 
 
 @st.composite
-def joined_events(draw: Any) -> Any:
-    parts = draw(st.lists(simple_events(), min_size=1, max_size=3))
+def joined_events(draw: Any, awaited: Any = ()) -> Any:
+    parts = draw(st.lists(simple_events(awaited), min_size=1, max_size=3))
     parts += draw(st.lists(st.sampled_from((EPOCH_END, TRAINING_END)), max_size=2))
     return reduce(or_, parts)
 
@@ -121,7 +123,9 @@ def loops(draw: Any) -> tuple[Loop[Any], bool]:
         arguments["start_step"] = draw(st.integers(0, 20))
     if draw(st.integers(0, 3)) == 0:
         arguments["stop_when"] = draw(joined_events())
-    events = {name: draw(joined_events()) for name in range(draw(st.integers(1, 3)))}
+    events = {0: draw(joined_events())}
+    for name in range(1, draw(st.integers(1, 3))):
+        events[name] = draw(joined_events((0, 0, EPOCH_END, TRAINING_END)))
     return Loop(loader, events, **arguments), kind != "unsized"
 
 
