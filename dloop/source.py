@@ -203,7 +203,9 @@ class Source:
         skips = self._skips if self.single_pass else place - left
         owner = owner_of_state(loader, batches)
         if owner is not None:
-            reached_from = self._resumed or (None if before is None else before.state_at_end())
+            reached_from = self._resumed
+            if reached_from is None and before is not None and self._load is None:
+                reached_from = before.state_at_end()
             counts = loaders.counts_batches(loader)
             begun = place - self._skips if self.single_pass else left
             tracked = TrackedBatches(
@@ -319,7 +321,7 @@ class Source:
             if ended:
                 return tracked.before
             tracked = self._tracked_before
-        if tracked is None:
+        if tracked is None or (ended and self._load is not None):  # a callable's begin anew
             return None
         return tracked.state_at_end() if ended else tracked.state(done, ahead)
 

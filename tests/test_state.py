@@ -777,6 +777,23 @@ def test_the_state_in_an_epochs_first_condition_is_that_of_the_epochs_begin() ->
     assert taken[0]["loader"]["state"] == state["loader"]["state"]
 
 
+def test_the_loaders_of_a_callable_begin_anew_after_a_resume_too() -> None:
+    class Seeded(StatefulLoader):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seed = 0
+
+    def make(**arguments: Any) -> Loop[Any]:
+        return Loop(lambda: Seeded(), max_epochs=3, **arguments)
+
+    for arguments in ({}, {"dataloader_len": 4}):
+        length = arguments.get("dataloader_len", 6)
+        whole = flat(make(**arguments))
+        for steps in range(1, 3 * length):
+            state = after(steps, make(**arguments))
+            assert flat(resumed(make(**arguments), state)) == whole[steps:], steps
+
+
 def test_an_epoch_that_ended_without_a_step_is_damaged() -> None:
     state = {**Loop(range(3), max_epochs=1).state_dict(), "epoch_end": True}
     with pytest.raises(StateError, match="contradict"):
