@@ -163,8 +163,8 @@ class Loop(Generic[Batch]):
         self._run = Run(
             self._schedule, source, self._tick, position, agreement, self._on_exception, leave
         )
-        # Without a frame in between, since bodies count often
-        self.count = self._run.engine.count  # type: ignore[assignment,method-assign]
+        if type(self).count is Loop.count:  # without a frame in between: bodies count often
+            self.count = self._run.engine.count  # type: ignore[assignment,method-assign]
         self._profile = Profile(self._last_steps) if self._last_steps else None
         self._laps: dict[Hashable, tuple[int, int, Mapping[str, int], Lap]] = {}
         self._entered = False

@@ -273,6 +273,16 @@ def test_counters_are_saved_and_a_step_that_is_not_done_is_not_counted() -> None
         assert rest == [each for each in whole if each[0] > (3 if done else 2)]
 
 
+def test_a_subclass_can_count_in_its_own_way() -> None:
+    class Doubles(Loop[int]):
+        def count(self, name: str, n: Any = 1) -> Any:
+            return super().count(name, 2 * n)
+
+    loop = Doubles(range(3), max_epochs=1)
+    run(loop, lambda loop, _: loop.count("n", 4))
+    assert loop.counts == {"n": 24}
+
+
 def test_crossings_outside_of_a_window_are_lost() -> None:
     event = Event(every_n=2, of="n", from_step=2, until_step=4, per_epoch=True)
     loop = Loop(range(5), {"A": event}, max_epochs=2)
