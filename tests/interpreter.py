@@ -8,4 +8,7 @@ import pytest
 
 CPYTHON = sys.implementation.name == "cpython"
 
+needs_few_points = pytest.mark.skipif(
+    not CPYTHON, reason="PyPy handles a signal between any two bytecodes"
+)
 needs_reference_counts = pytest.mark.skipif(not CPYTHON, reason="needs reference counts")

@@ -18,6 +18,7 @@ import pytest
 import dloop._core_py
 from cores import use_core
 from dloop import Event, Loop, LoopError, LoopEvents, profile
+from interpreter import needs_few_points
 
 
 class Nanoseconds:
@@ -105,6 +106,7 @@ def test_the_run_is_the_same() -> None:
 
 
 @pytest.mark.no_core
+@needs_few_points
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
 def test_an_interrupt_in_the_profile_loses_no_batch() -> None:
     """The compiled iterator runs no Python between a fetch and its return; this one does."""
