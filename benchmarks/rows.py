@@ -179,8 +179,12 @@ def with_last(data: list[int]) -> Iterator[tuple[int, bool]]:
 # Short epochs
 
 
-def epochs_of_10(data: list[int]) -> Loop[int]:
-    return Loop(data[:10], {"Log": Event(every_n_steps=100)}, max_epochs=len(data) // 10)
+def epochs_of(length: int) -> Callable[[list[int]], Loop[int]]:
+    def loop(data: list[int]) -> Loop[int]:
+        events = {"Log": Event(every_n_steps=100)}
+        return Loop(data[:length], events, max_epochs=len(data) // length)
+
+    return loop
 
 
 def two_checks(loop: Loop[int]) -> int:
@@ -194,27 +198,10 @@ def two_checks(loop: Loop[int]) -> int:
     return n
 
 
-def epochs_by_hand(data: list[int]) -> int:
-    batches = data[:10]
+def epochs_by_hand(data: list[int], length: int) -> int:
+    batches = data[:length]
     n = global_step = 0
-    for _epoch in range(len(data) // 10):
-        for step, _batch in enumerate(batches):
-            if (global_step + 1) % 100 == 0:
-                n += 1
-            if step == len(batches) - 1:
-                n += 1
-            global_step += 1
-    return n
-
-
-def epochs_of_1(data: list[int]) -> Loop[int]:
-    return Loop(data[:1], {"Log": Event(every_n_steps=100)}, max_epochs=len(data))
-
-
-def epochs_of_1_by_hand(data: list[int]) -> int:
-    batches = data[:1]
-    n = global_step = 0
-    for _epoch in range(len(data)):
+    for _epoch in range(len(data) // length):
         for step, _batch in enumerate(batches):
             if (global_step + 1) % 100 == 0:
                 n += 1
@@ -415,10 +402,10 @@ CONDITION = Side(loop_with({"Custom": Event(condition)}), condition_check)
 CONDITION_BY_HAND = Side(as_it_is, condition_by_hand)
 NO_LENGTH = Side(without_length, last_batch)
 WITH_LAST = Side(with_last, last_batch)
-EPOCHS = Side(epochs_of_10, two_checks)
-EPOCHS_BY_HAND = Side(as_it_is, epochs_by_hand)
-EPOCHS_OF_1 = Side(epochs_of_1, two_checks)
-EPOCHS_OF_1_BY_HAND = Side(as_it_is, epochs_of_1_by_hand)
+EPOCHS = Side(epochs_of(10), two_checks)
+EPOCHS_BY_HAND = Side(as_it_is, partial(epochs_by_hand, length=10))
+EPOCHS_OF_1 = Side(epochs_of(1), two_checks)
+EPOCHS_OF_1_BY_HAND = Side(as_it_is, partial(epochs_by_hand, length=1))
 CHUNKS = Side(chunks_of_64, last_of_chunks)
 SLICES = Side(as_it_is, last_of_slices)
 

@@ -485,6 +485,7 @@ cdef class Agenda:
         interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
         agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
         requests: what was requested since the latest step: bits, and a reason to stop or None.
+        waits: the parts of events that wait for others.
         stop_bits: the bits of `stop_when`; `event_bits`: those of names.
     """
 
@@ -500,6 +501,7 @@ cdef class Agenda:
     cdef readonly object agreement
     cdef int64_t every
     cdef public list requests
+    cdef readonly object waits
     cdef object stop_bits
     cdef object event_bits
     cdef bint is_plain  # without a `stop_when`, and without parts that wait
@@ -518,6 +520,7 @@ cdef class Agenda:
         self.stop_bits = schedule.stop_bits
         self.event_bits = schedule.event_bits
         self.is_plain = not schedule.stop_bits and not schedule.waits
+        self.waits = schedule.new_waits()
         self.agreement = agreement
         self.every = 0 if agreement is None else agreement.every
 
@@ -795,6 +798,7 @@ cdef class Engine:
     cdef readonly EventSets sets
     cdef readonly object ends
     cdef readonly Alarm alarm
+    cdef object _checked_count
     cdef readonly dict counters
     cdef readonly Latest latest
     cdef readonly int64_t step
@@ -821,6 +825,7 @@ cdef class Engine:
             names.names, names.places, names.warn_of_unknown, schedule.timer_bits
         )
         self.ends = schedule.ends(launch)
+        self._checked_count = schedule.checked_count
         self.counters = {name: Counter(0, rows) for name, rows in schedule.counters.items()}
         self.alarm = Alarm(clock, timers, schedule, agreement is None)
         self.step = self.over_at = state.global_step
@@ -847,7 +852,7 @@ cdef class Engine:
         """Let the next step be the first of the next epoch."""
         self.latest_state()  # while the epoch is that of the step
         if not self.agenda.is_plain:
-            waits = self.ends.waits
+            waits = self.agenda.waits
             waits.waiting = waits.open_at(self.step, waits.waiting, self.conditions.origins)
         self.epoch += 1
         self.epoch_start = self.step + 1
@@ -865,11 +870,15 @@ cdef class Engine:
         """Whether the latest step was the last of its epoch, and that was not ended yet."""
         return self.latest.epoch_end and self.latest.step >= self.epoch_start
 
+    cpdef object drop_iterator(self):
+        """Forget the iterator of the epoch."""
+        self.batches = self.opened = NO_BATCHES
+        self.quiet_until = -1
+
     def drop_batches(self):
         """Forget the iterator and what is in hand."""
-        self.batches = self.opened = NO_BATCHES
+        self.drop_iterator()
         self.in_hand = []
-        self.quiet_until = -1
 
     # What the latest step was
 
@@ -927,10 +936,10 @@ cdef class Engine:
         if reason is None or (reason == "max_epochs" and ends.stop_reason != "stop_when"):
             reason = ends.stop_reason or reason
         epoch_end |= was_end
+        events = self.conclude(step, bits, reason, epoch_end, self.alarm.clock.last, False, 0)
         if self.agenda.agreement is not None:
             self.agenda.agreement.amend(step, bits, epoch_end, reason)
-        self.agenda.only = None
-        return self.conclude(step, bits, reason, epoch_end, self.alarm.clock.last, False, 0)
+        return events
 
     def count(self, name, n=1):
         """Add to a counter in the body of the latest step; return its events.
@@ -940,13 +949,11 @@ cdef class Engine:
             TypeError, ValueError: an argument is wrong.
         """
         self.check_body()
-        if type(n) is not int or n < 0:
-            n = self.ends.checked_count("n", n, 0)
+        if type(n) is not int or n < 0 or not isinstance(name, str):
+            n = self._checked_count(name, n)
         cdef PyObject *known = PyDict_GetItemWithError(self.counters, name)
         cdef Counter counter
         if known is NULL:
-            if not isinstance(name, str):
-                raise TypeError(f"name={name!r}: pass a str")
             counter = self.counters[name] = Counter(0, [])
         else:
             counter = <Counter>known
@@ -1015,7 +1022,7 @@ cdef class Engine:
             latest.events = QUIET
             latest.epoch_end = latest.training_end = False
             latest.timers = self.alarm.timers
-            latest.waiting = 0 if self.agenda.is_plain else self.ends.waits.waiting
+            latest.waiting = self.agenda.waits.waiting
         return QUIET
 
     cdef object decide(self, run, int64_t turn, int64_t count, int64_t reading):
@@ -1124,14 +1131,14 @@ cdef class Engine:
             if alarm.has_timers:
                 latest.timers = alarm.timers
             if not agenda.is_plain:
-                latest.waiting = self.ends.waits.waiting
+                latest.waiting = agenda.waits.waiting
         latest.events = events
         latest.epoch_end = epoch_end
         latest.training_end = ends
         if timers is not None:
             alarm.set(timers)
         if end is not None:
-            _, self.ends.stop_reason, self.ends.finished, self.ends.waits.waiting = end
+            _, self.ends.stop_reason, self.ends.finished, agenda.waits.waiting = end
         if epoch_end or ends:
             self.opened = NO_BATCHES
         if self.in_hand:
@@ -1153,16 +1160,16 @@ cdef class Engine:
         Returns the bits that fire, the reason to end, the one for a resumed run, and those that
         wait.
         """
-        ends, stop_bits = self.ends, self.agenda.stop_bits
+        ends, waits, stop_bits = self.ends, self.agenda.waits, self.agenda.stop_bits
         cdef list origins = self.conditions.origins
-        bits, waiting = ends.waits.settle(step, bits, origins)
+        bits, waiting = waits.settle(step, bits, origins)
         if bits & stop_bits and (reason is None or reason == "exhausted"):
             reason = "stop_when"
         is_lasting = bits & stop_bits & stop_bits >> 1 or ends.finished is not None
         is_finished = reason == "finish" or (reason == "stop_when" and is_lasting)
         finished = reason if is_finished else None
         if reason is not None:  # what waits for TRAINING_END fires too
-            bits, waiting = ends.waits.settle(step, bits | ends.on_training_end, origins)
+            bits, waiting = waits.settle(step, bits | ends.on_training_end, origins)
         return bits, reason, finished, waiting
 
     cdef inline object events_of(self, bits):
@@ -1339,7 +1346,7 @@ cdef class Steps:
         """Make the step of a batch in hand, or open the next epoch; return a pair or None."""
         self.engine.end_body()
         try:
-            if not self.has_ended() or not self.engine.in_hand or self.engine.ended_epoch:
+            if not self.has_ended() or not self.engine.in_hand or self.run.is_between_epochs:
                 return self.next_epoch()
             batch = self.engine.in_hand[0]
             return batch, self.make_in_hand(1)
@@ -1408,7 +1415,7 @@ cdef class Lists(Steps):
 
     cdef object next_list(self):
         cdef Engine engine = self.engine
-        cdef int64_t most = 0 if engine.ended_epoch else self.gather()
+        cdef int64_t most = 0 if self.run.is_between_epochs else self.gather()
         cdef int64_t size
         if not most or not engine.in_hand:
             return self.next_epoch()

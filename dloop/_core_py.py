@@ -280,6 +280,7 @@ class Agenda:
         interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
         agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
         requests: what was requested since the latest step: bits, and a reason to stop or None.
+        waits: the parts of events that wait for others.
         dues: for each step criterion, the next step at which it is met.
         stop_bits: the bits of `stop_when`; `event_bits`: those of names.
         is_plain: whether there is no `stop_when`, and no part that waits.
@@ -287,7 +288,7 @@ class Agenda:
 
     __slots__ = (
         "_triggers", "agreement", "bar", "bar_step", "dues", "epoch_last", "event_bits", "every",
-        "interrupted_at", "is_plain", "last_step", "requests", "stop_bits",
+        "interrupted_at", "is_plain", "last_step", "requests", "stop_bits", "waits",
     )  # fmt: skip
 
     def __init__(self, schedule: Schedule, launch: int, agreement: Agreement | None) -> None:
@@ -300,6 +301,7 @@ class Agenda:
         self.interrupted_at = -2
         self.stop_bits, self.event_bits = schedule.stop_bits, schedule.event_bits
         self.is_plain = not schedule.stop_bits and not schedule.waits
+        self.waits = schedule.new_waits()
         self.agreement = agreement
         self.every = 0 if agreement is None else agreement.every
         self.requests: list[tuple[int, str | None]] = []
@@ -514,6 +516,7 @@ class Engine:
         names = schedule.names
         self.sets = EventSets(names.names, names.places, names.warn_of_unknown)
         self.ends = schedule.ends(launch)
+        self._checked_count = schedule.checked_count
         self.counters = {name: Counter(0, rows) for name, rows in schedule.counters.items()}
         self.alarm = Alarm(clock, timers, schedule, agreement is None)
         self.step = self.over_at = state.global_step
@@ -540,7 +543,7 @@ class Engine:
         """Let the next step be the first of the next epoch."""
         self.latest_state()  # while the epoch is that of the step
         if not self.agenda.is_plain:
-            waits = self.ends.waits
+            waits = self.agenda.waits
             waits.waiting = waits.open_at(self.step, waits.waiting, self.conditions.origins)
         self.epoch, self.epoch_start = self.epoch + 1, self.step + 1
 
@@ -557,11 +560,15 @@ class Engine:
         """Whether the latest step was the last of its epoch, and that was not ended yet."""
         return self.latest.epoch_end and self.latest.step >= self.epoch_start
 
+    def drop_iterator(self) -> None:
+        """Forget the iterator of the epoch."""
+        self.batches = self.opened = NO_BATCHES
+        self.quiet_until = -1
+
     def drop_batches(self) -> None:
         """Forget the iterator and what is in hand."""
-        self.batches = self.opened = NO_BATCHES
+        self.drop_iterator()
         self.in_hand = []
-        self.quiet_until = -1
 
     # What the latest step was
 
@@ -607,10 +614,11 @@ class Engine:
         if reason is None or (reason == "max_epochs" and ends.stop_reason != "stop_when"):
             reason = ends.stop_reason or reason
         epoch_end |= was_end
+        reading, dues = self.alarm.clock.last, self.agenda.dues
+        events = self._conclude(step, bits, reason, epoch_end, reading, False, dues, 0)
         if self.agenda.agreement is not None:
             self.agenda.agreement.amend(step, bits, epoch_end, reason)
-        reading, dues = self.alarm.clock.last, self.agenda.dues
-        return self._conclude(step, bits, reason, epoch_end, reading, False, dues, 0)
+        return events
 
     def count(self, name: str, n: int = 1) -> Any:
         """Add to a counter in the body of the latest step; return its events.
@@ -620,12 +628,10 @@ class Engine:
             TypeError, ValueError: an argument is wrong.
         """
         self.check_body()
-        if type(n) is not int or n < 0:
-            n = self.ends.checked_count("n", n, 0)
+        if type(n) is not int or n < 0 or not isinstance(name, str):
+            n = self._checked_count(name, n)
         counter = self.counters.get(name)
         if counter is None:
-            if not isinstance(name, str):
-                raise TypeError(f"name={name!r}: pass a str")
             counter = self.counters[name] = Counter(0, [])
         total, due, events = counter.total + n, counter.due, self.latest_events()
         if total >= due:
@@ -688,7 +694,7 @@ class Engine:
         self.batches = NO_BATCHES if rest else self.opened
         latest.step, latest.size, latest.events = last, count, QUIET
         latest.epoch_end = latest.training_end = False
-        latest.timers, latest.waiting = self.alarm.timers, self.ends.waits.waiting
+        latest.timers, latest.waiting = self.alarm.timers, self.agenda.waits.waiting
         self.step, self.in_hand = last, rest
         return QUIET
 
@@ -766,7 +772,7 @@ class Engine:
     ) -> Any:
         """Make the steps up to `step`, at which `bits` are met; return its events."""
         agenda, ends, alarm, latest = self.agenda, self.ends, self.alarm, self.latest
-        finished, waiting = ends.finished, ends.waits.waiting
+        finished, waiting = ends.finished, agenda.waits.waiting
         if reason is not None or not agenda.is_plain:
             bits, reason, finished, waiting = self._ending(step, bits, reason)
         timers, next_reading = alarm.timers, alarm.next_reading
@@ -788,12 +794,12 @@ class Engine:
             alarm.clock.last = reading
         if latest.step != step:
             latest.step, latest.size = step, max(1, step - self.step)
-            latest.timers, latest.waiting = alarm.timers, ends.waits.waiting
+            latest.timers, latest.waiting = alarm.timers, agenda.waits.waiting
         latest.events, latest.epoch_end = events, epoch_end
         latest.training_end = reason is not None
         if reason is not None:
             ends.stop_reason, ends.finished = reason, finished
-        ends.waits.waiting = waiting
+        agenda.waits.waiting = waiting
         if epoch_end or reason is not None:
             self.opened = NO_BATCHES
         self.batches = NO_BATCHES if in_hand else self.opened
@@ -816,15 +822,16 @@ class Engine:
         Returns the bits that fire, the reason to end, the one for a resumed run, and those that
         wait.
         """
-        ends, stop_bits, origins = self.ends, self.agenda.stop_bits, self.conditions.origins
-        bits, waiting = ends.waits.settle(step, bits, origins)
+        ends, waits, stop_bits = self.ends, self.agenda.waits, self.agenda.stop_bits
+        origins = self.conditions.origins
+        bits, waiting = waits.settle(step, bits, origins)
         if bits & stop_bits and reason in (None, "exhausted"):
             reason = "stop_when"
         is_lasting = bool(bits & stop_bits & stop_bits >> 1) or ends.finished is not None
         is_finished = reason == "finish" or (reason == "stop_when" and is_lasting)
         finished = reason if is_finished else None
         if reason is not None:  # what waits for TRAINING_END fires too
-            bits, waiting = ends.waits.settle(step, bits | ends.on_training_end, origins)
+            bits, waiting = waits.settle(step, bits | ends.on_training_end, origins)
         return bits, reason, finished, waiting
 
     def times_at(self, reading: int) -> tuple[int, int]:
@@ -984,20 +991,21 @@ class Steps:
             except GeneratorExit:
                 raise
             except BaseException as exception:
-                engine.end_body()
                 batches = NO_BATCHES  # the traceback must not keep the iterator alive
                 if batch is not QUIET:  # its step was not made
                     if engine.turn == turn:
                         engine.keep_in_hand(batch)
                     batch = QUIET
+                    engine.end_body()
                     run.fail_step(exception, turn)
                     raise
+                engine.end_body()
                 if not run.continues_after(exception, turn):
                     raise
             if has_more:
                 continue
             engine.end_body()
-            if engine.in_hand and not engine.ended_epoch:
+            if engine.in_hand and not run.is_between_epochs:
                 batch = engine.in_hand[0]
                 events = self._make(1)
                 yield batch, (batch := QUIET) or events
@@ -1043,7 +1051,7 @@ class Lists(Steps):
         while not self._over:
             self._run.check(self._turn)
             engine.end_body()
-            most = 0 if engine.ended_epoch else self._gather()
+            most = 0 if self._run.is_between_epochs else self._gather()
             if most and engine.in_hand:
                 size = fitting(self._sizes, min(most, len(engine.in_hand)))
                 batches: Any = engine.in_hand[:size]

@@ -156,7 +156,7 @@ class Event:
             "at_epoch": _points("at_epoch", at_epoch, _step),
             "every_n": _checked("every_n", every_n, checks.count),
             "at": _points("at", at, checks.count),
-            "of": _checked("of", of, _counter),
+            "of": _checked("of", of, checked_counter),
             "first_at_step": _checked("first_at_step", first_at_step, _step),
             "from_step": _checked("from_step", from_step, _step),
             "until_step": _checked("until_step", until_step, checks.count),
@@ -319,7 +319,12 @@ def _condition(value: Any) -> Callable[[LoopState], object] | None:
     return value  # type: ignore[no-any-return]
 
 
-def _counter(name: str, value: object) -> str:
+def checked_counter(name: str, value: object) -> str:
+    """Return the name of a counter.
+
+    Raises:
+        TypeError: it is no str.
+    """
     if not isinstance(value, str):
         raise TypeError(f"{name}={checks.shown(value)}: pass a str, the name of a counter")
     return value

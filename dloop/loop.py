@@ -403,7 +403,7 @@ class Loop(Generic[Batch]):
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a Loop cannot be copied or pickled; save its state_dict() instead")
 
-    # The step in hand
+    # Changing the step in its body
 
     def finish(self) -> AbstractSet[Hashable]:
         """Make this step the run's last, and return its new events, with `TRAINING_END`.

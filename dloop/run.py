@@ -77,7 +77,7 @@ class Run:
         self.engine.ends.is_single_pass = source.single_pass
         for name, total in position.counts.items():
             self.engine.counters[name] = core.Counter(total, schedule.counters.get(name, []))
-        self.engine.ends.waits.waiting = self._saved_waits(position)
+        self.engine.agenda.waits.waiting = self._saved_waits(position)
         self._is_open = False  # whether there is an iterator for the epoch
         self._was_left = False  # whether the loop was left in this epoch and entered again
         self.error: Exception | None = None
@@ -182,6 +182,11 @@ class Run:
 
     # Epochs
 
+    @property
+    def is_between_epochs(self) -> bool:
+        """Whether an epoch has to be opened before the next step."""
+        return not self._is_open or self.engine.ended_epoch
+
     def next_epoch(self, turn: int) -> Pair | None:
         """Open the next epoch, or the same one after an interrupt.
 
@@ -232,7 +237,7 @@ class Run:
             self.check(turn)
         if length is not None and length <= engine.step + 1 - engine.epoch_start:
             batches = iter(())
-        # If an interrupt strikes now, a single-pass source is opened again, which is its iterator
+        # If an interrupt strikes now, a single-pass source is opened again: it keeps its iterator
         self._is_open, self._was_left = not source.single_pass, False
         engine.begin_epoch(batches, length)
         self._is_open = True
@@ -318,7 +323,10 @@ class Run:
         if self.source.single_pass and self._is_open:
             engine.agenda.interrupted_at = engine.step + len(engine.in_hand)
             return
-        engine.drop_batches()
+        if self.source.single_pass:
+            engine.drop_iterator()
+        else:
+            engine.drop_batches()
         self._is_open = False
         self.source.prepare_to_reopen(engine.epoch, self._place())
         self.source.renew_workers()
@@ -349,7 +357,7 @@ class Run:
         for more, _ in self.engine.agenda.requests:
             bits |= more
         engine = self.engine
-        bits, _ = engine.ends.waits.settle(engine.step, bits, engine.conditions.origins)
+        bits, _ = engine.agenda.waits.settle(engine.step, bits, engine.conditions.origins)
         return None, engine.sets.of(bits & self.schedule.event_bits)
 
     def _end_with(self, exception: Exception, leaves: bool = True) -> None:
@@ -395,7 +403,7 @@ class Run:
         engine = self.engine
         if self.closed or self.stop_reason is not None:
             return None
-        if not self._is_open or engine.ended_epoch:  # opening the epoch plans again
+        if self.is_between_epochs:  # opening the epoch plans again
             first = engine.step + 1 if engine.ended_epoch else engine.epoch_start
             engine.agenda.begin_epoch(engine.step + 1, first, self.source.epoch_len())
         due = engine.next_due()
@@ -420,14 +428,14 @@ class Run:
         epoch_steps = latest.epoch_step + 1 - undone
         epoch_end = latest.epoch_end and not undone
         steps = engine.step + 1 - undone
-        timers_then, waiting = engine.alarm.timers, engine.ends.waits.waiting
+        timers_then, waiting = engine.alarm.timers, engine.agenda.waits.waiting
         if undone and decided.step >= steps:
             timers_then, waiting = decided.timers, decided.waiting
         timers: dict[str, list[tuple[str, int]]] = {}
         for row, last in timers_then.saved():
             kind = "every" if row.period else "at"
             timers.setdefault(self._key_of(1 << row.owner), []).append((kind, last))
-        waiting = engine.ends.waits.open_at(steps - 1, waiting, engine.conditions.origins)
+        waiting = engine.agenda.waits.open_at(steps - 1, waiting, engine.conditions.origins)
         waits: dict[str, list[bool]] = {}
         for wait in self.schedule.waits if waiting else ():
             waits.setdefault(self._key_of(wait.owner), []).append(bool(waiting & wait.bit))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import checks
 from .errors import NEVER, annotate, warn
-from .events import Event, LoopEvents, Member
+from .events import Event, LoopEvents, Member, checked_counter
 
 if TYPE_CHECKING:
     from ._core import LoopState
@@ -286,6 +286,21 @@ class Schedule:
         """The bits of the members of LoopEvents and of the names."""
         return (1 << self.stop_place) - 1
 
+    def new_waits(self) -> Waits:
+        """Return the waits of a new run: none."""
+        return Waits(self.waits)
+
+    @staticmethod
+    def checked_count(name: object, n: object) -> int:
+        """Return `n`, which a body counts of `name`.
+
+        Raises:
+            TypeError: `name` is no str, or `n` is no whole number.
+            ValueError: `n` is out of range.
+        """
+        checked_counter("name", name)
+        return checks.count("n", n, 0)
+
     def ends(self, launch: int) -> Ends:
         """Return the ends of a new run, whose first step is `launch`."""
         return Ends(self, launch)
@@ -339,15 +354,11 @@ class Ends:
     """The limits, what fires at the ends of epochs and of the run, and how the run ended.
 
     Attributes:
-        waits: the parts of events that wait for others, the ends among them.
         is_single_pass: whether the source is.
         by_source: "exhausted" if the run ends with the source's epoch; else None.
         stop_reason: why the run ends, from its last step on.
         finished: the reason for which a resumed run does not train on either.
-        checked_count: checks what bodies count.
     """
-
-    checked_count = staticmethod(checks.count)
 
     def __init__(self, schedule: Schedule, launch: int) -> None:
         self._rows = schedule.epochs
@@ -355,7 +366,6 @@ class Ends:
         self._max_epochs = schedule.max_epochs
         self._on_epoch_end = schedule.bits_with(LoopEvents.EPOCH_END)
         self.on_training_end = schedule.bits_with(LoopEvents.TRAINING_END)
-        self.waits = Waits(schedule.waits)
         self.is_single_pass = False
         self.by_source: str | None = None
         self.stop_reason: str | None = None

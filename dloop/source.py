@@ -198,7 +198,8 @@ class Source:
             first, batches = _begun_in_order(loader, samplers, epoch)
         else:
             batches = iter(loader)
-        self._batches = batches
+        if not self.single_pass:  # which is kept once it is open
+            self._batches = batches
         tracked = None
         skips = self._skips if self.single_pass else place - left
         owner = owner_of_state(loader, batches)
@@ -262,6 +263,8 @@ class Source:
 
     def prepare_to_reopen(self, epoch: int, place: int) -> None:
         """Let `epoch` be opened again at a place, after an interrupt."""
+        if self.single_pass and self._batches is not None:
+            return
         if self._epoch == epoch and self._resumed is None:  # else it is still being opened
             self._resumed = self.state(place, 1, epoch, False)
         self._batches = self._rest = self._end_finder = None

@@ -24,6 +24,8 @@ from .schedule import Schedule, key_of
 from .state import Position
 
 _LIMITS = ("max_steps", "max_epochs", "max_seconds")
+_SUBJECTS = ("begin", "epoch", "step")
+"""What an exchange can be about; processes that disagree have made different calls."""
 
 
 Exchange = Callable[[list[int]], Callable[[], Sequence[int]]]
@@ -125,7 +127,7 @@ class Agreement:
             LoopError: a process does not know it, and the limit counts epochs.
         """
         if epoch != self._epoch and self._knows_lengths:
-            unknown, least = self._at_once("epoch", [int(length is None), -(length or 0)])
+            unknown, least, *_ = self._at_once("epoch", [int(length is None), -(length or 0)])
             self._epoch, self._length, self._knows_lengths = epoch, -least, not unknown
         if self._knows_lengths:
             return self._length
@@ -156,10 +158,7 @@ class Agreement:
             self._wait("step")
         )
         if counted != -less_counted or amended != -less_amended:
-            raise LoopError(
-                "sync: the processes differ in their calls of count(), finish() or finish_epoch(); "
-                "make the same calls in all, and count the sum over all"
-            )
+            raise _other_calls()
         bits = sum([1 << place for place, flag in enumerate(flags) if flag])
         stop = None
         if stop_code:
@@ -225,8 +224,12 @@ class Agreement:
         return numbers
 
     def _start(self, about: str, values: list[int]) -> None:
-        self._sizes[about] = len(values)
-        self._under_way[about] = self._exchange(values)
+        subject = _SUBJECTS.index(about)
+        # Those of epochs and steps have one size, so that none waits for another in vain
+        room = 0 if about == "begin" else self._schedule.places + 7 - len(values)
+        sent = [subject, -subject, *values, *[0] * room]
+        self._sizes[about] = len(sent)
+        self._under_way[about] = self._exchange(sent)
 
     def _wait(self, about: str) -> list[int]:
         try:
@@ -243,7 +246,17 @@ class Agreement:
                 f"sync: the exchange returned {checks.shown(result)}; return the maximum of "
                 f"each of the {self._sizes[about]} ints over all processes, as a list"
             )
-        return numbers
+        if numbers[0] != -numbers[1]:
+            del self._under_way[about]
+            raise _other_calls()
+        return numbers[2:]
+
+
+def _other_calls() -> LoopError:
+    return LoopError(
+        "sync: the processes differ in their calls of count(), finish() or finish_epoch(); make "
+        "the same calls in all, and count the sum over all"
+    )
 
 
 def _digest(schedule: Schedule) -> int:

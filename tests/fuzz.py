@@ -134,6 +134,8 @@ STEPS = (
     *("every_n_steps", "at_step", "every_n_epochs", "at_epoch"),
     *("first_at_step", "from_step", "until_step"),
 )
+COUNTS = ("every_n", "at")
+OTHERS = ("per_epoch", "per_launch", "condition_function", "wait_for")
 SECONDS = ("every_n_seconds", "at_time", "at_timestamp")
 
 
@@ -166,15 +168,20 @@ def condition(chosen: Bytes) -> Callable[[Any], Any]:
 def event(chosen: Bytes) -> Any:
     arguments: dict[str, Any] = {}
     for _ in range(1 + chosen.byte() % 3):
-        name = chosen.pick((*STEPS, *SECONDS, "per_epoch", "per_launch", "condition_function"))
+        name = chosen.pick((*STEPS, *SECONDS, *COUNTS, *OTHERS))
         if name == "condition_function":
             arguments[name] = condition(chosen)
+        elif name == "wait_for":
+            member_or_strange = chosen.pick((lambda: LoopEvents.EPOCH_END, *STRANGE))()
+            arguments[name] = chosen.pick(NAMES) if chosen.byte() % 4 else member_or_strange
         elif name.startswith("per_"):
             arguments[name] = chosen.pick((True, False)) if chosen.byte() % 8 else None
             if arguments[name]:
                 arguments[f"every_n_{'steps' if name == 'per_epoch' else 'seconds'}"] = 3
         else:
             arguments[name] = value(chosen, name in SECONDS)
+        if name in COUNTS:
+            arguments["of"] = chosen.pick(("n", "n", "a\nb", 3))
     made = Event(**arguments)
     if chosen.one_in(4):
         made = made | chosen.pick(list(LoopEvents))
@@ -316,7 +323,7 @@ def attempt(made: Loop[Any], chosen: Bytes, trace: Trace) -> None:
 
 
 def call(made: Loop[Any], chosen: Bytes) -> Any:
-    kind = chosen.byte() % 12
+    kind = chosen.byte() % 16
     if kind == 0:
         made.stop()
     elif kind == 1:
@@ -340,6 +347,13 @@ def call(made: Loop[Any], chosen: Bytes) -> Any:
             return repr(made)
     elif kind == 11:
         made.pause_clock().__enter__()
+    elif kind == 12:
+        return sorted(map(str, made.finish()))
+    elif kind == 13:
+        return sorted(map(str, made.finish_epoch()))
+    elif kind in (14, 15):
+        name = chosen.pick(("n", "n", "m", "a\nb", 3, []))
+        return sorted(map(str, made.count(name, value(chosen)))), dict(made.counts)
     else:
         with made, made.guard():
             raise ValueError("a body's own")
@@ -392,6 +406,13 @@ PLANS: tuple[Callable[..., Loop[Any]], ...] = (
         list(range(6)), {7: Event(every_n_steps=2, per_epoch=True)}, max_seconds=30, **more
     ),
     lambda **more: Loop(iter(range(50)), {"a": Event(at_epoch=2)}, max_steps=20, **more),
+    lambda **more: Loop(
+        range(7),
+        {"a": Event(every_n_steps=4), "b": Event(every_n_steps=3, wait_for="a")},
+        stop_when=Event(at=30, of="n"),
+        max_epochs=9,
+        **more,
+    ),
 )
 
 
@@ -405,7 +426,7 @@ def saved(number: int, taken: int) -> str:
     """The state of a plan after `taken` steps, as JSON."""
     made = planned(number)
     for _, _ in zip(range(taken), made):
-        pass
+        made.count("n", 2)
     return json.dumps(made.state_dict())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -200,6 +201,41 @@ def test_batches_in_hand_begin_the_next_epoch_and_their_conditions_are_called_an
         assert calls == [(0, 0), (0, 1), (0, 2), *[(1, step) for step in range(7)]]
 
 
+@pytest.mark.parametrize("way", ["looked ahead", "in lists"])
+def test_an_interrupt_as_the_next_epoch_opens_loses_no_batch(way: str) -> None:
+    class Source:
+        """An iterator whose second epoch begins with a Ctrl-C."""
+
+        def __init__(self) -> None:
+            self.numbers = iter(range(8))
+            self.strikes = [KeyboardInterrupt]
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> int:
+            return next(self.numbers)
+
+        def set_epoch(self, epoch: int) -> None:
+            if epoch == 1 and self.strikes:
+                raise self.strikes.pop()
+
+    condition = Event(lambda state: state.global_step == 1)
+    events = {"C": condition, "P": Event(at_step=2, per_epoch=True)}
+    loop = Loop(Source(), events, max_steps=7, lookahead=way == "looked ahead")
+    seen: list[int] = []
+    fired: list[int] = []
+    enter = ENTER["steps"] if way == "looked ahead" else lambda loop: loop.chunks((4, 1))
+    while loop.stop_reason is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            for pair in enter(loop):
+                seen += flat([pair])
+                fired += [loop.global_step] if "P" in pair[1] else []
+                if len(seen) == 1:
+                    loop.finish_epoch()
+    assert (seen, fired, loop.epoch) == ([*range(7)], [3], 1)
+
+
 def test_an_iterator_with_a_state_resumes_after_finish_epoch() -> None:
     source = iter(WithStatefulIterator(12))
     loop = Loop(source, max_steps=12, lookahead=True)
@@ -325,6 +361,8 @@ def test_a_counter_that_never_counted_is_warned_of() -> None:
         (lambda loop: loop.count("n", 1.5), TypeError),
         (lambda loop: loop.count("n", True), TypeError),
         (lambda loop: loop.count(3), TypeError),
+        (lambda loop: loop.count([]), TypeError),
+        (lambda loop: loop.count("n\n", "m\n" * 99), TypeError),
         (lambda loop: Event(every_n=3), ValueError),
         (lambda loop: Event(at=3), ValueError),
         (lambda loop: Event(at=0, of="n"), ValueError),

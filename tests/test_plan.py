@@ -1,4 +1,4 @@
-"""What a plan tells about a run before it: DESIGN.md, rule 5.2."""
+"""What a plan tells about a run before it."""
 
 from __future__ import annotations
 

@@ -24,12 +24,16 @@ from torchrun import run_on_two_processes
 pytestmark = [pytest.mark.no_core, pytest.mark.real]
 
 
-def by_gloo(folder: Path, count: int) -> list[Any]:
-    needed("torch")
-    outcomes = run_on_processes("agreement_on_processes.py", folder, count, "gloo", limit=300)
+def found_by(kind: str, folder: Path, count: int) -> list[Any]:
+    outcomes = run_on_processes("agreement_on_processes.py", folder, count, kind, limit=300)
     for outcome in outcomes:
         assert outcome.code == 0, outcome.output
     return [outcome.found for outcome in outcomes]
+
+
+def by_gloo(folder: Path, count: int) -> list[Any]:
+    needed("torch")
+    return found_by("gloo", folder, count)
 
 
 def by_jax(folder: Path, count: int) -> list[Any]:
@@ -37,10 +41,7 @@ def by_jax(folder: Path, count: int) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (folder / "port").write_text(str(free.getsockname()[1]))
-    outcomes = run_on_processes("agreement_on_processes.py", folder, count, "jax", limit=300)
-    for outcome in outcomes:
-        assert outcome.code == 0, outcome.output
-    return [outcome.found for outcome in outcomes]
+    return found_by("jax", folder, count)
 
 
 def by_mpi(folder: Path, count: int) -> list[Any]:

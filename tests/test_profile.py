@@ -1,4 +1,4 @@
-"""Where the time of a run goes: DESIGN.md, rule 5.3."""
+"""Where the time of a run goes."""
 
 from __future__ import annotations
 

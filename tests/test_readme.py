@@ -49,7 +49,7 @@ def test_python_blocks_run_and_call_the_users_functions_at_their_steps() -> None
     assert scope["validate"].call_count == 3
     assert scope["log"].call_count == 150
     assert scope["lower_learning_rate"].call_count == 1
-    assert scope["update_parameters"].call_count == 937 + 119 + 625
+    assert scope["update_parameters"].call_count == 937 + 120 + 625
     assert [call.args[0] for call in scope["evaluate"].call_args_list] == [0, 200, 400, 599]
     laps, tokens = scope["report"].call_args_list[:4], scope["report"].call_args_list[4:]
     assert [call.args[0] for call in laps] == [1, 200, 200, 199]

@@ -689,7 +689,7 @@ def test_what_was_triggered_fires_in_the_step_of_an_exception() -> None:
     assert "S" in next(pairs)[1]
 
 
-def test_a_resumed_run_whose_length_is_too_short_asks_no_batch_of_an_ended_epoch() -> None:
+def test_a_loader_that_was_left_as_it_is_is_not_asked_beyond_its_length() -> None:
     loader = SizedLoader(range(9), promise=5)
     loop = Loop(loader, max_epochs=1, start_step=2, fast_forward=False)
     assert flat(loop) == [0, 1, 2]

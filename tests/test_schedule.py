@@ -1,4 +1,4 @@
-"""When events fire: criteria, modifiers, limits and timers (DESIGN.md, section 2)."""
+"""When events fire: criteria, modifiers, limits and timers."""
 
 from __future__ import annotations
 

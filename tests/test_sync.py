@@ -595,6 +595,16 @@ def test_epochs_that_are_finished_at_different_steps_fail_together() -> None:
     assert all("finish_epoch()" in str(each) for each in on_all(2, run))
 
 
+def test_an_epoch_that_one_process_alone_finishes_fails_on_all() -> None:
+    def run(rank: int, agreed: Any) -> Any:
+        loop = Loop(range(20), max_epochs=3, sync=agreed)
+        for batch, _ in loop:
+            if batch == 7 and rank == 0:
+                loop.finish_epoch()
+
+    assert all("finish_epoch()" in str(each) for each in on_all(2, run))
+
+
 def test_what_all_change_alike_is_agreed_on() -> None:
     def run(rank: int, agreed: Any) -> Any:
         events = {"A": Event(every_n=7, of="n"), "W": Event(at_time=9, wait_for="A")}

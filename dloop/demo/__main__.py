@@ -27,7 +27,9 @@ def demo_loop(batches: Batches, epochs: int) -> Loop[Sequence[Row]]:
             "OptimizerStep": Event(every_n_steps=4) | LoopEvents.TRAINING_END,
             "Log": Event(every_n_steps=100),
             "DropLR": Event(at_step=400),
-            "Checkpoint": Event(every_n_seconds=0.005) | LoopEvents.TRAINING_END,
+            # it waits for an update, so that no gradients are lost
+            "Checkpoint": Event(every_n_seconds=0.005, wait_for="OptimizerStep")
+            | LoopEvents.TRAINING_END,
         },
         progress=has_bar,
         profile=True,

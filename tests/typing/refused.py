@@ -34,6 +34,9 @@ Event(lambda: True)  # E:
 Event(wrong_batch)  # E:
 Event(None, 3)  # E:
 Event(every_n_stepz=3)  # E:
+Event(every_n=3, of=3)  # E:
+Event(at="3", of="tokens")  # E:
+Event(at_step=3, wait_for=[])  # E:
 
 event = Event(every_n_steps=3)
 event | 3  # E:

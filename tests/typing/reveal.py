@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Set
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 from fractions import Fraction
@@ -107,6 +107,11 @@ def look(loop: Loop[int], state: LoopState) -> None:
     assert_type(steps, int)
     assert_type(seconds, float)
     assert_type(loop.lap("Log").steps_per_second, float)
+    assert_type(loop.lap("Log").counts, Mapping[str, int])
+    assert_type(loop.counts["tokens"], int)
+    assert_type(loop.finish(), Set[Hashable])
+    assert_type(loop.finish_epoch(), Set[Hashable])
+    assert_type(loop.count("tokens", 3), Set[Hashable])
     assert_type(loop.events["Log"] | LoopEvents.EPOCH_END, Event)
     loop.restart()
     with loop as entered:
