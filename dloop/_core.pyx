@@ -1415,8 +1415,10 @@ cdef class Lists(Steps):
 
     cdef object next_list(self):
         cdef Engine engine = self.engine
-        cdef int64_t most = 0 if self.run.is_between_epochs else self.gather()
-        cdef int64_t size
+        cdef int64_t most, size
+        if engine.in_hand and self.run.is_between_epochs:
+            return self.next_epoch()
+        most = self.gather()
         if not most or not engine.in_hand:
             return self.next_epoch()
         size = fitting(self.sizes, min(most, <int64_t>len(engine.in_hand)))
