@@ -1051,8 +1051,7 @@ class Lists(Steps):
         while not self._over:
             self._run.check(self._turn)
             engine.end_body()
-            is_between = engine.in_hand and self._run.is_between_epochs
-            most = 0 if is_between else self._gather()
+            most = 0 if engine.in_hand and self._run.is_between_epochs else self._gather()
             if most and engine.in_hand:
                 size = fitting(self._sizes, min(most, len(engine.in_hand)))
                 batches: Any = engine.in_hand[:size]
