@@ -444,9 +444,11 @@ cdef class Trigger:
     cdef int64_t start
     cdef int64_t stop
     cdef int64_t origin  # the step that counts as 0
+    cdef object fraction  # the row of a fraction, whose points are those of an epoch
 
     def __init__(self, row, int64_t launch):
-        place, self.period, self.first, self.points, kind, self.start, self.stop = row
+        place, self.period, self.first, self.points, kind, self.start, self.stop, fraction = row
+        self.fraction = None if fraction is None else row
         self.bit = 1 << place
         self.origin_kind = kind
         self.origin = (0, launch, 0)[kind]
@@ -480,7 +482,7 @@ cdef class Agenda:
 
     Attributes:
         epoch_last: the last step of the epoch, if it is known.
-        last_step: the last step of the run by `max_steps`.
+        last_step: the last step of the run by `max_steps`, or by a fraction of the epoch.
         bar: what is called at `bar_step`.
         interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
         agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
@@ -492,6 +494,7 @@ cdef class Agenda:
     cdef list _triggers
     cdef Heap _heap
     cdef bint _is_per_epoch  # whether a trigger counts within the epoch
+    cdef bint _has_fractions
     cdef Trigger only  # the first that fires at the step that was looked at last
     cdef public int64_t epoch_last
     cdef int64_t last_step
@@ -513,6 +516,7 @@ cdef class Agenda:
         self._heap.clear()
         for trigger in self._triggers:
             self._is_per_epoch |= trigger.origin_kind == EPOCH
+        self._has_fractions = schedule.has_fractions
         self.epoch_last = self.bar_step = NEVER
         self.interrupted_at = -2
         self.last_step = NEVER if schedule.max_steps == NEVER else schedule.max_steps - 1
@@ -524,18 +528,24 @@ cdef class Agenda:
         self.agreement = agreement
         self.every = 0 if agreement is None else agreement.every
 
-    cpdef object begin_epoch(self, int64_t step, int64_t epoch_start, length):
+    cpdef object begin_epoch(self, int64_t step, epoch, int64_t epoch_start, length, ends):
         """Plan from `step` on, in an epoch that begins at `epoch_start`."""
         cdef Py_ssize_t number
         cdef Trigger trigger
         cdef int64_t last = NEVER if length is None else epoch_start + <int64_t>length - 1
         self.epoch_last = last if last >= step else NEVER
-        if self._heap.size > 1 and not self._is_per_epoch:
+        if self._has_fractions:
+            self.last_step = ends.last_step(epoch, epoch_start)
+        elif self._heap.size > 1 and not self._is_per_epoch:
             return
         self._heap.clear()
         for number, trigger in enumerate(self._triggers):
             if trigger.origin_kind == EPOCH:
                 trigger.origin = epoch_start
+            if trigger.fraction is not None:
+                first = epoch_start - trigger.origin
+                points = trigger.fraction.points_in(epoch, ends.length)
+                trigger.points = tuple([first + point for point in points])
             self._heap.push(trigger.next_step(step), number)
 
     cdef inline object bits_at(self, int64_t step):
@@ -803,7 +813,7 @@ cdef class Engine:
     cdef readonly Latest latest
     cdef readonly int64_t step
     cdef readonly int64_t epoch
-    cdef readonly int64_t epoch_start
+    cdef public int64_t epoch_start
     cdef object batches
     cdef object opened
     cdef readonly list in_hand
@@ -842,7 +852,7 @@ cdef class Engine:
     def begin_epoch(self, batches, length):
         """Fetch from `batches`, the rest of an epoch of this length, if it is known."""
         self.opened = batches
-        self.agenda.begin_epoch(self.step + 1, self.epoch_start, length)
+        self.agenda.begin_epoch(self.step + 1, self.epoch, self.epoch_start, length, self.ends)
         self.conditions.begin_epoch(self.epoch_start)
         if self.alarm.has_timers:
             self.alarm.set(self.alarm.timers.in_epoch(self.epoch_start))
@@ -857,12 +867,12 @@ cdef class Engine:
         self.epoch += 1
         self.epoch_start = self.step + 1
 
-    cpdef object ends_next(self):
-        """Let the batch that is being fetched be the last of its epoch."""
-        cdef int64_t place = self.step + len(self.in_hand)
-        if place == self.agenda.interrupted_at:
+    cpdef object ends_in(self, Py_ssize_t count):
+        """Let the epoch end with the `count`-th batch from the one that is being fetched on."""
+        cdef int64_t last = self.step + len(self.in_hand) + count
+        if last == self.agenda.interrupted_at:
             raise errors.interrupted()
-        self.agenda.epoch_last = place + 1
+        self.agenda.epoch_last = min(self.agenda.epoch_last, last)
         self.quiet_until = -1
 
     @property
@@ -1038,7 +1048,7 @@ cdef class Engine:
         cdef bint is_due = False
         cdef int64_t elapsed
         stop = None
-        reason = "max_steps" if step == agenda.last_step else None
+        reason = self.ends.by_steps if step == agenda.last_step else None
         bits = agenda.bits_at(step)
         if epoch_end:
             bits |= self.ends.bits_at(step, self.epoch, self.epoch_start)
@@ -1046,6 +1056,7 @@ cdef class Engine:
         if agenda.agreement is not None:
             more, stop, is_due = agenda.agreement.read(step, reason is not None)
             bits |= more
+            agenda.epoch_last = min(agenda.epoch_last, <int64_t>agenda.agreement.end)
         elif requests:
             more, stop = self.requested(requests)
             bits |= more
@@ -1067,7 +1078,9 @@ cdef class Engine:
         if step >= agenda.bar_step and agenda.bar is not None:
             agenda.bar_step = agenda.bar.at_step(step)
         if agenda.agreement is not None and reason is None:
-            agenda.agreement.begin(step, agenda.requests[:requests], alarm.clock, self.counters)
+            agenda.agreement.begin(
+                step, agenda.requests[:requests], alarm.clock, self.counters, agenda.epoch_last
+            )
         return self.conclude(step, bits, reason, epoch_end, reading, is_due, requests)
 
     cdef object ask(self, LoopState state, bint stops):
@@ -1196,9 +1209,9 @@ cdef class Engine:
 
     # Iterators
 
-    def one_ahead(self, batches):
-        """Return an iterator that fetches one batch ahead, to find the end of the epoch."""
-        return Lookahead(batches, self)
+    def ahead(self, batches, count):
+        """Return an iterator that fetches so many batches ahead, to find the end of the epoch."""
+        return Lookahead(batches, self, count)
 
     def steps(self, run, keep_alive):
         """Return a new iterator over steps, in place of the current one."""
@@ -1224,51 +1237,77 @@ cdef class Engine:
 
 @final
 cdef class Lookahead:
-    """Fetches one batch ahead, and tells the engine which is the last of the epoch."""
+    """Fetches batches ahead, and tells the engine which is the last of the epoch."""
 
     cdef object _batches
     cdef object _engine
-    cdef object _held
+    cdef Py_ssize_t _count
+    cdef list _ring  # `_held` of its places are in use, from `_first` on
+    cdef Py_ssize_t _first
+    cdef Py_ssize_t _held
+    cdef bint _is_over  # whether the iterator has ended or failed
 
-    def __init__(self, batches not None, Engine engine not None):
+    def __init__(self, batches not None, Engine engine not None, Py_ssize_t count):
         self._batches = batches
         self._engine = ref(engine)  # which refers to this
-        self._held = MISSING
+        self._count = count
+        self._ring = [None] * count
 
     def batches_ahead(self):
         """Return how many batches were fetched ahead."""
-        return int(self._held is not MISSING)
+        return self._held
+
+    def batches_left(self):
+        """Fetch ahead; return how many batches there are, or None if the end was not found."""
+        self._fill()
+        return self._held if self._batches is NO_BATCHES else None
 
     def __iter__(self):
         return self
 
     def __next__(self):
         cdef PyObject *fetched
-        if self._held is MISSING:
+        if self._held < self._count:
+            self._fill()
+        if self._held == self._count:
             fetched = Py_TYPE(self._batches).tp_iternext(<PyObject *>self._batches)
-            if fetched is NULL:
-                end_or_error()
-                raise StopIteration
-            self._held = <object>fetched
-            Py_DECREF(self._held)
-        fetched = Py_TYPE(self._batches).tp_iternext(<PyObject *>self._batches)
-        if fetched is NULL:
+            if fetched is not NULL:
+                batch = self._ring[self._first]
+                self._ring[self._first] = <object>fetched
+                Py_DECREF(<object>fetched)
+                self._first = 0 if self._first == self._count - 1 else self._first + 1
+                return batch
             self._end()
-            batch, self._held = self._held, MISSING
-            return batch
-        batch = self._held
-        self._held = <object>fetched
-        Py_DECREF(self._held)
+        if not self._held:
+            return next(self._batches)
+        batch = self._ring[self._first]
+        self._ring[self._first] = None
+        self._first = 0 if self._first == self._count - 1 else self._first + 1
+        self._held -= 1
         return batch
 
+    cdef int _fill(self) except -1:
+        """Fetch ahead; the end, or an error, comes after the batches that are held."""
+        cdef PyObject *fetched
+        while self._held < self._count and not self._is_over:
+            fetched = Py_TYPE(self._batches).tp_iternext(<PyObject *>self._batches)
+            if fetched is NULL:
+                self._end()
+            else:
+                self._ring[(self._first + self._held) % self._count] = <object>fetched
+                Py_DECREF(<object>fetched)
+                self._held += 1
+        return 0
+
     cdef int _end(self) except -1:
-        """Let the end, or the error, of the latest fetch come after the batch that is held."""
         try:
             end_or_error()
-            self._engine().ends_next()
+            if self._held:
+                self._engine().ends_in(self._held)
             self._batches = NO_BATCHES
         except Exception as error:
             self._batches = raising(error)
+        self._is_over = True
         return 0
 
 
@@ -1276,9 +1315,6 @@ def raising(error):
     """Return an iterator that raises `error`."""
     raise error
     yield
-
-
-cdef object MISSING = object()
 
 
 cdef class Steps:

@@ -247,10 +247,13 @@ class LoopState:
 class Trigger:
     """Fires at every `period`-th count from `first` on, or at `points` if there is no period."""
 
-    __slots__ = ("bit", "first", "origin", "origin_kind", "period", "points", "start", "stop")
+    __slots__ = (
+        "bit", "first", "fraction", "origin", "origin_kind", "period", "points", "start", "stop",
+    )  # fmt: skip
 
     def __init__(self, row: StepRow, launch: int) -> None:
-        place, self.period, self.first, self.points, kind, self.start, self.stop = row
+        place, self.period, self.first, self.points, kind, self.start, self.stop, fraction = row
+        self.fraction = None if fraction is None else row  # its points are those of an epoch
         self.bit = 1 << place
         self.origin_kind = kind
         self.origin = (0, launch, 0)[kind]  # the step that counts as 0
@@ -275,7 +278,7 @@ class Agenda:
 
     Attributes:
         epoch_last: the last step of the epoch, if it is known.
-        last_step: the last step of the run by `max_steps`.
+        last_step: the last step of the run by `max_steps`, or by a fraction of the epoch.
         bar: what is called at `bar_step`.
         interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
         agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
@@ -306,13 +309,20 @@ class Agenda:
         self.every = 0 if agreement is None else agreement.every
         self.requests: list[tuple[int, str | None]] = []
 
-    def begin_epoch(self, step: int, epoch_start: int, length: int | None) -> None:
+    def begin_epoch(
+        self, step: int, epoch: int, epoch_start: int, length: int | None, ends: Any
+    ) -> None:
         """Plan from `step` on, in an epoch that begins at `epoch_start`."""
         last = NEVER if length is None else epoch_start + length - 1
         self.epoch_last = last if last >= step else NEVER
         for trigger in self._triggers:
             if trigger.origin_kind == EPOCH:
                 trigger.origin = epoch_start
+            if trigger.fraction is not None:
+                first = epoch_start - trigger.origin
+                points = trigger.fraction.points_in(epoch, ends.length)
+                trigger.points = tuple([first + point for point in points])
+        self.last_step = ends.last_step(epoch, epoch_start)
         self.dues = [trigger.next_step(step) for trigger in self._triggers]
 
     def triggers_at(self, step: int) -> tuple[int, list[int]]:
@@ -534,7 +544,7 @@ class Engine:
     def begin_epoch(self, batches: Iterator[Any], length: int | None) -> None:
         """Fetch from `batches`, the rest of an epoch of this length, if it is known."""
         self.opened = batches
-        self.agenda.begin_epoch(self.step + 1, self.epoch_start, length)
+        self.agenda.begin_epoch(self.step + 1, self.epoch, self.epoch_start, length, self.ends)
         self.conditions.begin_epoch(self.epoch_start)
         self.alarm.set(self.alarm.timers.in_epoch(self.epoch_start))
         self.look_ahead()
@@ -547,12 +557,12 @@ class Engine:
             waits.waiting = waits.open_at(self.step, waits.waiting, self.conditions.origins)
         self.epoch, self.epoch_start = self.epoch + 1, self.step + 1
 
-    def ends_next(self) -> None:
-        """Let the batch that is being fetched be the last of its epoch."""
-        place = self.step + len(self.in_hand)
-        if place == self.agenda.interrupted_at:
+    def ends_in(self, count: int) -> None:
+        """Let the epoch end with the `count`-th batch from the one that is being fetched on."""
+        last = self.step + len(self.in_hand) + count
+        if last == self.agenda.interrupted_at:
             raise errors.interrupted()
-        self.agenda.epoch_last = place + 1
+        self.agenda.epoch_last = min(self.agenda.epoch_last, last)
         self.quiet_until = -1
 
     @property
@@ -710,13 +720,14 @@ class Engine:
         stop: str | None = None
         is_due = False
         bits, dues = agenda.triggers_at(step)
-        reason = "max_steps" if step == agenda.last_step else None
+        reason = ends.by_steps if step == agenda.last_step else None
         if epoch_end:
             bits |= ends.bits_at(step, self.epoch, self.epoch_start)
             reason = reason or ends.by_epochs(self.epoch) or ends.by_source
         if agenda.agreement is not None:
             more, stop, is_due = agenda.agreement.read(step, reason is not None)
             bits |= more
+            agenda.epoch_last = min(agenda.epoch_last, agenda.agreement.end)
         elif requests:
             more, stop = self._requested(requests)
             bits |= more
@@ -736,7 +747,9 @@ class Engine:
         if agenda.bar is not None and step >= agenda.bar_step:
             agenda.bar_step = agenda.bar.at_step(step)
         if agenda.agreement is not None and reason is None:
-            agenda.agreement.begin(step, agenda.requests[:requests], alarm.clock, self.counters)
+            agenda.agreement.begin(
+                step, agenda.requests[:requests], alarm.clock, self.counters, agenda.epoch_last
+            )
         return self._conclude(step, bits, reason, epoch_end, reading, is_due, dues, requests)
 
     def _ask(self, state: LoopState, stops: bool) -> int:
@@ -848,9 +861,9 @@ class Engine:
 
     # Iterators
 
-    def one_ahead(self, batches: Iterator[Any]) -> Lookahead:
-        """Return an iterator that fetches one batch ahead, to find the end of the epoch."""
-        return Lookahead(batches, self)
+    def ahead(self, batches: Iterator[Any], count: int) -> Lookahead:
+        """Return an iterator that fetches so many batches ahead, to find the end of the epoch."""
+        return Lookahead(batches, self, count)
 
     def steps(self, run: Run, keep_alive: object) -> Iterator[Pair]:
         """Return a new iterator over steps, in place of the current one."""
@@ -898,40 +911,67 @@ MISSING: Any = object()
 
 
 class Lookahead:
-    """Fetches one batch ahead, and tells the engine which is the last of the epoch."""
+    """Fetches batches ahead, and tells the engine which is the last of the epoch."""
 
-    __slots__ = ("_batches", "_engine", "_held")
+    __slots__ = ("_batches", "_count", "_engine", "_first", "_held", "_is_over", "_ring")
 
-    def __init__(self, batches: Iterator[Any], engine: Engine) -> None:
+    def __init__(self, batches: Iterator[Any], engine: Engine, count: int) -> None:
         self._batches = batches
         self._engine: Callable[[], Any] = ref(engine)  # which refers to this
-        self._held = MISSING
+        self._count = count
+        self._ring = [MISSING] * count  # `_held` of its places are in use, from `_first` on
+        self._first = self._held = 0
+        self._is_over = False  # whether the iterator has ended or failed
 
     def batches_ahead(self) -> int:
         """Return how many batches were fetched ahead."""
-        return int(self._held is not MISSING)
+        return self._held
+
+    def batches_left(self) -> int | None:
+        """Fetch ahead; return how many batches there are, or None if the end was not found."""
+        self._fill()
+        return self._held if self._batches is NO_BATCHES else None
 
     def __iter__(self) -> Lookahead:
         return self
 
     def __next__(self) -> Any:
-        # A batch comes out of `for`, where no signal can strike before it has a name
-        following = MISSING
-        if self._held is MISSING:
-            for self._held in self._batches:  # noqa: B020
-                break
-            else:
-                raise StopIteration
-        try:
-            for following in self._batches:  # noqa: B007
-                break
-            else:
-                self._engine().ends_next()
-                self._batches = NO_BATCHES
-        except Exception as error:
-            self._batches = raising(error)
-        batch, self._held = self._held, following
+        if self._held < self._count:
+            self._fill()
+        ring, first, following = self._ring, self._first, MISSING
+        if self._held == self._count:
+            try:
+                # A batch comes out of `for`, where no signal can strike before it has a name
+                for following in self._batches:  # noqa: B007
+                    break
+                else:
+                    self._end()
+            except Exception as error:
+                self._batches, self._is_over = raising(error), True
+        if not self._held:
+            return next(self._batches)
+        batch, ring[first] = ring[first], following
+        self._first = (first + 1) % self._count
+        self._held -= following is MISSING
         return batch
+
+    def _fill(self) -> None:
+        """Fetch ahead; the end, or an error, comes after the batches that are held."""
+        while self._held < self._count and not self._is_over:
+            place = (self._first + self._held) % self._count
+            try:
+                for self._ring[place] in self._batches:  # noqa: B020
+                    self._held += 1
+                    break
+                else:
+                    self._end()
+            except Exception as error:
+                self._batches, self._is_over = raising(error), True
+
+    def _end(self) -> None:
+        if self._held:
+            self._engine().ends_in(self._held)
+        self._batches, self._is_over = NO_BATCHES, True
 
 
 def raising(error: Exception) -> Iterator[Any]:

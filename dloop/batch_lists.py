@@ -40,8 +40,7 @@ def batched(loader: Any, n: SupportsIndex) -> Any:
     if not loaders.is_iterable(loader):
         if not callable(loader):
             raise TypeError(f"loader={checks.shown(loader)}: pass an iterable, or a callable")
-        load: Callable[[], Any] = loader
-        return lambda: batched(load(), size)
+        return BatchedLoads(loader, size)
     loaders.refuse_no_batches("loader", loader)
     if loaders.is_single_pass(loader):
         return BatchLists(iter(loader), size)
@@ -49,32 +48,40 @@ def batched(loader: Any, n: SupportsIndex) -> Any:
 
 
 class Lists:
-    """Lists of `size` batches of `loader`; all else is the loader's."""
+    """Lists of `size` batches of a loader; all else is the loader's."""
 
     def __init__(self, loader: Any, size: int) -> None:
-        self.loader = loader
+        self.lists_of = loader
         self.size = size
 
     def __len__(self) -> int:
-        return -(-len(self.loader) // self.size)
+        return -(-len(self.lists_of) // self.size)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying looks for such before there is a loader
             raise AttributeError(name)
-        return getattr(self.loader, name)
+        return getattr(self.lists_of, name)
+
+
+class BatchedLoads(Lists):
+    """A callable that returns a loader of lists for each epoch."""
+
+    def __call__(self) -> Any:
+        """Return the loader of lists of the next epoch."""
+        return batched(self.lists_of(), self.size)
 
 
 class Batched(Lists):
     """A loader of lists."""
 
     def __iter__(self) -> Iterator[list[Any]]:
-        return BatchLists(iter(self.loader), self.size)
+        return BatchLists(iter(self.lists_of), self.size)
 
     def indexed_from(self, count: int, lists: Iterator[Any]) -> Iterator[list[Any]] | None:
-        """Return fresh `lists` from the `count`-th on; None if `loader` is not indexed."""
+        """Return fresh `lists` from the `count`-th on; None if the loader is not indexed."""
         if not isinstance(lists, BatchLists):  # it has a state
             return None
-        batches = loaders.indexed_from(count * self.size, self.loader, lists.loader)
+        batches = loaders.indexed_from(count * self.size, self.lists_of, lists.lists_of)
         return None if batches is None else BatchLists(batches, self.size)
 
 
@@ -95,7 +102,7 @@ class BatchLists(Lists):
 
     def __next__(self) -> list[Any]:
         if not self.has_ended:
-            self._gathered.extend(islice(self.loader, self.size - len(self._gathered)))
+            self._gathered.extend(islice(self.lists_of, self.size - len(self._gathered)))
             self.has_ended = len(self._gathered) < self.size
         if not self._gathered:
             raise StopIteration

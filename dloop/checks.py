@@ -44,6 +44,24 @@ def count(name: str, value: object, least: int = 1) -> int:
     return number
 
 
+def epochs(name: str, value: object) -> float:
+    """Return a number of epochs: a whole number as an int, or a fraction as a float.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is out of range.
+    """
+    if hasattr(type(value), "__index__"):
+        return count(name, value)
+    number = real(value)
+    expected = "pass a number of epochs from 0.000001 to 2**62"
+    if number is None:
+        raise TypeError(f"{name}={shown(value)}: {expected}")
+    if not 1e-6 <= number <= MOST:
+        raise ValueError(f"{name}={shown(value)}: {expected}")
+    return int(number) if number == int(number) else number
+
+
 def seconds(name: str, value: object, *, zero: bool = False) -> float:
     """Return a duration in seconds, above 0; a timedelta is converted.
 

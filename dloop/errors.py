@@ -130,6 +130,12 @@ def no_body() -> LoopError:
     )
 
 
+def no_batch(epoch: int, is_shared: bool) -> DataExhaustedError:
+    """Return the error of an epoch without a batch, in this process or in one of several."""
+    whose = "a process has an empty dataloader" if is_shared else "the dataloader is empty"
+    return DataExhaustedError(f"epoch {epoch} has no batch: {whose}")
+
+
 def interrupted() -> LoopError:
     """Return the error of a single-pass source that ended right after an interrupted fetch."""
     return LoopError(

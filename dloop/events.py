@@ -71,7 +71,9 @@ class Event:
         at_timestamp: a moment of the wall clock in seconds, as `time.time()` returns, or an aware
             datetime, or a collection: fires once for each in every launch, at the first step at or
             after it.
-        every_n_epochs: a period in epochs: fires on the last batch of every n-th epoch.
+        every_n_epochs: a period in epochs: fires on the last batch of every n-th epoch. A fraction
+            fires within epochs, whose lengths have to be known: 0.25 four times in each, 0.1 and
+            1 / 3 are exact.
         at_epoch: an epoch, or a collection of epochs, from 0: fires on its last batch.
         every_n: a period of the counter `of`: fires at each step at which `loop.count` makes its
             sum reach or pass a multiple of n; once, if several are passed.
@@ -111,7 +113,7 @@ class Event:
     every_n_seconds: float | None
     at_time: float | tuple[float, ...] | None
     at_timestamp: float | tuple[float, ...] | None
-    every_n_epochs: int | None
+    every_n_epochs: float | None
     at_epoch: int | tuple[int, ...] | None
     every_n: int | None
     at: int | tuple[int, ...] | None
@@ -133,7 +135,7 @@ class Event:
         every_n_seconds: SupportsFloat | timedelta | None = None,
         at_time: SupportsFloat | timedelta | Iterable[SupportsFloat | timedelta] | None = None,
         at_timestamp: SupportsFloat | datetime | Iterable[SupportsFloat | datetime] | None = None,
-        every_n_epochs: SupportsIndex | None = None,
+        every_n_epochs: SupportsFloat | SupportsIndex | None = None,
         at_epoch: SupportsIndex | Iterable[SupportsIndex] | None = None,
         every_n: SupportsIndex | None = None,
         at: SupportsIndex | Iterable[SupportsIndex] | None = None,
@@ -152,7 +154,7 @@ class Event:
             "every_n_seconds": _checked("every_n_seconds", every_n_seconds, checks.seconds),
             "at_time": _points("at_time", at_time, _time),
             "at_timestamp": _points("at_timestamp", at_timestamp, _timestamp),
-            "every_n_epochs": _checked("every_n_epochs", every_n_epochs, checks.count),
+            "every_n_epochs": _checked("every_n_epochs", every_n_epochs, checks.epochs),
             "at_epoch": _points("at_epoch", at_epoch, _step),
             "every_n": _checked("every_n", every_n, checks.count),
             "at": _points("at", at, checks.count),

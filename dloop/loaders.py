@@ -10,9 +10,32 @@ from .errors import log
 
 PLAIN = frozenset({list, tuple, range, str, bytes})
 """Types without a state, set_epoch or data set, for which a look would take longer than a step."""
-_DEEPEST = 5
-"""How many levels of samplers and data sets are searched for `set_epoch`."""
-_PARTS = ("dataset", "batch_sampler", "sampler")
+_DEEPEST = 6
+"""How many levels of loaders, samplers and data sets are searched for `set_epoch`."""
+_PART = (
+    "dataset",  # PyTorch: DataLoader, Subset; samplers of sentence-transformers
+    "batch_sampler",  # PyTorch: DataLoader; Accelerate: BatchSamplerShard
+    "sampler",  # PyTorch: DataLoader, BatchSampler
+    "loader",  # timm: PrefetchLoader; wrappers of users, as the next one
+    "dataloader",
+    "base_dataloader",  # Accelerate: DataLoaderShard
+    "_dataloader",  # Fabric's loaders
+)
+"""Attributes in which loaders, samplers and data sets keep a part."""
+_SEVERAL = (
+    "datasets",  # PyTorch: ConcatDataset, ChainDataset, StackDataset
+    "batch_samplers",  # sentence-transformers: RoundRobinBatchSampler, ProportionalBatchSampler
+    "samplers",
+    "loaders",
+    "dataloaders",
+    "iterables",  # Lightning: CombinedLoader, as it was given
+    "flattened",  # the same, without nesting
+)
+"""Attributes in which they keep several, in a list, a tuple or a dict."""
+
+
+_TORCH_SAMPLERS = ("torch.utils.data.sampler", "torch.utils.data.distributed")
+"""The modules of PyTorch's own samplers."""
 
 
 class _Items:
@@ -113,19 +136,28 @@ def tells_its_last(loader: object) -> bool:
     return isinstance(getattr(loader, "end_of_dataloader", None), bool)
 
 
-def parts(loader: object) -> list[Any]:
-    """Return the loader and what it is made of, a few levels deep, each object once."""
-    if type(loader) in PLAIN:
-        return []
+def parts(loader: Any) -> list[Any]:
+    """Return the loader and what it is made of, a few levels deep, each object once.
+
+    It looks at attributes alone: the items of a loader or a data set may be millions.
+    """
+    while hasattr(loader, "lists_of"):  # `batched` passes on what its loader has
+        loader = loader.lists_of
     parts: dict[int, object] = {}
     found = [(loader, 1)]
     while found:
         part, level = found.pop()
-        if part is None or id(part) in parts:
+        if type(part) in PLAIN or part is None or id(part) in parts:
             continue
         parts[id(part)] = part
         if level < _DEEPEST:
-            found += [(getattr(part, name, None), level + 1) for name in _PARTS]
+            found += [(getattr(part, name, None), level + 1) for name in _PART]
+            for name in _SEVERAL:
+                several: Any = getattr(part, name, None)
+                if type(several) is dict:
+                    several = [*several.values()]
+                if type(several) in (list, tuple):
+                    found += [(each, level + 1) for each in several]
     return list(parts.values())
 
 
@@ -135,10 +167,11 @@ def set_epoch(loader: object, epoch: int) -> list[Any]:
     Returns the samplers whose `epoch`, and so whose order, is now this one; none if the loader has
     a `set_epoch` of its own, and so sets no other.
     """
-    found = [part for part in parts(loader) if _has_set_epoch(part)]
+    every_part = parts(loader)
+    found = [part for part in every_part if has_set_epoch(part)]
     for part in found:
         part.set_epoch(epoch)
-    if not found or found[0] is loader:
+    if not found or found[0] is every_part[0]:
         return []
     return [
         part
@@ -147,7 +180,8 @@ def set_epoch(loader: object, epoch: int) -> list[Any]:
     ]
 
 
-def _has_set_epoch(part: Any) -> bool:
+def has_set_epoch(part: Any) -> bool:
+    """Return whether the order of a part depends on its epoch."""
     return callable(getattr(part, "set_epoch", None))
 
 
@@ -160,7 +194,7 @@ def may_repeat_its_order(loader: object, has_state: bool, drawn_before: bool) ->
     for part in parts(loader):
         kind = type(part)
         is_random = any(base.__name__.endswith("RandomSampler") for base in kind.__mro__)
-        if not is_random or _has_set_epoch(part):
+        if not is_random or has_set_epoch(part):
             continue
         if has_state:
             if kind.__module__ == "torch.utils.data.sampler":
@@ -172,8 +206,36 @@ def may_repeat_its_order(loader: object, has_state: bool, drawn_before: bool) ->
 
 def has_workers(loader: object) -> bool:
     """Return whether the loader has worker processes, as PyTorch's do."""
-    workers = getattr(loader, "num_workers", 0)
-    return isinstance(workers, int) and workers > 0
+    numbers = [getattr(part, "num_workers", 0) for part in parts(loader)]
+    return any(isinstance(number, int) and number > 0 for number in numbers)
+
+
+def samples_per_step(loader: Any) -> int:
+    """Return how many samples a step takes over all processes, as far as the loader tells."""
+    samples = 1
+    while hasattr(loader, "lists_of"):
+        samples *= loader.size
+        loader = loader.lists_of
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    sizes = [getattr(each, "batch_size", None) for each in (batch_sampler, loader)]
+    replicas = [getattr(part, "num_replicas", None) for part in parts(loader)]
+    for numbers in (sizes, replicas):
+        samples *= next((each for each in numbers if type(each) is int and each > 0), 1)
+    return samples
+
+
+def begins_with_the_same_samples(loader: Any) -> bool:
+    """Return whether n samples are the same ones at any batch size and number of processes.
+
+    Sequences are, and what PyTorch's own samplers draw.
+    """
+    while hasattr(loader, "lists_of"):
+        loader = loader.lists_of
+    if type(loader) in PLAIN or _is_indexed(loader):
+        return True
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    samplers = batch_sampler, getattr(batch_sampler, "sampler", None)
+    return all(type(each).__module__ in _TORCH_SAMPLERS for each in samplers)
 
 
 def indexed_from(count: int, loader: Any, batches: Iterator[Any]) -> Iterator[Any] | None:
@@ -213,10 +275,8 @@ def keeps_state(loader: object) -> bool:
 def renew_workers(loader: Any) -> None:
     """Let a PyTorch DataLoader with persistent workers start new ones; a signal may end workers.
 
-    Nothing public does that. Accelerate's loaders have theirs in `base_dataloader`, Fabric's in
-    `_dataloader`.
+    Nothing public does that.
     """
-    for name in ("loader", "base_dataloader", "_dataloader"):
-        loader = getattr(loader, name, loader)
-    if getattr(loader, "persistent_workers", False) is True:
-        loader._iterator = None
+    for part in parts(loader):
+        if getattr(part, "persistent_workers", False) is True:
+            part._iterator = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from fractions import Fraction
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import (
@@ -51,7 +52,7 @@ class Loop(Generic[Batch]):
     Args:
         dataloader: any iterable, or a callable that returns an iterable for each epoch.
         events: a mapping of names, which are any hashable, to Events or None.
-        max_epochs: ends the run after so many epochs.
+        max_epochs: ends the run after so many epochs; 1.5 within the second one.
         max_steps: ends the run after so many steps.
         max_seconds: ends the run at the first step at which so many seconds of training have
             passed; a number or a timedelta. Pass one of these three, or a `stop_when`.
@@ -103,7 +104,7 @@ class Loop(Generic[Batch]):
         dataloader: Iterable[Batch] | Callable[[], Iterable[Batch]],
         events: Mapping[Any, Event | None] | None = None,
         *,
-        max_epochs: SupportsIndex | None = None,
+        max_epochs: SupportsFloat | SupportsIndex | None = None,
         max_steps: SupportsIndex | None = None,
         max_seconds: SupportsFloat | timedelta | None = None,
         stop_when: Event | None = None,
@@ -128,12 +129,14 @@ class Loop(Generic[Batch]):
             raise ValueError(f'on_exception={checks.shown(on_exception)}: pass "raise" or "event"')
         self._dataloader = dataloader
         self._schedule = Schedule(events, stop_when, max_epochs, max_steps, max_seconds)
-        by_epochs = None if max_epochs is None else self._schedule.max_epochs
-        self._open_source = partial(Source, dataloader, dataloader_len, lookahead, by_epochs)
+        by_epochs = None if max_epochs is None else checks.epochs("max_epochs", max_epochs)
+        self._sync = _checked_sync(sync)
+        # So far ahead that all processes learn of an end by an exchange before it
+        ahead = 2 * self._sync.every + 1 if isinstance(self._sync, Sync) else 1
+        self._open_source = partial(Source, dataloader, dataloader_len, lookahead, by_epochs, ahead)
         self._tick = None if clock is None else checks.in_nanoseconds(clock)
         self._start_step = checks.count("start_step", start_step, 0)
         self._fast_forward = checks.flag("fast_forward", fast_forward)
-        self._sync = _checked_sync(sync)
         self._progress = checked_progress(progress)
         self._last_steps = _checked_profile(profile)
         self._on_exception = 0
@@ -151,10 +154,8 @@ class Loop(Generic[Batch]):
     def _begin(self, position: Position) -> None:
         """Begin a run at a position."""
         source = self._open_source()
-        epoch = position.epoch + position.epoch_end
-        in_epoch = 0 if position.epoch_end else position.epoch_steps
         if position.steps:
-            source.resume(position.loader, position.steps, epoch, in_epoch, self._fast_forward)
+            position = source.resume(position, self._fast_forward)
         agreement = None
         if isinstance(self._sync, Sync):
             agreement = Agreement(self._sync, self._schedule, position)
@@ -179,7 +180,7 @@ class Loop(Generic[Batch]):
         length = source.fixed_len()
         if length:
             epoch, step = divmod(steps - 1, length)
-            return Position(epoch, step + 1, steps, step + 1 == length, windows=windows)
+            return Position(epoch, step + 1, steps, step + 1 == length, length, windows=windows)
         if not self._fast_forward:
             return Position(0, 0, steps, windows=windows)
         if not source.single_pass:
@@ -263,9 +264,9 @@ class Loop(Generic[Batch]):
         limit = self._schedule.limit
         if limit is None or not position.steps:
             return None
-        reached = {
+        reached: dict[str, int | Fraction] = {
             "max_steps": position.steps,
-            "max_epochs": position.epoch + position.epoch_end,
+            "max_epochs": position.epochs,
             "max_seconds": position.latest_time,
         }
         name, most = limit
@@ -290,8 +291,17 @@ class Loop(Generic[Batch]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the latest step, from 0."""
-        return self.state.epoch
+        """The epoch of the latest step, from 0; the one to come, as a callable is called for it.
+
+        Example:
+            >>> from dloop import Loop
+            >>> stages = [["easy"], ["easy", "hard"]]
+            >>> loop = Loop(lambda: stages[loop.epoch], max_epochs=2)
+            >>> [batch for batch, events in loop]
+            ['easy', 'easy', 'hard']
+        """
+        loading = self._run.source.loading
+        return self.state.epoch if loading is None else loading
 
     @property
     def global_step(self) -> int:
@@ -397,7 +407,7 @@ class Loop(Generic[Batch]):
         limit = f"stop_when={self._schedule.stop_when!r}"
         if self._schedule.limit is not None:
             name, most = self._schedule.limit
-            limit = f"{name}={most / 1e9 if name == 'max_seconds' else most:.15g}"
+            limit = f"{name}={float(most / 10**9 if name == 'max_seconds' else most):.15g}"
         return f"<{type(self).__name__} at {where}, {limit}>"
 
     def __reduce__(self) -> tuple[Any, ...]:

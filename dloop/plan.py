@@ -22,7 +22,7 @@ from .events import (
     LoopEvents,
     Member,
 )
-from .schedule import Schedule, Timers, several
+from .schedule import Schedule, Timers, several, steps_up_to
 
 if TYPE_CHECKING:
     from ._core import LoopState
@@ -195,6 +195,7 @@ class DryRun:
         timers = Timers((), (), self.first, (0, self.first, self.epoch_start))
         engine = core.Engine(schedule, clock, timers, start)
         length = self.length if any(each.needs_epochs for each in criteria) else None
+        engine.ends.length = length
         engine.begin_epoch(iter(()), length)
         jumps = 0
         while (step := engine.next_due()) < NEVER:
@@ -260,7 +261,7 @@ class Forecast:
             epoch, epoch_start = epoch + 1, first
         end = schedule.max_steps
         if schedule.max_epochs < NEVER and length is not None:
-            end = epoch_start + (schedule.max_epochs - epoch) * length
+            end = epoch_start + steps_up_to(schedule.max_epochs - epoch, length)
         end = first if is_over else end if end <= checks.MOST else NEVER
         self.dry = DryRun(epoch, epoch_start, first, end, length)
         parts = [] if schedule.stop_when is None else schedule.stop_when.parts
@@ -342,7 +343,8 @@ class Forecast:
         if self.count == 0:
             return "no step is left"
         if self.count is None:
-            end = (value or 0) / 1e9 if name == "max_seconds" else value
+            end = None if value is None else float(value)
+            end = end / 1e9 if end is not None and name == "max_seconds" else end
             text = f"until {name}{'' if end is None else f'={end:.15g}'}, steps not known"
         else:
             at_most = "" if self.is_exact else "at most "
@@ -445,13 +447,15 @@ def _criterion(part: Event, name: str, points: tuple[Any, ...]) -> str:
     if name in TIME_CRITERIA:
         text = _listed([f"{each:.15g} s" for each in points])
     elif name.startswith("every"):
-        text = noun if points == (1,) else _counted(points[0], noun)
+        number = points[0]
+        shown = f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
+        text = noun if points == (1,) else f"{shown} {noun}s"
     else:
         text = f"{noun}{'s' * (len(points) > 1)} {_listed([f'{each:,}' for each in points])}"
     if name.startswith("every"):
         text = f"every {text}"
     if noun == "epoch":
-        return f"at the end of {text}"
+        return text if isinstance(points[0], float) else f"at the end of {text}"
     text = text if name.startswith("every") else f"at {text}"
     if name not in TIME_CRITERIA or part.per_launch:
         text += _counted_from(part)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import _backend, errors
 from .errors import NEVER, warn
 from .events import LoopEvents
-from .schedule import Schedule, Timers, key_of
+from .schedule import Schedule, Timers, key_of, steps_up_to
 from .source import Source
 
 if TYPE_CHECKING:
@@ -228,9 +228,23 @@ class Run:
 
     def _open_epoch(self, turn: int) -> None:
         engine, source, agreement = self.engine, self.source, self._agreement
-        agree = None if agreement is None else agreement.epoch_length
-        batches = source.open(engine.epoch, self._place(), engine, agree)
+        batches = source.open(engine.epoch, self._place(), engine)
+        if source.moved:
+            engine.epoch_start, source.moved = engine.epoch_start - source.moved, 0
+        if agreement is not None:
+            end = agreement.open_epoch(engine.epoch, self._known_end())
+            if end < NEVER:
+                source.end_with_all(engine.epoch, end + 1 - engine.epoch_start)
         length = source.length
+        if length == 0:
+            raise errors.no_batch(engine.epoch, agreement is not None)
+        if self.schedule.has_fractions:
+            engine.ends.length = source.promised
+            if source.promised is None:
+                raise ValueError(
+                    f"the length of epoch {engine.epoch} is not known, and every_n_epochs or "
+                    "max_epochs is a fraction of it; pass dataloader_len"
+                )
         if not self.clock.ticking:
             self._start_clock()
         if turn != engine.turn:  # the loop was closed or restarted
@@ -241,6 +255,14 @@ class Run:
         self._is_open, self._was_left = not source.single_pass, False
         engine.begin_epoch(batches, length)
         self._is_open = True
+
+    def _known_end(self) -> int:
+        """Return the last step of the epoch that is opened, or NEVER if it is not known."""
+        engine, source = self.engine, self.source
+        if source.length is not None:
+            return engine.epoch_start + source.length - 1
+        left = source.batches_left()
+        return NEVER if left is None else engine.step + len(engine.in_hand) + left
 
     def _place(self) -> int:
         """Return how many batches were taken: of the epoch, or of a single-pass source."""
@@ -268,6 +290,8 @@ class Run:
             return
         else:
             self._judge_end()
+        if self._agreement is not None:
+            self.source.log_dropped(engine.epoch)
         self._is_open = False
         engine.end_epoch()
 
@@ -321,7 +345,8 @@ class Run:
         if engine.ended_epoch:
             return
         if self.source.single_pass and self._is_open:
-            engine.agenda.interrupted_at = engine.step + len(engine.in_hand)
+            ahead = len(engine.in_hand) + self.source.batches_ahead()
+            engine.agenda.interrupted_at = engine.step + ahead
             return
         if self.source.single_pass:
             engine.drop_iterator()
@@ -396,7 +421,8 @@ class Run:
         if schedule.max_epochs == NEVER or length is None:
             return None
         done = state.epoch * length + (length if state.epoch_end else state.epoch_step + 1)
-        return schedule.max_epochs * length - done if state.epoch_step < length else None
+        all_steps = steps_up_to(schedule.max_epochs, length)
+        return all_steps - done if state.epoch_step < length else None
 
     def steps_to_next_event(self) -> int | None:
         """Return the number of steps to the next that is scheduled; None if there is none."""
@@ -405,7 +431,9 @@ class Run:
             return None
         if self.is_between_epochs:  # opening the epoch plans again
             first = engine.step + 1 if engine.ended_epoch else engine.epoch_start
-            engine.agenda.begin_epoch(engine.step + 1, first, self.source.epoch_len())
+            epoch, length = engine.epoch + engine.ended_epoch, self.source.epoch_len()
+            engine.ends.length = length
+            engine.agenda.begin_epoch(engine.step + 1, epoch, first, length, engine.ends)
         due = engine.next_due()
         return None if due >= NEVER - 1 else due - engine.step
 
@@ -452,7 +480,9 @@ class Run:
         agreed = 0 if self._agreement is None else self._agreement.now
         elapsed = max(self.clock.now(), agreed)
         latest_time = position.latest_time
+        epoch_len, samples = position.epoch_len, position.samples_per_step
         if engine.step >= self.first_step:
+            epoch_len, samples = self.source.promised, self.source.samples_per_step()
             read_at = self.clock.elapsed(self.clock.last) if self.schedule.timed else elapsed
             latest_time = 0 if undone else max(read_at, agreed)
         return position._replace(
@@ -460,6 +490,8 @@ class Run:
             epoch_steps=epoch_steps,
             steps=steps,
             epoch_end=epoch_end,
+            epoch_len=epoch_len,
+            samples_per_step=samples,
             elapsed=elapsed,
             latest_time=latest_time,
             finished=finished,

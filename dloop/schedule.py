@@ -7,8 +7,9 @@ for `stop_when`. The bit of a place is `1 << place`, and the events of a step ar
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import checks
@@ -25,7 +26,10 @@ MOST_UNKNOWN = 1000
 
 
 class StepRow(NamedTuple):
-    """A step or epoch criterion: a period from a first number on, or points (the period is 0)."""
+    """A step or epoch criterion: a period from a first number on, or points (the period is 0).
+
+    `fraction` is a period in epochs that is no whole number; each epoch has its own points.
+    """
 
     place: int
     period: int
@@ -34,6 +38,19 @@ class StepRow(NamedTuple):
     origin: int
     start: int
     stop: int
+    fraction: Fraction | None = None
+
+    def points_in(self, epoch: int, length: int | None) -> Iterator[int]:
+        """Yield the steps of an epoch at which a multiple of the fraction is reached."""
+        if self.fraction is None or length is None:
+            return
+        for number in range(epoch // self.fraction + 1, (epoch + 1) // self.fraction + 1):
+            yield steps_up_to(number * self.fraction - epoch, length) - 1
+
+
+def steps_up_to(epochs: Fraction | int, length: int) -> int:
+    """Return how many steps reach so many epochs of this length."""
+    return -(-epochs.numerator * length // epochs.denominator)
 
 
 class TimeRow(NamedTuple):
@@ -161,7 +178,8 @@ class Schedule:
         events: the Events by name.
         names: their names by place.
         steps: criteria that count steps.
-        epochs: criteria that count epochs, in a window of steps.
+        epochs: criteria that count epochs, in a window of steps; `steps` has the fractions too.
+        has_fractions: whether anything depends on the length of an epoch as it opens.
         times: criteria that count training or launch time.
         timestamps: rows of `at_timestamp`, whose points are seconds of Unix time.
         conditions: those of events; `stop_conditions`: those of `stop_when`.
@@ -181,7 +199,9 @@ class Schedule:
         max_steps: object,
         max_seconds: object,
     ) -> None:
-        self.max_epochs = NEVER if max_epochs is None else checks.count("max_epochs", max_epochs)
+        self.max_epochs: int | Fraction = NEVER
+        if max_epochs is not None:
+            self.max_epochs = exact(checks.epochs("max_epochs", max_epochs))
         self.max_steps = NEVER if max_steps is None else checks.count("max_steps", max_steps)
         self.max_time = NEVER if max_seconds is None else _period("max_seconds", max_seconds)
         self.events = _checked_events(events)
@@ -207,6 +227,9 @@ class Schedule:
         if stop_when is not None:
             self._add(self.stop_place, stop_when, self.stop_conditions)
         self.timed = max_seconds is not None or bool(self.times or self.timestamps)
+        self.has_fractions = isinstance(self.max_epochs, Fraction) or any(
+            row.fraction is not None for row in self.epochs
+        )
 
     def _add(self, owner: int, event: Event, conditions: list[ConditionRow]) -> None:
         for part in event.parts:
@@ -253,9 +276,13 @@ class Schedule:
             self.steps.append(StepRow(place, 0, 0, several(event.at_step), *window))
 
     def _add_epochs(self, place: int, event: Event) -> None:
-        if event.every_n_epochs is not None:
-            every = event.every_n_epochs
+        every = None if event.every_n_epochs is None else exact(event.every_n_epochs)
+        if isinstance(every, int):
             self.epochs.append(StepRow(place, every, every - 1, (), *_window(event)))
+        elif every is not None:
+            row = StepRow(place, 0, 0, (), *_window(event), every)
+            self.epochs.append(row)
+            self.steps.append(row)
         if event.at_epoch is not None:
             self.epochs.append(StepRow(place, 0, 0, several(event.at_epoch), *_window(event)))
 
@@ -324,9 +351,9 @@ class Schedule:
         raise KeyError(self.names.unknown(name))
 
     @property
-    def limit(self) -> tuple[str, int] | None:
+    def limit(self) -> tuple[str, int | Fraction] | None:
         """The limit's name, and its steps, epochs or nanoseconds."""
-        limits = {
+        limits: dict[str, int | Fraction] = {
             "max_steps": self.max_steps,
             "max_epochs": self.max_epochs,
             "max_seconds": self.max_time,
@@ -355,6 +382,7 @@ class Ends:
 
     Attributes:
         is_single_pass: whether the source is.
+        length: the steps of the open epoch, as far as they are known.
         by_source: "exhausted" if the run ends with the source's epoch; else None.
         stop_reason: why the run ends, from its last step on.
         finished: the reason for which a resumed run does not train on either.
@@ -364,9 +392,11 @@ class Ends:
         self._rows = schedule.epochs
         self._launch = launch  # the first step of the launch
         self._max_epochs = schedule.max_epochs
+        self._max_steps = schedule.max_steps
         self._on_epoch_end = schedule.bits_with(LoopEvents.EPOCH_END)
         self.on_training_end = schedule.bits_with(LoopEvents.TRAINING_END)
         self.is_single_pass = False
+        self.length: int | None = None
         self.by_source: str | None = None
         self.stop_reason: str | None = None
         self.finished: str | None = None
@@ -376,7 +406,11 @@ class Ends:
         bits = self._on_epoch_end
         for row in self._rows:
             origins = 0, self._launch, epoch_start
-            fires = (epoch - row.first) % row.period == 0 if row.period else epoch in row.points
+            if row.fraction is not None:
+                before = epoch + Fraction(step - epoch_start, self.length or NEVER)
+                fires = (epoch + 1) // row.fraction > before // row.fraction
+            else:
+                fires = (epoch - row.first) % row.period == 0 if row.period else epoch in row.points
             if fires and is_open(row, step, origins):
                 bits |= 1 << row.place
         return bits
@@ -384,6 +418,18 @@ class Ends:
     def by_epochs(self, epoch: int) -> str | None:
         """Return the reason why the run ends with `epoch`, if it does."""
         return "max_epochs" if epoch + 1 >= self._max_epochs else None
+
+    def last_step(self, epoch: int, epoch_start: int) -> int:
+        """Return the last step by `max_steps`, or by a fraction of `epoch`; NEVER if neither is."""
+        left = self._max_epochs - epoch
+        if self.length is None or left >= 1:
+            return self._max_steps - 1 if self._max_steps < NEVER else NEVER
+        return epoch_start + steps_up_to(left, self.length) - 1
+
+    @property
+    def by_steps(self) -> str:
+        """The reason to end with that step."""
+        return "max_epochs" if self._max_steps == NEVER else "max_steps"
 
 
 class Timers:
@@ -476,6 +522,11 @@ def _next_time(row: TimeRow, last: int) -> int:
         return max(last, 0) + row.period
     place = bisect_right(row.points, last)
     return NEVER if place == len(row.points) else row.points[place]
+
+
+def exact(epochs: float) -> int | Fraction:
+    """Return a number of epochs as the fraction that is meant: 0.1 as one tenth."""
+    return epochs if isinstance(epochs, int) else Fraction(epochs).limit_denominator(10**6)
 
 
 def several(points: Any) -> tuple[Any, ...]:

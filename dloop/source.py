@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from . import checks, loaders
-from .errors import DataExhaustedError, DataLengthError, log, not_stop, warn
+from .errors import DataLengthError, log, no_batch, not_stop, warn
 from .loader_state import TrackedBatches, owner_of_state, resumed_at
 
 if TYPE_CHECKING:
     from ._core import Engine, Lookahead
+    from .state import Position
 
 LONG = 10
 """Seconds: a way to a place that takes longer is warned of."""
@@ -30,10 +31,17 @@ def telling_its_last(loader: Any, batches: Iterator[Any], engine: Engine) -> Ite
 
     def told(batch: Any) -> Any:
         if loader.end_of_dataloader:
-            weak().ends_next()  # type: ignore[union-attr]
+            weak().ends_in(1)  # type: ignore[union-attr]
         return batch
 
     return map(told, batches)
+
+
+def begun_once(batches: Iterator[Any]) -> Iterator[Any]:
+    """Return an iterator over `batches` that does not call `iter()`, which may begin anew."""
+    if isinstance(getattr(type(batches), "__iter__", None), _WRITTEN_IN_C):
+        return batches
+    return map(next, repeat(batches))
 
 
 class Source:
@@ -42,12 +50,22 @@ class Source:
     Attributes:
         given_len: the argument `dataloader_len`.
         single_pass: whether the batches can be iterated only once.
-        length: the length of the latest epoch, if it is known.
+        length: the length of the latest epoch, if it is known; `promised`: the same, if
+            `end_of_dataloader` ends it.
+        moved: by how many batches the place of the sample that comes next has moved on.
+        loading: the epoch for which a callable is called now; else None.
     """
 
     def __init__(
-        self, dataloader: Any, dataloader_len: object, lookahead: object, max_epochs: int | None
+        self,
+        dataloader: Any,
+        dataloader_len: object,
+        lookahead: object,
+        max_epochs: float | None,
+        ahead: int = 1,
     ) -> None:
+        self._ahead = ahead
+        self._is_shared = ahead > 1  # whether processes agree on where epochs end
         self._lookahead = None if lookahead is None else checks.flag("lookahead", lookahead)
         self._by_epochs = max_epochs is not None
         self.given_len = (
@@ -78,11 +96,14 @@ class Source:
         self._tracked: TrackedBatches | None = None  # the batches, if the loader keeps state
         self._tracked_before: TrackedBatches | None = None  # those of the epoch before
         self._samplers: list[Any] = []  # whose epoch has to be the latest
-        self._agree: Callable[[int, int | None], int | None] | None = None
         self.length: int | None = None
+        self.promised: int | None = None
+        self.moved = 0
+        self._samples_before = 0  # of a step, as a saved place counts; 0 if it is no other place
+        self.loading: int | None = None
         self._is_cut = False  # whether the epoch ends before the loader does
 
-    def _check(self, max_epochs: int | None) -> None:
+    def _check(self, max_epochs: float | None) -> None:
         if self._lookahead and self.given_len is not None:
             raise ValueError("lookahead=True: dataloader_len ends the epochs; pass one of them")
         if self.single_pass and (max_epochs or 0) > 1 and self.given_len is None:
@@ -95,16 +116,21 @@ class Source:
 
     def _check_lookahead(self, loader: Any) -> None:
         """Refuse a `lookahead` that contradicts the loader."""
-        tells_its_last = loaders.tells_its_last(loader)
+        tells_its_last = self._tells_its_last(loader)
         if self._lookahead and tells_its_last:
             raise ValueError("lookahead=True: this dataloader has end_of_dataloader; leave it out")
-        if self._lookahead is not False or not self._by_epochs or tells_its_last:
+        needs_end = self._by_epochs or (self._is_shared and not self.single_pass)
+        if self._lookahead is not False or not needs_end or tells_its_last:
             return
         if self._promised_length(loader) is None:
+            whose = "max_epochs" if self._by_epochs else "sync"
             raise ValueError(
-                "lookahead=False: max_epochs needs to know where an epoch ends; pass "
+                f"lookahead=False: {whose} needs to know where an epoch ends; pass "
                 "dataloader_len, or leave lookahead out"
             )
+
+    def _tells_its_last(self, loader: Any) -> bool:
+        return not self._is_shared and loaders.tells_its_last(loader)  # others hear of it too late
 
     # Opening
 
@@ -113,7 +139,6 @@ class Source:
         epoch: int,
         place: int,
         engine: Engine,
-        agree: Callable[[int, int | None], int | None] | None,
     ) -> Iterator[Any]:
         """Open `epoch` at a place and return its other batches; set `length`.
 
@@ -121,13 +146,10 @@ class Source:
             epoch: the number of the epoch.
             place: how many of its batches were taken; of a single-pass source, how many in all.
             engine: what an end finder tells of the last batch.
-            agree: takes the epoch and its length, and returns that of all processes; or None.
 
         Raises:
-            DataExhaustedError: the length is 0.
             ValueError: `lookahead` contradicts the loader.
         """
-        self._agree = agree
         try:
             if type(self._loader) in loaders.PLAIN and self._lookahead is not True:
                 return self._open_plain(epoch, place)
@@ -136,19 +158,21 @@ class Source:
                 self._epoch = epoch
                 return self._batches
             self.forget()  # frees workers before new ones begin
-            loader = self._open = self._loader if self._load is None else self._load_next()
+            loader = self._open = self._loader if self._load is None else self._load_for(epoch)
+            reached = self._same_sample(loader, epoch, place)
+            self.moved, place = reached - place, reached
             batches = self._iterate(loader, epoch, place)
         except StopIteration as exception:
             raise not_stop(exception) from exception
-        tells_its_last = loaders.tells_its_last(loader) and self.given_len is None
+        is_told = self._tells_its_last(loader) and self.given_len is None
         rest = batches
-        if tells_its_last and (agree is None or self.length is None):
+        if is_told:
             self.length = None
             batches = telling_its_last(loader, batches, engine)
         elif self.length is None and (self._lookahead or self._looks_ahead()):
-            batches = self._end_finder = engine.one_ahead(batches)
+            batches = self._end_finder = engine.ahead(batches, self._ahead)
         is_cut = self._is_cut or self._left_in(epoch) > 0 or self.single_pass
-        is_asked = not is_cut and (self.length is not None or tells_its_last)
+        is_asked = not is_cut and (self.length is not None or is_told)
         self._rest = rest if is_asked else None
         dries = self.single_pass and self._end_finder is not None
         engine.ends.by_source = "exhausted" if dries else None
@@ -159,9 +183,7 @@ class Source:
     def _open_plain(self, epoch: int, place: int) -> Iterator[Any]:
         """Open an epoch of a list or its like: it has a length and indices, and nothing else."""
         loader = self._loader
-        self._set_length(epoch, self.given_len or loaders.length_of(loader))
-        if not self.length:
-            raise _empty(epoch)
+        self._set_length(self.given_len or loaders.length_of(loader))
         batches: Any = iter(loader)
         self._batches = batches
         left = self._left_in(epoch)
@@ -171,9 +193,16 @@ class Source:
         self._open, self._epoch = loader, epoch
         return batches  # type: ignore[no-any-return]
 
-    def _load_next(self) -> Any:
-        assert self._load is not None
-        loader = self._load()
+    def _load_for(self, epoch: int) -> Any:
+        """Return what the callable returns for an epoch, which it can ask the loop for."""
+        load: Any = self._load
+        self.loading = epoch
+        try:
+            if loaders.has_set_epoch(load):
+                load.set_epoch(epoch)
+            loader = load()
+        finally:
+            self.loading = None
         if not loaders.is_iterable(loader):
             raise TypeError(f"dataloader() returned {checks.shown(loader)}: return an iterable")
         loaders.refuse_no_batches("dataloader()", loader)
@@ -217,15 +246,14 @@ class Source:
             skips = place - tracked.begun
             batches = tracked
         elif first:
-            batches = chain(first, batches)
+            batches = chain(first, begun_once(batches))
         if skips:
             batches = self._without_first(skips, loader, batches, epoch)
         if place > left:
             has_state = tracked is not None and bool(resumed or tracked.tells_its_state())
             if not loaders.may_repeat_its_order(loader, has_state, bool(epoch or is_again)):
                 _warn_of_order(place, epoch)
-        if not isinstance(getattr(type(batches), "__iter__", None), _WRITTEN_IN_C):
-            batches = map(next, repeat(batches))  # without a second iter(), which may begin anew
+        batches = begun_once(batches)
         self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
         self._resumed, self._skips = None, 0
         return batches
@@ -233,11 +261,9 @@ class Source:
     def _begin(self, loader: Any, epoch: int) -> list[Any]:
         """Set the epoch and its length; return the samplers whose order is that of the epoch."""
         self._samplers = loaders.set_epoch(loader, epoch)
-        self._set_length(epoch, self._promised_length(loader))
+        self._set_length(self._promised_length(loader))
         if self._lookahead is not None:
             self._check_lookahead(loader)
-        if self.length == 0 and not loaders.tells_its_last(loader):
-            raise _empty(epoch)
         return self._samplers
 
     def _end_epoch_before(self, loader: Any, epoch: int, resumed: dict[str, Any]) -> None:
@@ -254,7 +280,7 @@ class Source:
         if indexed is not None:
             return indexed
         begun = monotonic()
-        for _ in islice(batches, skips):
+        for _ in islice(begun_once(batches), skips):
             self._skips -= self._skips > 0  # an interrupted single-pass source continues from here
         _tell_of_dropped(epoch, skips, batches, monotonic() - begun)
         return batches
@@ -275,29 +301,60 @@ class Source:
         if loader is not None:
             loaders.renew_workers(loader)
 
-    def resume(
-        self,
-        state: dict[str, Any] | None,
-        steps: int,
-        epoch: int,
-        epoch_steps: int,
-        fast_forward: bool,
-    ) -> None:
-        """Let the first epoch that is opened continue from a saved place.
+    def resume(self, position: Position, fast_forward: bool) -> Position:
+        """Let the first epoch that is opened continue from a saved position.
+
+        Returns the position, with the place at which the same sample is now.
 
         Args:
-            state: the loader's own, as `state` returned.
-            steps: how many steps were done.
-            epoch: how many epochs are complete.
-            epoch_steps: how many steps of the next one were done.
+            position: where the run begins.
             fast_forward: False leaves the loader as it is.
         """
+        epoch = position.epoch + position.epoch_end
+        place = 0 if position.epoch_end else position.epoch_steps
         if not fast_forward:
-            self._left_at = epoch, epoch_steps
-        elif self.single_pass and state is None:
-            self._skips = steps
+            self._left_at = epoch, place
+            return position
+        if self.single_pass and position.loader is None:
+            self._skips = position.steps
         else:
-            self._resumed = state
+            self._resumed = position.loader
+        self._samples_before = position.samples_per_step if place else 0
+        if self._loader is None or not self._samples_before:
+            return position
+        position = position._replace(samples_per_step=self.samples_per_step())
+        reached = self._same_sample(self._loader, epoch, place)
+        if reached == place:
+            return position
+        return position._replace(epoch_steps=reached, epoch_len=self.fixed_len())
+
+    def _same_sample(self, loader: Any, epoch: int, place: int) -> int:
+        """Return the place of the batch with the sample that was at a saved place."""
+        before, self._samples_before = self._samples_before, 0
+        now = loaders.samples_per_step(loader) if before else 0
+        if before == now:
+            return place
+        has_state = self.single_pass or self._resumed is not None
+        if has_state or not loaders.begins_with_the_same_samples(loader):
+            warn(
+                f"epoch {epoch} is resumed after {place} batches, but a step takes {now} samples "
+                f"and not {before} as before: samples may come twice or never; keep batch_size "
+                "and the number of processes with this dataloader"
+            )
+            return place
+        reached, again = divmod(place * before, now)
+        log("epoch %d: %d steps of %d samples are %d of %d", epoch, place, before, reached, now)
+        if again:
+            warn(
+                f"epoch {epoch} is resumed within a batch, since a step takes {now} samples and "
+                f"not {before} as before: {again} samples come again"
+            )
+        return reached
+
+    def samples_per_step(self) -> int:
+        """Return how many samples a step takes; 0 before a callable has returned a loader."""
+        loader = self._latest_loader()
+        return 0 if loader is None else loaders.samples_per_step(loader)
 
     def state(self, done: int, ahead: int, epoch: int, ended: bool) -> dict[str, Any] | None:
         """Return the loader's own state after `done` batches of `epoch`; None if it has none.
@@ -356,7 +413,7 @@ class Source:
             DataLengthError: there were fewer than promised.
         """
         if taken == 0 and (epoch == 0 or not self.single_pass):
-            raise _empty(epoch)
+            raise no_batch(epoch, self._is_shared)
         if self.length is not None and 0 < taken < self.length:
             promised_by = "len(dataloader)" if self.given_len is None else "dataloader_len"
             advice = "lookahead=True, which ignores the length"
@@ -368,7 +425,7 @@ class Source:
                 f"epoch {epoch} ended after {taken} batches, {promised_by} promised {self.length}; "
                 f"pass {advice}"
             )
-        if taken and self.length is None and loaders.tells_its_last(self._open):
+        if taken and self.length is None and self._tells_its_last(self._open):
             raise DataLengthError(
                 f"epoch {epoch} ended after {taken} batches, but end_of_dataloader was not true at "
                 "the last; pass dataloader_len"
@@ -407,7 +464,7 @@ class Source:
     def epoch_len(self) -> int | None:
         """Return the length of the open epoch, or of the first if none was opened."""
         if self._epoch >= 0:
-            return self.length
+            return self.promised
         if self._loader is None:
             return self.given_len
         return self._promised_length(self._loader)
@@ -421,10 +478,25 @@ class Source:
         """Whether the run has epochs: a stream has none."""
         return not self.single_pass or self._by_epochs or self.fixed_len() is not None
 
-    def _set_length(self, epoch: int, length: int | None) -> None:
-        """Take the length of the epoch that is opened, or the shorter one of all processes."""
-        self.length = length if self._agree is None else self._agree(epoch, length)
-        self._is_cut = self.given_len is not None or self.length != length
+    def _set_length(self, length: int | None) -> None:
+        self.length = self.promised = length
+        self._is_cut = self.given_len is not None
+
+    def end_with_all(self, epoch: int, length: int) -> None:
+        """Let the epoch that was opened be as long as in the shortest process."""
+        if self.length is not None and self.length > length:
+            self._rest = None
+            log("epoch %d has %d batches, as in the shortest process", epoch, length)
+        self.length = self.promised = length
+
+    def batches_left(self) -> int | None:
+        """Fetch ahead; return how many batches are left, or None if the end was not found."""
+        return None if self._end_finder is None else self._end_finder.batches_left()
+
+    def log_dropped(self, epoch: int) -> None:
+        """Log the batches ahead at the end of an epoch, which another process has ended."""
+        if self.batches_ahead() and not self.single_pass:
+            log("epoch %d ends with the shortest process; more batches are dropped", epoch)
 
     def _left_in(self, epoch: int) -> int:
         """Return how many batches of an epoch do not come, since the loader was left as it was."""
@@ -443,10 +515,6 @@ class Source:
         return None if is_stream else loaders.length_of(loader)
 
 
-def _empty(epoch: int) -> DataExhaustedError:
-    return DataExhaustedError(f"epoch {epoch} has no batch: the dataloader is empty")
-
-
 def _begun_in_order(
     loader: Any, samplers: list[Any], epoch: int
 ) -> tuple[list[Any], Iterator[Any]]:
@@ -460,7 +528,7 @@ def _begun_in_order(
         return [], batches
     reached = -1
     while True:
-        first = list(islice(batches, 1))
+        first = list(islice(begun_once(batches), 1))
         epochs = [sampler.epoch for sampler in samplers if sampler.epoch != epoch]
         if not epochs or not first:
             return first, batches

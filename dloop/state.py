@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from contextlib import suppress
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from . import checks
@@ -20,7 +21,8 @@ class Position(NamedTuple):
     Attributes:
         epoch: the epoch of the latest step; `epoch_steps`: how many of its steps are done.
         steps: how many steps are done in all.
-        epoch_end: whether that epoch is complete.
+        epoch_end: whether that epoch is complete; `epoch_len`: its steps, as far as they are known.
+        samples_per_step: over all processes, as far as the dataloader tells; 0 before the first.
         elapsed: training time in nanoseconds; `latest_time`: that of the latest step that read it.
         finished: why a resumed run does not train on, or None.
         timers: by event, kind and time of each of its timers, in nanoseconds.
@@ -34,6 +36,8 @@ class Position(NamedTuple):
     epoch_steps: int = 0
     steps: int = 0
     epoch_end: bool = False
+    epoch_len: int | None = None
+    samples_per_step: int = 0
     elapsed: int = 0
     latest_time: int = 0
     finished: str | None = None
@@ -42,6 +46,13 @@ class Position(NamedTuple):
     counts: dict[str, int] = {}  # noqa: RUF012
     windows: dict[str, int] = {}  # noqa: RUF012
     loader: dict[str, Any] | None = None
+
+    @property
+    def epochs(self) -> Fraction | int:
+        """How many epochs are done."""
+        if self.epoch_end or not self.epoch_len:
+            return self.epoch + self.epoch_end
+        return self.epoch + Fraction(self.epoch_steps, self.epoch_len)
 
 
 def as_dict(position: Position) -> dict[str, Any]:
@@ -67,8 +78,8 @@ def from_dict(state: object) -> Position:
         raise StateError(f"this state is damaged ({checks.shown(error)})") from error
     lasts = [last for timers in position.timers.values() for _, last in timers]
     if (
-        position.epoch + position.epoch_steps > position.steps
-        or (position.steps > 0) < position.epoch_end
+        position.epoch > position.steps
+        or (position.steps > 0) < max(position.epoch_end, position.epoch_steps > 0)
         or max(lasts, default=-1) > position.elapsed
         or max(position.windows.values(), default=-1) >= position.steps
     ):
@@ -89,6 +100,8 @@ def _checked(state: dict[str, Any]) -> Position:
         epoch_steps=_count(state["epoch_steps"]),
         steps=_count(state["steps"]),
         epoch_end=checks.flag("epoch_end", state["epoch_end"]),
+        epoch_len=None if state["epoch_len"] is None else _count(state["epoch_len"]),
+        samples_per_step=_count(state["samples_per_step"]),
         elapsed=_count(state["elapsed"]),
         latest_time=_count(state["latest_time"]),
         finished=None if finished is None else _text(finished),

@@ -59,6 +59,7 @@ class Agreement:
         stop_code: the greatest reason to stop of this process, as a number; 0 for none.
         amendments: a number for all changes that bodies made to their steps.
         wall_time: the greatest Unix time of all processes at the begin, in nanoseconds.
+        end: the last step of the open epoch, as far as any process knows it.
     """
 
     def __init__(self, sync: Sync, schedule: Schedule, position: Position) -> None:
@@ -77,8 +78,8 @@ class Agreement:
         self._sizes: dict[str, int] = {}
         self._begun_at = self._read_at = -1
         self._answer: tuple[int, str | None] = 0, None
-        self._epoch, self._length = -1, 0  # the epoch whose length was agreed on last
-        self._knows_lengths = True  # else each process has epochs of its own
+        self.end = NEVER
+        self._epoch = self._begun_in = -1  # the epoch of that end, and of the exchange under way
 
     # Before the first step
 
@@ -100,7 +101,7 @@ class Agreement:
             "epoch": position.epoch,
             "step within the epoch": position.epoch_steps,
             "kind of limit": (*_LIMITS, "stop_when").index(limit[0]),
-            "limit": limit[1],
+            "limit": int(limit[1]),
             "every": self.every,
             "finished run": int(is_over),
             "events": _digest(self._schedule),
@@ -120,23 +121,19 @@ class Agreement:
                 "the body"
             )
 
-    def epoch_length(self, epoch: int, length: int | None) -> int | None:
-        """Return the length of an epoch: the shortest of all processes. It waits for them.
+    def open_epoch(self, epoch: int, end: int) -> int:
+        """Return the earliest end of an epoch that any process knows. It waits for them.
 
-        Raises:
-            LoopError: a process does not know it, and the limit counts epochs.
+        Each process looks as far ahead as two exchanges, so all learn of a later end in time.
+
+        Args:
+            epoch: the epoch that is opened, or opened again.
+            end: its last step as far as this process knows it, or NEVER.
         """
-        if epoch != self._epoch and self._knows_lengths:
-            unknown, least, *_ = self._at_once("epoch", [int(length is None), -(length or 0)])
-            self._epoch, self._length, self._knows_lengths = epoch, -least, not unknown
-        if self._knows_lengths:
-            return self._length
-        if self._schedule.max_epochs < NEVER:
-            raise LoopError(
-                f"sync: a process does not know the length of epoch {epoch}; pass dataloader_len, "
-                "or max_steps"
-            )
-        return length
+        if epoch != self._epoch:
+            less_end, *_ = self._at_once("epoch", [-end])
+            self._epoch, self.end = epoch, -less_end
+        return self.end
 
     # Each step that has a say
 
@@ -154,16 +151,19 @@ class Agreement:
             return 0, None, False
         if "step" not in self._under_way or step == self._begun_at:
             return 0, None, False
-        now, launch_now, stop_code, counted, less_counted, amended, less_amended, *flags = (
-            self._wait("step")
-        )
+        numbers = self._wait("step")
+        now, launch_now, stop_code, less_end = numbers[:4]
+        counted, less_counted, amended, less_amended = numbers[4:8]
         if counted != -less_counted or amended != -less_amended:
             raise _other_calls()
+        flags = numbers[8:]
         bits = sum([1 << place for place, flag in enumerate(flags) if flag])
         stop = None
         if stop_code:
             stop = "stop" if stop_code == 1 else Signals(stop_code - 1).name
             bits |= self._schedule.bits_with(LoopEvents.INTERRUPT) if stop_code > 1 else 0
+        if self._begun_in == self._epoch:
+            self.end = min(self.end, -less_end)
         now, launch_now = max(self.now, now), max(self.launch_now, launch_now)
         self._answer, self._read_at, self.now, self.launch_now = (bits, stop), step, now, launch_now
         del self._under_way["step"]
@@ -185,6 +185,7 @@ class Agreement:
         requests: list[tuple[int, str | None]],
         clock: Any,
         counters: Mapping[str, Any],
+        epoch_last: int,
     ) -> None:
         """Begin an exchange at an agreement; keep the requests until then.
 
@@ -193,6 +194,7 @@ class Agreement:
             requests: what was requested since the step before.
             clock: the run's.
             counters: what was counted until then.
+            epoch_last: the last step of the epoch, as far as this process knows it.
         """
         for bits, reason in requests:
             if reason is None:
@@ -206,9 +208,9 @@ class Agreement:
         totals = sorted([(name, counter.total) for name, counter in counters.items()])
         counted, amended = crc32(repr(totals).encode()), self.amendments
         flags = [self._wanted >> place & 1 for place in range(self._schedule.places)]
-        own = [clock.now(), launch_now, self.stop_code, counted, -counted, amended, -amended]
-        self._start("step", [*own, *flags])
-        self._begun_at, self._wanted = step, 0
+        own = [clock.now(), launch_now, self.stop_code, -epoch_last]
+        self._start("step", [*own, counted, -counted, amended, -amended, *flags])
+        self._begun_at, self._begun_in, self._wanted = step, self._epoch, 0
 
     def discard(self) -> None:
         """Finish an exchange that is under way, and drop its answer."""
@@ -226,7 +228,7 @@ class Agreement:
     def _start(self, about: str, values: list[int]) -> None:
         subject = _SUBJECTS.index(about)
         # Those of epochs and steps have one size, so that none waits for another in vain
-        room = 0 if about == "begin" else self._schedule.places + 7 - len(values)
+        room = 0 if about == "begin" else self._schedule.places + 8 - len(values)
         sent = [subject, -subject, *values, *[0] * room]
         self._sizes[about] = len(sent)
         self._under_way[about] = self._exchange(sent)
@@ -263,7 +265,7 @@ def _digest(schedule: Schedule) -> int:
     """Return a number for all names and Events, the same in all processes that have the same."""
     described = [(key_of(name), _described(event)) for name, event in schedule.events.items()]
     stop_when = schedule.stop_when and _described(schedule.stop_when)
-    return crc32(repr((described, stop_when)).encode())
+    return crc32(repr((described, stop_when, schedule.limit)).encode())
 
 
 def _described(event: Event) -> list[object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
 from dloop import DataExhaustedError, DataLengthError, LoopError
@@ -92,6 +93,11 @@ class Saved:
     waits: frozenset[tuple[str, Part, bool]] = frozenset()  # what was met and waits; if it lasts
     count: int = 0
     finished: bool = False
+    epoch_len: int | None = None
+
+    @property
+    def epochs(self) -> Fraction:
+        return self.epoch + Fraction(self.epoch_steps, self.epoch_len or 2**62)
 
 
 class Step(NamedTuple):
@@ -102,6 +108,22 @@ class Step(NamedTuple):
     epoch_step: int
     epoch_end: bool
     launch_step: int  # from 0 in this launch
+    epoch_len: int | None  # as far as it is known
+
+    def epochs(self, epoch_steps: int) -> Fraction:
+        """How many epochs are done after so many steps of this one."""
+        return self.epoch + Fraction(epoch_steps, self.epoch_len or 2**62)
+
+    def epochs_done(self) -> Fraction:
+        return Fraction(self.epoch + 1) if self.epoch_end else self.epochs(self.epoch_step + 1)
+
+    def ends_part(self, part: Part) -> bool:
+        """Whether another multiple of the part's period in epochs is reached."""
+        if not part.every_n_epochs:
+            return False
+        period = exact(part.every_n_epochs)
+        before = self.epochs(self.epoch_step)
+        return self.epochs_done() // period > before // period
 
     def counted_by(self, part: Part) -> int:
         """The step's number as the part counts steps."""
@@ -119,12 +141,11 @@ class Step(NamedTuple):
     def meets(self, part: Part) -> set[str]:
         """The criteria of steps and epochs that are met."""
         number, n, first = self.counted_by(part), part.every_n_steps, part.first_at_step
-        epochs = part.every_n_epochs
         met = {
             "every_n_steps": n is not None
             and ((number + 1) % n == 0 if first is None else number in range(first, 2**62, n)),
             "at_step": number in (part.at_step or ()),
-            "every_n_epochs": self.epoch_end and epochs and (self.epoch + 1) % epochs == 0,
+            "every_n_epochs": self.ends_part(part),
             "at_epoch": self.epoch_end and self.epoch in (part.at_epoch or ()),
         }
         return {name for name in met if met[name]} if self.is_in_window(part) else set()
@@ -151,9 +172,9 @@ class Oracle:
         self._begin(self._at_start_step() if saved is None else saved)
         if plan.source.single_pass and plan.fast_forward:
             self._index = self._next.steps
-        done = self._next.steps, self._next.epoch, self._next.reading
+        done = self._next.steps, self._next.epochs, self._next.reading
         limits = plan.max_steps, plan.max_epochs, plan.max_seconds
-        is_reached = [limit is not None and n >= limit for n, limit in zip(done, limits)]
+        is_reached = [limit is not None and n >= exact(limit) for n, limit in zip(done, limits)]
         self.is_finished = self._next.finished or any(is_reached)
 
     def _begin(self, saved: Saved) -> None:
@@ -179,7 +200,7 @@ class Oracle:
     def _at_start_step(self) -> Saved:
         steps, length = self._plan.start_step, known_length(self._plan, 0)
         if length:
-            return Saved(steps, steps // length, steps % length)
+            return Saved(steps, steps // length, steps % length, epoch_len=length)
         return Saved(steps, 0, steps if self._plan.fast_forward else 0)
 
     # What users call
@@ -244,7 +265,7 @@ class Oracle:
             for name, part in self._single_parts()
         ]
         joined = joined_with({"EPOCH_END"}, dict(self._parts))
-        reason = "max_epochs" if at.epoch + 1 == plan.max_epochs else None
+        reason = "max_epochs" if at.epoch + 1 >= (plan.max_epochs or 2**62) else None
         return self._amend(joined | {"EPOCH_END"}, self._waiting_or_fired(found), reason)
 
     def count(self, name: str, number: int) -> frozenset[str]:
@@ -384,12 +405,13 @@ class Oracle:
     def _at(self, k: int, epoch_end: bool = False) -> Step:
         """The step `k` from here."""
         step, epoch_step = self._next.steps + k - 1, self._next.epoch_steps + k - 1
-        return Step(self._next.epoch, step, epoch_step, epoch_end, step - self._launched.steps)
+        launch_step = step - self._launched.steps
+        return Step(self._next.epoch, step, epoch_step, epoch_end, launch_step, self._known_length)
 
     def _is_scheduled(self, k: int) -> bool:
         """Whether a list has to end at the step `k` from here, as is known before any fetch."""
         at = self._at(k)
-        if at.global_step + 1 == self._plan.max_steps:
+        if self._limit(at, False) in ("max_steps", "max_epochs"):
             return True
         if self._known_length is not None and self._ends_epoch(k):
             return True
@@ -457,7 +479,7 @@ class Oracle:
         step, epoch_step = self._next.steps - 1, self._next.epoch_steps - 1
         if self._now is not None and not self._is_open:
             epoch_step = self._now.epoch_step
-        at = Step(self._next.epoch, step, epoch_step, False, step - self._launched.steps)
+        at = Step(self._next.epoch, step, epoch_step, False, step - self._launched.steps, None)
         names = {"EXCEPTION", "TRAINING_END"}
         names |= joined_with(names, self.events)
         waiting = {(name, part) for name, part, _ in self._next.waits if name != "stop_when"}
@@ -488,7 +510,7 @@ class Oracle:
         applies = {
             "stop": is_stopped,
             "max_steps": at.global_step + 1 == plan.max_steps,
-            "max_epochs": at.epoch_end and at.epoch + 1 == plan.max_epochs,
+            "max_epochs": at.epochs_done() >= exact(plan.max_epochs or 2**62),
             "max_seconds": plan.max_seconds is not None and self._elapsed() >= plan.max_seconds,
             "exhausted": self._source.single_pass and self._looks_ahead and at.epoch_end,
         }
@@ -544,6 +566,7 @@ class Oracle:
             waits=frozenset(self._waiting),
             count=self._next.count,
             finished=finished,
+            epoch_len=self._known_length,
         )
         is_last = reason is not None
         self.state = State(*at[:4], is_last, self._time, steps_done=at.global_step + 1)
@@ -558,6 +581,10 @@ def known_length(plan: Plan, epoch: int) -> int | None:
     if promised is None or source.says_end or source.guesses or plan.lookahead:
         return None
     return source.steps(promised[epoch % len(promised)])
+
+
+def exact(epochs: float) -> Fraction:
+    return Fraction(epochs).limit_denominator(10**6)
 
 
 def joined_with(members: set[str], events: Mapping[str, Parts]) -> set[str]:

@@ -46,7 +46,7 @@ class Part(Readable):
     every_n_steps: int | None = None
     first_at_step: int | None = None
     at_step: tuple[int, ...] | None = None
-    every_n_epochs: int | None = None
+    every_n_epochs: float | None = None
     at_epoch: tuple[int, ...] | None = None
     every_n_seconds: int | None = None
     at_time: tuple[int, ...] | None = None
@@ -119,7 +119,7 @@ class Plan(Readable):
     source: Source = field(default_factory=Source)
     events: Mapping[str, Parts] = field(default_factory=dict)
     max_steps: int | None = None
-    max_epochs: int | None = None
+    max_epochs: float | None = None
     max_seconds: int | None = None
     stop_when: Parts | None = None
     dataloader_len: int | None = None
@@ -173,6 +173,7 @@ EPOCH_CRITERIA = {"every_n_epochs": st.integers(1, 3), "at_epoch": several(st.in
 CRITERIA = {
     **STEP_CRITERIA, **TIMERS, **EPOCH_CRITERIA, **COUNTER_CRITERIA, "condition": STEPS
 }  # fmt: skip
+FRACTION = st.sampled_from((0.5, 0.25, 1 / 3, 0.4, 0.75, 1.5, 2.5))
 AWAITED = st.sampled_from(("A", "A", "B", "EPOCH_END", "TRAINING_END"))
 STOP_AWAITS = st.sampled_from(("A", "A", "B", "EPOCH_END"))
 CHOSEN_CRITERIA = st.sets(st.sampled_from(sorted(CRITERIA)), min_size=1, max_size=2)
@@ -200,12 +201,14 @@ LOOKAHEAD = st.sampled_from((None, None, True, False))
 BATCHED, ON_EXCEPTION = st.sampled_from((None,) * 6 + (2, 3)), st.sampled_from(("raise", "event"))
 
 
-def draw_part(draw: Draw, late: int) -> Part:
+def draw_part(draw: Draw, late: int, fractions: bool) -> Part:
     """An Event of one or two criteria; `late` puts off what would end a run at once."""
     values: dict[str, Any] = {name: draw(CRITERIA[name]) for name in sorted(draw(CHOSEN_CRITERIA))}
     for name in values.keys() - EPOCH_CRITERIA.keys() - {"every_n"} if late else ():
         value = values[name]
         values[name] = value + late if isinstance(value, int) else tuple([n + late for n in value])
+    if "every_n_epochs" in values and fractions and draw(ONE_IN[2]):
+        values["every_n_epochs"] = draw(FRACTION)
     if "every_n_steps" in values and draw(ONE_IN[3]):
         values["first_at_step"] = draw(STEP) + late
     if "condition" in values and draw(ONE_IN[10]):
@@ -222,9 +225,9 @@ def draw_part(draw: Draw, late: int) -> Part:
     return Part(**values)
 
 
-def draw_parts(draw: Draw, late: int = 0, may_wait: bool = False) -> Parts:
+def draw_parts(draw: Draw, late: int = 0, may_wait: bool = False, fractions: bool = False) -> Parts:
     """Parts of an event; with `may_wait` they can wait for the first two, which do not wait."""
-    chosen = [draw_part(draw, late) for _ in range(2 if draw(ONE_IN[3]) else 1)]
+    chosen = [draw_part(draw, late, fractions) for _ in range(2 if draw(ONE_IN[3]) else 1)]
     if may_wait:
         awaited = STOP_AWAITS if late else AWAITED
         waiting = [replace(each, wait_for=draw(awaited)) for each in chosen]
@@ -263,7 +266,17 @@ def draw_limits(draw: Draw, source: Source) -> dict[str, Any]:
     is_known = is_told or (source.promised is not None and not source.guesses)
     if not (is_told if lookahead else name == "max_epochs" and not is_known):
         chosen["lookahead"] = lookahead
+    if name == "max_epochs" and knows_lengths(source, chosen) and draw(ONE_IN[3]):
+        chosen["max_epochs"] = draw(FRACTION)
     return chosen
+
+
+def knows_lengths(source: Source, limits: dict[str, Any]) -> bool:
+    """Whether the length of each epoch is known as it is opened, as fractions need it."""
+    if "dataloader_len" in limits:
+        return True
+    has_len = source.promised is not None and not source.guesses and not source.says_end
+    return has_len and not limits.get("lookahead")
 
 
 def draw_start(draw: Draw, source: Source, limit: dict[str, Any]) -> dict[str, Any]:
@@ -281,7 +294,7 @@ def draw_start(draw: Draw, source: Source, limit: dict[str, Any]) -> dict[str, A
     elif length is None:
         chosen["fast_forward"] = False
     most = min(limit.get("max_steps", 9), limit.get("max_epochs", 9) * (length or real))
-    return {**chosen, "start_step": draw(STEP) % most}
+    return {**chosen, "start_step": draw(STEP) % max(1, int(most))}
 
 
 def draw_life(draw: Draw, source: Source, saves: bool, is_plain: bool) -> Life:
@@ -308,7 +321,9 @@ def plans(draw: Draw, resumed: bool) -> Plan:
     return Plan(
         source=source,
         events={
-            name: () if draw(ONE_IN[12]) else draw_parts(draw, may_wait=name in "CD")
+            name: ()
+            if draw(ONE_IN[12])
+            else draw_parts(draw, may_wait=name in "CD", fractions=knows_lengths(source, limits))
             for name in names
         },
         **{"stop_when": None, **limits},

@@ -213,6 +213,156 @@ def test_combined_loaders_have_their_epochs(mode: str, tmp_path: Path) -> None:
         assert sum(LoopEvents.EPOCH_END in step[3] for step in found) == 3
 
 
+def combined(mode: str) -> Callable[[], Any]:
+    def build() -> Any:
+        from lightning.pytorch.utilities import CombinedLoader
+
+        import torch_data
+
+        short, long = torch_data.shuffling(range(6)), torch_data.shuffling(range(10, 20))
+        return CombinedLoader({"short": short, "nested": [long]}, mode)  # type: ignore[arg-type]
+
+    return build
+
+
+def zipped() -> Any:
+    import torch_data
+
+    return torch_data.Zipped(torch_data.shuffling(range(6)), torch_data.shuffling(range(10, 18)))
+
+
+def of_datasets(load: str) -> Callable[[], Any]:
+    def build() -> Any:
+        from torch.utils.data import ConcatDataset, DataLoader, StackDataset
+
+        import torch_data
+
+        halves = torch_data.Rotating(range(5)), torch_data.Rotating(range(10, 15))
+        if load == "StackDataset":
+            return DataLoader(StackDataset(**dict(zip("ab", halves))), batch_size=2)  # type: ignore[arg-type]
+        data = ConcatDataset(halves)
+        return torch_data.round_robin(data) if load == "round robin" else DataLoader(data, 2)  # type: ignore[arg-type]
+
+    return build
+
+
+NESTED = {
+    **{mode: combined(mode) for mode in ("min_size", "max_size_cycle", "max_size", "sequential")},
+    "zipped": zipped,
+    **{load: of_datasets(load) for load in ("ConcatDataset", "StackDataset", "round robin")},
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_set_epoch_reaches_the_parts_of_nested_loaders(name: str, tmp_path: Path) -> None:
+    needed("torch")
+    needed("lightning")
+    loader = Loader(lambda _: NESTED[name]())
+    whole = run(loader, tmp_path)
+    n = len(whole) // 3
+    epochs = [[repr(step[0]) for step in whole[k * n :][:n]] for k in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    for stops in ([1, n + 2], [n, 2 * n + 1]):
+        assert run(loader, tmp_path, stops) == whole
+
+
+# PyTorch: another batch size, and another number of processes
+
+
+def of_rank(rank: int, ranks: int, samples: int, batch_size: int, drop_last: bool) -> Any:
+    from torch.utils.data import DataLoader, DistributedSampler
+
+    numbers: Any = range(samples)
+    sampler: Any = DistributedSampler(numbers, ranks, rank, drop_last=drop_last)
+    return DataLoader(numbers, batch_size=batch_size, sampler=sampler)
+
+
+def seen_by(ranks: int, done: int | None, state: Any, *arguments: Any) -> tuple[list[int], Any]:
+    """The samples that all ranks see in so many steps from a state on, and the state of rank 0."""
+    seen: list[int] = []
+    states = []
+    for rank in range(ranks):
+        loop = Loop(of_rank(rank, ranks, *arguments), max_epochs=2)
+        if state is not None:
+            loop.load_state_dict(state)
+        for batch, _ in islice(loop, done):
+            seen += plain(batch)
+        states.append(loop.state_dict())
+    return seen, states[0]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("ranks", "then"), [(4, 2), (2, 4)])
+@pytest.mark.parametrize(("size", "size_then"), [(3, 3), (3, 6), (2, 8), (5, 1)])
+def test_on_another_number_of_processes_each_sample_comes_once(
+    ranks: int, then: int, size: int, size_then: int, drop_last: bool
+) -> None:
+    needed("torch")
+    samples = 103
+    unit, unit_then = ranks * size, then * size_then
+    of_each = samples // ranks if drop_last else -(-samples // ranks)
+    whole = -(-of_each // size)
+    for done in range(1, samples // unit, 2):
+        again = done * unit % unit_then
+        first, state = seen_by(ranks, whole + done, None, samples, size, drop_last)
+        rest, _ = seen_by(then, None, state, samples, size_then, drop_last)
+        second = first[:]
+        for rank in range(ranks):  # the first epoch is complete
+            loader = of_rank(rank, ranks, samples, size, drop_last)
+            for batch in loader:
+                for sample in plain(batch):
+                    second.remove(sample)
+        counts = [(second + rest).count(sample) for sample in range(samples)]
+        padding = -samples % then
+        if drop_last:
+            assert sum(counts) - again == samples - samples % then
+            assert max(counts) <= 1 + (again > 0)
+        else:
+            assert min(counts) == 1
+            assert sum(counts) - again == samples + padding
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_another_batch_size_continues_at_the_same_sample(shuffle: bool) -> None:
+    needed("torch")
+    build = {size: of_torch(shuffle=shuffle, batch_size=size).build for size in (1, 2, 5)}
+    folder = Path()
+    for before, now in ((1, 2), (2, 1), (1, 5), (5, 1)):
+        done = 5 // before if before < 5 else 1
+        loop = Loop(build[before](folder), max_epochs=1)
+        seen = [number for batch, _ in islice(loop, done) for number in plain(batch)]
+        again = Loop(build[now](folder), max_epochs=1)
+        again.load_state_dict(loop.state_dict())
+        seen += [number for batch, _ in again for number in plain(batch)]
+        reached = done * before // now * now
+        whole = [number for batch in build[1](folder) for number in plain(batch)]
+        assert seen == whole[: done * before] + whole[reached:]
+
+
+def test_twice_the_accumulation_on_half_the_processes_changes_nothing() -> None:
+    needed("torch")
+    four = Loop(batched(of_rank(0, 4, 96, 3, False), 2), max_epochs=1)
+    next(iter(four))
+    two = Loop(batched(of_rank(0, 2, 96, 3, False), 4), max_epochs=1)
+    assert warnings_of(lambda: two.load_state_dict(four.state_dict())) == []
+    assert (two.epoch_step, len(two)) == (0, 3)
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_other_orders_continue_at_the_same_batch_and_warn(stateful: bool) -> None:
+    """A loader with a state of its own, and an iterable-style data set."""
+    kind = of_torch(None if stateful else "Stream", stateful=stateful, batch_size=2)
+    loop = Loop(kind(Path()), max_epochs=1)
+    next(iter(loop))
+    again = Loop(
+        of_torch(None if stateful else "Stream", stateful=stateful, batch_size=1)(Path()),
+        max_epochs=1,
+    )
+    (warned,) = warnings_of(lambda: again.load_state_dict(loop.state_dict()))
+    assert "a step takes 1 samples and not 2 as before" in warned
+    assert again.epoch_step == 0
+
+
 # PyTorch: orders that cannot repeat, and ranks
 
 

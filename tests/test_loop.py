@@ -192,7 +192,7 @@ def test_a_loop_needs_exactly_one_limit_or_a_stop_when(arguments: dict[str, Any]
 
 EVENT = Event(every_n_steps=1)
 REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
-    *[(TypeError, {"max_epochs": value}) for value in (True, 1.0, "3", [3])],
+    *[(TypeError, {"max_epochs": value}) for value in (True, "3", [3], 1j)],
     *[(TypeError, {"max_steps": 1, "dataloader_len": value}) for value in (True, 1.0, [3])],
     *[(TypeError, {"max_seconds": value}) for value in (True, "3", [3], 1j)],
     *[(TypeError, {"max_steps": 1, "events": value}) for value in ([EVENT], EVENT, "Log")],
@@ -204,6 +204,7 @@ REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
     (TypeError, {"max_steps": 1, "signals": "SIGTERM"}),
     *[(ValueError, {"max_steps": value}) for value in (0, -1, 2**62 + 1, 10**400)],
     *[(ValueError, {"max_steps": 1, "dataloader_len": value}) for value in (0, -1)],
+    *[(ValueError, {"max_epochs": value}) for value in (0, -0.5, 1e-7, float("nan"), 1e300)],
     *[(ValueError, {"max_seconds": value}) for value in (0, -0.5, float("nan"), 1e300)],
     (ValueError, {"max_steps": 1, "start_step": -1}),
     (ValueError, {"max_steps": 1, "on_exception": "ignore"}),

@@ -94,6 +94,82 @@ def test_the_steps_at_which_an_event_fires(
     assert fires(event, *lengths, sized=sized) == expected
 
 
+@pytest.mark.parametrize(
+    ("period", "lengths", "expected"),
+    [
+        (0.25, [8, 4], [1, 3, 5, 7, 8, 9, 10, 11]),
+        (0.25, [10], [2, 4, 7, 9]),
+        (0.3, [10, 10], [2, 5, 8, 11, 14, 17]),
+        (0.1, [3], [0, 1, 2]),  # at most once a step
+        (1.5, [4, 4, 4], [5, 11]),
+        (2.0, [3, 3], [5]),
+        (Fraction(2, 3), [6, 6], [3, 7, 11]),
+        (2.75, [4, 4, 4], [10]),
+    ],
+)
+def test_a_fraction_fires_within_epochs_of_known_length(
+    period: Any, lengths: list[int], expected: list[int]
+) -> None:
+    assert fires(Event(every_n_epochs=period), *lengths) == expected
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 100, 997])
+def test_all_reciprocals_end_on_the_epochs_last_batch(length: int) -> None:
+    for n in range(1, 100):
+        steps = fires(Event(every_n_epochs=1 / n), length, length)
+        assert {length - 1, 2 * length - 1} <= {*steps}
+        assert len(steps) == 2 * min(n, length)
+
+
+def test_windows_of_a_fraction_count_like_other_step_numbers() -> None:
+    quarter = {"every_n_epochs": 0.25}
+    assert fires(Event(**quarter, from_step=4, until_step=12), 8, 8) == [5, 7, 9, 11]
+    assert fires(Event(**quarter, until_step=4, per_epoch=True), 8, 8) == [1, 3, 9, 11]
+    loop = Loop(
+        range(8), {"E": Event(**quarter, from_step=4, per_launch=True)}, max_epochs=2, start_step=3
+    )
+    assert fired(loop, "E") == [7, 9, 11, 13, 15]
+
+
+def test_finish_epoch_completes_its_epoch_for_fractions_too() -> None:
+    events = {"Half": Event(every_n_epochs=0.5), "Both": Event(every_n_epochs=2.5)}
+    loop = Loop(range(8), events, max_epochs=3)
+    found = []
+    for batch, now in loop:
+        if loop.epoch == 0 and batch == 1:
+            now = loop.finish_epoch()
+        found += [(loop.epoch, batch, name) for name in events if name in now]
+    assert found == [
+        (0, 1, "Half"), (1, 3, "Half"), (1, 7, "Half"), (2, 3, "Half"), (2, 3, "Both"),
+        (2, 7, "Half"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limit", "length", "steps"),
+    [(1.5, 4, 6), (1.5, 5, 8), (0.1, 4, 1), (1 / 3, 9, 3), (2.0, 4, 8), (0.5, 1, 1)],
+)
+def test_a_run_can_end_within_an_epoch(limit: float, length: int, steps: int) -> None:
+    loop = Loop(range(length), max_epochs=limit)
+    assert len(loop) == steps
+    lasts = [TRAINING_END in events for _, events in loop]
+    assert lasts == [False] * (steps - 1) + [True]
+    assert loop.stop_reason == "max_epochs"
+    again = resumed(Loop(range(length), max_epochs=limit), loop.state_dict())
+    assert list(again) == []
+    longer = resumed(Loop(range(length), max_epochs=limit + 1), loop.state_dict())
+    assert len(list(longer)) == length
+
+
+def test_a_fraction_needs_the_length_of_the_epoch() -> None:
+    for arguments in (
+        {"max_epochs": 0.5},
+        {"max_epochs": 1, "events": {"E": Event(every_n_epochs=0.5)}},
+    ):
+        with pytest.raises(ValueError, match=r"length of epoch 0 is not known.*dataloader_len"):
+            next(iter(Loop(lambda: iter(range(9)), **arguments)))  # type: ignore[arg-type]
+
+
 def test_step_numbers_and_windows_of_a_launch_count_from_its_first_step() -> None:
     events = {
         "First": Event(at_step=0, per_launch=True),

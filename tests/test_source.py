@@ -16,7 +16,7 @@ import pytest
 
 from dloop import DataExhaustedError, DataLengthError, Event, Loop, LoopError, LoopEvents, batched
 from interpreter import needs_reference_counts
-from loops import ENTER, flat
+from loops import ENTER, fired, flat
 from manual_clock import ManualClock
 from recording_loaders import RecordingBatches, RecordingLoader, SizedLoader
 from told import warnings_of, with_warnings
@@ -295,6 +295,15 @@ def test_lookahead_true_is_refused_where_something_else_ends_the_epochs() -> Non
         next(iter(Loop(lambda: TellsItsLast([0]), max_epochs=1, lookahead=True)))
 
 
+def test_a_loader_that_tells_its_last_batch_counts_fractions_by_its_length() -> None:
+    class Sized(TellsItsLast):
+        def __len__(self) -> int:
+            return 8
+
+    loop = Loop(Sized(range(8)), {"E": Event(every_n_epochs=0.5)}, max_epochs=2)
+    assert fired(loop, "E") == [3, 7, 11, 15]
+
+
 def test_an_end_of_dataloader_that_was_too_early_or_never_true() -> None:
     early = Loop(TellsItsLast(range(4), last=1), max_epochs=2)
     seen, warned = with_warnings(lambda: flat(early))
@@ -410,6 +419,150 @@ def test_set_epoch_is_called_on_what_a_callable_returned_and_on_parts_alone() ->
     loader.sampler = Part("sampler", calls)  # type: ignore[attr-defined]
     flat(Loop(lambda: loader, max_epochs=3))
     assert calls == [("sampler", 0), ("sampler", 1), ("sampler", 2)]
+
+
+class Parts(Part):
+    """A part that cannot be gone over, in which others are kept."""
+
+    def __getitem__(self, place: int) -> Any:
+        raise AssertionError("the items of a data set are never looked at")
+
+
+def test_set_epoch_reaches_what_is_kept_in_lists_tuples_and_dicts() -> None:
+    calls: list[Any] = []
+    data = Parts("concat", calls, datasets=[Part("first", calls), Part("second", calls)])
+    samplers = {"a": Part("a", calls), "b": [Part("never", calls)]}
+    inner = RecordingLoader([0])
+    inner.dataset, inner.sampler = data, Part("sampler", calls, samplers=samplers)  # type: ignore[attr-defined]
+    loader = RecordingLoader([0])
+    loader.loaders = (inner, [1, 2], inner)  # type: ignore[attr-defined]
+    loader.iterables = {"same": inner}  # type: ignore[attr-defined]
+    flat(Loop(batched(loader, 2), max_epochs=2))
+    for epoch in range(2):
+        names = ["a", "concat", "first", "sampler", "second"]
+        assert sorted(calls[5 * epoch : 5 * epoch + 5]) == [(name, epoch) for name in names]
+    assert len(calls) == 10
+
+
+# Callables know their epoch
+
+
+def test_a_callable_can_ask_for_the_epoch_to_come() -> None:
+    sets = ["ab", "cd", "ef"]
+    loop = Loop(lambda: sets[loop.epoch], max_epochs=3)
+    assert flat(loop) == [*"abcdef"]
+    assert loop.epoch == 2
+    loop.restart()
+    assert flat(loop) == [*"abcdef"]
+    for done in range(1, 6):
+        loop.restart()
+        again = Loop(lambda: sets[again.epoch], max_epochs=3)  # noqa: B023
+        again.load_state_dict(after(done, loop)[1])
+        assert flat(again) == [*"abcdef"][done:]
+
+
+def test_a_callable_with_set_epoch_is_told_its_epoch() -> None:
+    class Load(Part):
+        def __call__(self) -> list[int]:
+            self.calls.append("call")
+            return [1, 2]
+
+    for wrapped in (lambda load: load, lambda load: batched(load, 2)):
+        calls: list[Any] = []
+        flat(Loop(wrapped(Load("load", calls)), max_epochs=2))
+        assert calls == [("load", 0), "call", ("load", 1), "call"]
+
+
+def test_the_epoch_is_that_of_the_latest_step_again_if_a_callable_fails() -> None:
+    def load() -> list[int]:
+        if loop.epoch == 1:
+            raise OSError
+        return [1, 2]
+
+    loop = Loop(load, max_epochs=2)
+    with pytest.raises(OSError):
+        flat(loop)
+    assert loop.epoch == 0
+
+
+# Another batch size
+
+
+class OfSamples:
+    """A loader of a sequence: it is indexed, and has a batch size."""
+
+    shape = ()
+
+    def __init__(self, samples: int, batch_size: int) -> None:
+        self.samples = samples
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def __getitem__(self, place: int) -> list[int]:
+        batch = range(self.samples)[place * self.batch_size :][: self.batch_size]
+        if not batch:
+            raise IndexError
+        return [*batch]
+
+
+def of_batches(size: int) -> Any:
+    return batched(list(range(24)), size)
+
+
+def of_samples(size: int) -> Any:
+    return OfSamples(24, size)
+
+
+def from_callable(size: int) -> Any:
+    return lambda: OfSamples(24, size)
+
+
+@pytest.mark.parametrize("load", [of_batches, of_samples, from_callable])
+@pytest.mark.parametrize(("before", "now"), [(2, 6), (6, 2), (4, 8), (3, 4), (8, 3), (4, 4)])
+def test_a_run_of_another_batch_size_continues_at_the_same_sample(
+    load: Callable[[int], Any], before: int, now: int
+) -> None:
+    for done in range(1, 24 // before):
+        _, state = after(24 // before + done, Loop(load(before), max_epochs=2))
+        loop = Loop(load(now), max_epochs=2)
+
+        def resume() -> list[Any]:
+            loop.load_state_dict(state)  # noqa: B023
+            return flat(loop)  # noqa: B023
+
+        found, warned = with_warnings(resume)
+        again = done * before % now
+        assert found == [*range(done * before - again, 24)]
+        assert [f"{again} samples come again" in text for text in warned] == [True] * (again > 0)
+        assert loop.steps_done == 24 // before + done - (-len(found) // now)
+        assert loop.epoch_step == -(-24 // now) - 1
+
+
+def test_the_new_place_is_known_before_the_first_step() -> None:
+    again = Loop(of_batches(2), max_epochs=2)
+    again.load_state_dict(after(2, Loop(of_batches(6), max_epochs=2))[1])
+    assert (again.global_step, again.epoch_step, len(again)) == (1, 5, 18)
+    assert again.plan().steps == 18
+    third = Loop(of_batches(4), max_epochs=2)
+    third.load_state_dict(after(2, again)[1])
+    assert (third.global_step, third.epoch_step) == (3, 3)
+
+
+@pytest.mark.filterwarnings("ignore::dloop.LoopWarning")
+def test_a_place_that_the_loader_goes_to_by_itself_stays_the_same_batch() -> None:
+    class Grouped(SizedLoader):
+        batch_size = 2
+
+    class Other(Grouped):
+        batch_size = 3
+
+    _, state = after(3, Loop(Grouped(range(9), promise=9), max_epochs=1))
+    again = Loop(Other(range(9), promise=9), max_epochs=1)
+    (warned,) = warnings_of(lambda: again.load_state_dict(state))
+    assert "a step takes 3 samples and not 2 as before: samples may come twice or never" in warned
+    assert flat(again) == [*range(3, 9)]
 
 
 def test_parts_without_an_end_are_followed_a_few_levels_deep() -> None:

@@ -489,7 +489,8 @@ def timed_loop() -> Loop[int]:
 
 LOADER_STATE: dict[str, Any] = {"state": 0, "at": 1, "whole": False, "cut": False, "rest": 0}
 EDITS: dict[str, dict[str, Any]] = {
-    "steps of the epoch beyond the steps": {"epoch_steps": 10},
+    "more epochs than steps": {"epoch": 10},
+    "steps of an epoch before the first step": {"epoch": 0, "steps": 0, "epoch_steps": 3},
     "an end before the first step": {"epoch": 0, "steps": 0, "epoch_steps": 0, "epoch_end": True},
     "steps beyond the most": {"steps": 2**62 + 1},
     "steps as a float": {"steps": 9.0},

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dloop import Event, Loop, LoopError, LoopEvents, LoopWarning, sync
+from dloop import DataExhaustedError, Event, Loop, LoopError, LoopEvents, LoopWarning, sync
 from fleet import Ahead, Fleet, at_once
 from loops import after, fired, resumed
 from manual_clock import ManualClock
+from recording_loaders import RecordingLoader
 
 Trace = list[tuple[int, list[str]]]
 END = (29, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"])
@@ -259,24 +260,99 @@ def test_an_empty_shard_is_an_error_on_all() -> None:
     assert all("no batch" in str(outcome) for outcome in outcomes), outcomes
 
 
-def test_lengths_that_one_does_not_know_are_refused_under_max_epochs() -> None:
-    def run(rank: int, agreed: Any) -> Trace:
-        loader: Any = (lambda: iter(range(6))) if rank else range(6)
-        return trace(Loop(loader, max_epochs=2, sync=agreed))
+@pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_steps": 15}], ids=str)
+def test_a_length_that_one_process_knows_counts_for_all(limit: dict[str, int]) -> None:
+    def run(rank: int, agreed: Any) -> list[int]:
+        loader: Any = (lambda: iter(range(9))) if rank else range(5)
+        return ends_of(Loop(loader, sync=agreed, **limit))
+
+    assert same_on_all(2, run) == [4, 9, 14]
+
+
+def ends_of(loop: Loop[Any]) -> list[int]:
+    return [loop.global_step for _, events in loop if LoopEvents.EPOCH_END in events]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("first", range(4))
+def test_streams_end_with_the_shortest_of_all(every: int, first: int) -> None:
+    """Of 1 to 3 windows and more; the epochs begin at each place between two exchanges."""
+    for shortest in range(1, 7 * every):
+        lengths = [[first + 1, shortest, 5], [first + 2, shortest + shortest % 5, 9]]
+
+        def run(rank: int, agreed: Any) -> Any:
+            epochs = iter(lengths[rank])  # noqa: B023
+            loop = Loop(lambda: iter(range(next(epochs))), max_epochs=3, sync=agreed)
+            return ends_of(loop), loop.stop_reason, loop.state.training_end
+
+        second = first + shortest
+        expected = [first, second, second + 5], "max_epochs", True
+        assert same_on_all(2, run, every=every) == expected
+
+
+def test_what_longer_streams_have_left_is_dropped_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+
+    def run(rank: int, agreed: Any) -> list[int]:
+        return ends_of(Loop(lambda: iter(range(7 + 9 * rank)), max_epochs=1, sync=agreed))
+
+    assert same_on_all(2, run) == [6]
+    assert [each.message for each in caplog.records] == [
+        "epoch 0 ends with the shortest process; more batches are dropped"
+    ]
+
+
+def test_a_stream_is_looked_ahead_in_if_that_is_asked_for() -> None:
+    def run(rank: int, agreed: Any) -> Any:
+        loop = Loop(iter(range(30 + 10 * rank)), max_steps=99, lookahead=True, sync=agreed)
+        return ends_of(loop), loop.stop_reason
+
+    with pytest.warns(LoopWarning, match="exhausted after global_step 29"):
+        assert same_on_all(2, run) == ([29], "exhausted")
+
+
+def test_a_process_without_a_batch_ends_all_with_an_error() -> None:
+    def run(rank: int, agreed: Any) -> list[int]:
+        return ends_of(Loop(lambda: iter(range(9 * rank)), max_epochs=1, sync=agreed))
 
     for outcome in on_all(2, run):
-        assert isinstance(outcome, LoopError)
-        assert "pass dataloader_len" in str(outcome)
+        assert isinstance(outcome, DataExhaustedError)
+        assert "a process has an empty dataloader" in str(outcome)
 
 
-def test_under_max_steps_a_process_that_does_not_know_its_length_has_its_own_epochs() -> None:
-    def run(rank: int, agreed: Any) -> Trace:
-        loader: Any = (lambda: iter(range(4))) if rank else range(6)
-        events = {"C": Event(lambda state: rank == 0 and state.global_step == 3)}
-        loop = Loop(loader, events, max_steps=20, sync=agreed)
-        return [(step, found) for step, found in trace(loop) if "C" in found]
+def test_an_end_of_an_epoch_that_finish_epoch_has_ended_is_ignored() -> None:
+    def run(rank: int, agreed: Any) -> list[int]:
+        loop = Loop(lambda: iter(range(9 + rank)), max_epochs=2, sync=agreed)
+        ends = []
+        for batch, events in loop:
+            if loop.epoch == 0 and batch == 4:
+                events = loop.finish_epoch()
+            if LoopEvents.EPOCH_END in events:
+                ends.append(loop.global_step)
+        return ends
 
-    assert [step for step, _ in same_on_all(2, run)] == [9]
+    assert same_on_all(2, run) == [4, 13]
+
+
+def test_a_resumed_stream_ends_with_the_shortest_of_all() -> None:
+    def run(rank: int, agreed: Any) -> list[int]:
+        made = [Loop(lambda: iter(range(20 + rank)), max_epochs=2, sync=agreed) for _ in range(2)]
+        for _, _ in made[0]:
+            if made[0].global_step == 16:
+                saved = made[0].state_dict()
+                break
+        made[0].close()
+        made[1].load_state_dict(saved)
+        return ends_of(made[1])
+
+    assert same_on_all(2, run) == [19, 39]
+
+
+def test_lookahead_false_is_refused_where_processes_have_to_know_the_end() -> None:
+    with pytest.raises(ValueError, match="lookahead=False: sync needs to know"):
+        Loop(RecordingLoader(range(3)), max_steps=9, lookahead=False, sync=ALONE)
 
 
 # Before the first step, and after the last
