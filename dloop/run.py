@@ -285,13 +285,11 @@ class Run:
         engine = self.engine
         if engine.ended_epoch:
             if engine.step == engine.agenda.epoch_last:  # the body did not end it earlier
-                self.source.ask_once_more(engine.epoch)
+                self.source.ask_once_more(engine.epoch, engine.step + 1 - engine.epoch_start)
         elif engine.ends.stop_reason is not None:
             return
         else:
             self._judge_end()
-        if self._agreement is not None:
-            self.source.log_dropped(engine.epoch)
         self._is_open = False
         engine.end_epoch()
 

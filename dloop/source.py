@@ -431,9 +431,13 @@ class Source:
                 "the last; pass dataloader_len"
             )
 
-    def ask_once_more(self, epoch: int) -> None:
+    def ask_once_more(self, epoch: int, taken: int) -> None:
         """Ask the iterator of an epoch once more after its last batch, as a `for` does."""
         batches, self._rest = self._rest, None
+        has_more = self.batches_ahead() > 0 or taken < (self.length or 0)
+        if has_more and self._is_shared and not self.single_pass:
+            log("epoch %d ends with the shortest process; more batches are dropped", epoch)
+            return
         if batches is None:
             return
         try:
@@ -492,11 +496,6 @@ class Source:
     def batches_left(self) -> int | None:
         """Fetch ahead; return how many batches are left, or None if the end was not found."""
         return None if self._end_finder is None else self._end_finder.batches_left()
-
-    def log_dropped(self, epoch: int) -> None:
-        """Log the batches ahead at the end of an epoch, which another process has ended."""
-        if self.batches_ahead() and not self.single_pass:
-            log("epoch %d ends with the shortest process; more batches are dropped", epoch)
 
     def _left_in(self, epoch: int) -> int:
         """Return how many batches of an epoch do not come, since the loader was left as it was."""

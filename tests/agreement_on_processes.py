@@ -67,6 +67,29 @@ def shards_of_unequal_length() -> Trace:
         return trace(agreeing(range(10 + RANK), {"E": Event(every_n_epochs=2)}, max_epochs=3))
 
 
+def streams_of_unequal_length() -> Trace:
+    """Of no batch more than one to three windows and more, over several epochs, and resumed."""
+    found: Trace = []
+    for seed in range(40):
+        same, own = random.Random(seed), random.Random(1000 * seed + RANK)
+        every = same.randint(1, 4)
+        lengths = [same.randint(1, 8 * every) + own.randint(0, 3 * every) for _ in range(4)]
+
+        def begin(lengths: list[int] = lengths, every: int = every) -> Loop[Any]:
+            loop = agreeing(lambda: iter(range(lengths[loop.epoch])), every=every, max_epochs=4)
+            return loop
+
+        found.append(trace(begin())[:-1])
+        loop, again = begin(), begin()
+        for _ in loop:
+            if loop.global_step == 7:
+                break
+        again.load_state_dict(loop.state_dict())
+        loop.close()
+        found.append([] if loop.stop_reason else trace(again)[:-1])
+    return found
+
+
 def max_seconds() -> Trace:
     def clock() -> float:
         return time.perf_counter() * (1 + RANK)
@@ -163,6 +186,7 @@ SCENARIOS: dict[str, Callable[[], Trace]] = {
         sigterm_to_one,
         stop_on_one,
         shards_of_unequal_length,
+        streams_of_unequal_length,
         max_seconds,
         at_timestamp,
         left_and_entered_again,

@@ -474,11 +474,12 @@ def test_steps_between_agreements_exchange_and_read_nothing() -> None:
 # Random plans, and a large fleet
 
 
-@settings(max_examples=60)
+@settings(max_examples=80)
 @given(
     ranks=st.integers(1, 3),
     every=st.integers(1, 7),
-    lengths=st.lists(st.integers(1, 9), min_size=3, max_size=3),
+    lengths=st.lists(st.integers(1, 25), min_size=3, max_size=3),
+    streams=st.lists(st.booleans(), min_size=3, max_size=3),
     speeds=st.lists(st.integers(0, 3), min_size=3, max_size=3),
     holds=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 20))),
     requests=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 20), st.booleans())),
@@ -489,6 +490,7 @@ def test_random_plans_have_the_same_trace_on_all(
     ranks: int,
     every: int,
     lengths: list[int],
+    streams: list[bool],
     speeds: list[int],
     holds: set[tuple[int, int]],
     requests: set[tuple[int, int, bool]],
@@ -503,7 +505,9 @@ def test_random_plans_have_the_same_trace_on_all(
             "P": Event(every_n_steps=2, per_epoch=True),
             "A": Event(at_time=(1, 6, 7), from_step=3),
         }
-        loop = Loop([0] * lengths[rank], events, clock=clock, sync=agreed, **limit)
+        batches = [0] * lengths[rank]
+        loader: Any = (lambda: iter(batches)) if streams[rank] else batches
+        loop = Loop(loader, events, clock=clock, sync=agreed, **limit)
         found = []
         for _, now in loop if sizes is None else loop.chunks(sizes):
             found.append((loop.epoch, loop.global_step, names(now)))
