@@ -164,7 +164,7 @@ def test_batched_lists_are_those_of_the_loader(name: str, tmp_path: Path) -> Non
 # Arrays, tables, Lightning's CombinedLoader
 
 
-@pytest.mark.parametrize("library", ["numpy", "jax.numpy", "torch", "h5py"])
+@pytest.mark.parametrize("library", ["numpy", "jax.numpy", "mlx.core", "torch", "h5py"])
 def test_rows_of_arrays_are_resumed_without_a_word(library: str, tmp_path: Path) -> None:
     needed(library.partition(".")[0])
     module = __import__(library, fromlist=["arange"])

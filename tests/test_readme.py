@@ -33,7 +33,8 @@ def names() -> dict[str, Any]:
     mocks = {name: MagicMock() for name in user}
     mocks["checkpoint_exists"].return_value = False
     mocks["backward"].return_value = 1.0
-    return mocks | {"dataloader": range(5000), "sync": sync, "SIGTERM": signal.SIGTERM}
+    data = {"dataloader": range(5000), "short_texts": range(10), "long_texts": range(20)}
+    return mocks | data | {"sync": sync, "SIGTERM": signal.SIGTERM}
 
 
 def test_code_blocks_are_python_or_console() -> None:
