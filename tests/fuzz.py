@@ -153,6 +153,11 @@ def value(chosen: Bytes, seconds: bool = False) -> Any:
     return chosen.pick(STRANGE)()
 
 
+def epochs(chosen: Bytes) -> Any:
+    """A number of epochs, or a fraction."""
+    return chosen.pick((0.25, 0.3, 1 / 3, 1.5)) if chosen.one_in(3) else value(chosen, True)
+
+
 def condition(chosen: Bytes) -> Callable[[Any], Any]:
     answers = [chosen.pick((False, True, None, "x", 0)) for _ in range(1 + chosen.byte() % 3)]
     raises_at = chosen.byte() if chosen.one_in(4) else -1
@@ -179,7 +184,8 @@ def event(chosen: Bytes) -> Any:
             if arguments[name]:
                 arguments[f"every_n_{'steps' if name == 'per_epoch' else 'seconds'}"] = 3
         else:
-            arguments[name] = value(chosen, name in SECONDS)
+            whole_or_not = epochs(chosen) if name == "every_n_epochs" else None
+            arguments[name] = whole_or_not or value(chosen, name in SECONDS)
         if name in COUNTS:
             arguments["of"] = chosen.pick(("n", "n", "a\nb", 3))
     made = Event(**arguments)
@@ -239,7 +245,10 @@ def loop(chosen: Bytes) -> Loop[Any]:
     events = {chosen.pick(NAMES): event(chosen) for _ in range(chosen.byte() % 4)}
     limits = ("max_epochs", "max_steps", "max_seconds")
     limit = chosen.pick(limits)
-    arguments: dict[str, Any] = {limit: value(chosen, limit == "max_seconds")}
+    seconds = limit == "max_seconds"
+    arguments: dict[str, Any] = {limit: value(chosen, seconds)}
+    if limit == "max_epochs":
+        arguments[limit] = epochs(chosen)
     if chosen.one_in(8):
         arguments[chosen.pick(limits)] = value(chosen)
     if chosen.one_in(4):
