@@ -77,6 +77,12 @@ cdef class NoEvents(frozenset):
     def __contains__(self, name):
         return PySet_GET_SIZE(self) and PySet_Contains(self, name)
 
+    def __getitem__(self, name):
+        raise errors.no_mapping(name)
+
+    def __getattr__(self, name):
+        raise errors.no_attribute(name)
+
     def __repr__(self):
         return "frozenset()"
 
@@ -84,7 +90,7 @@ cdef class NoEvents(frozenset):
         return frozenset, ()
 
 
-cdef class EventSet(frozenset):
+cdef class EventSet(NoEvents):
     """The events of a step. `in` calls `on_unknown(name)` for a name unknown to the loop."""
 
     cdef dict _places  # of all names that are known; None in a set that is not a step's

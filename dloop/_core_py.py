@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 from itertools import chain, islice
 from threading import get_ident
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
 from . import errors
@@ -33,7 +33,25 @@ EPOCH = 2
 """The origin of rows whose step numbers count within the epoch."""
 
 
-class EventSet(frozenset):  # type: ignore[type-arg]
+class NoEvents(frozenset):  # type: ignore[type-arg]
+    """The set of events of a quiet step: empty."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: object) -> NoReturn:
+        raise errors.no_mapping(name)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise errors.no_attribute(name)
+
+    def __repr__(self) -> str:
+        return "frozenset()"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return frozenset, ()
+
+
+class EventSet(NoEvents):
     """The events of a step. `in` calls `on_unknown(name)` for a name unknown to the loop."""
 
     __slots__ = ("_known", "_names", "_on_unknown", "bits")
@@ -63,7 +81,7 @@ class EventSet(frozenset):  # type: ignore[type-arg]
         return frozenset, (list(self),)
 
 
-QUIET: frozenset[Hashable] = frozenset()
+QUIET = NoEvents()
 
 
 class EventSets:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from operator import index
+from types import FunctionType
 from typing import SupportsFloat, TypeGuard, TypeVar
 
 from .errors import not_stop
@@ -148,6 +150,26 @@ def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
         return latest
 
     return tick
+
+
+def refuse_unknown(function: FunctionType, given: Iterable[str], others: Mapping[str, str]) -> None:
+    """Refuse keywords that a constructor does not have, and name those that were meant.
+
+    Args:
+        function: the `__init__` of the class.
+        given: the keywords of a call.
+        others: what each known name is called here, as other libraries have it.
+
+    Raises:
+        TypeError: a keyword is unknown.
+    """
+    code = function.__code__
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    for name in given:
+        if name not in known:
+            near = [others[name]] if name in others else get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}=?" if near else ""
+            raise TypeError(f"{name}= is no argument{hint}")
 
 
 def is_collection(value: object) -> TypeGuard[Iterable[object]]:

@@ -144,6 +144,16 @@ def interrupted() -> LoopError:
     )
 
 
+def no_mapping(name: object) -> TypeError:
+    """Return the error of `events["Log"]`."""
+    return TypeError(f"events are a set: write `{name!r} in events`")
+
+
+def no_attribute(name: str) -> AttributeError:
+    """Return the error of `events.Log`."""
+    return AttributeError(f"events are a set, without {name!r}: write `{name!r} in events`")
+
+
 def failed(first: BaseException) -> LoopError:
     """Return the error of entering a run that ended with the exception `first`."""
     error = LoopError("this run ended with an exception; restart() begins a new one")

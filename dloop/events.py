@@ -45,6 +45,24 @@ _CHANGES = {
 """Modifiers, and the parameters that each changes; it needs one of them."""
 
 
+_OTHER_NAMES = {
+    **dict.fromkeys(
+        ("every", "every_steps", "every_n_step", "steps", "n", "freq"), "every_n_steps"
+    ),
+    **dict.fromkeys(("every_epochs", "every_epoch", "epochs"), "every_n_epochs"),
+    **dict.fromkeys(("every_seconds", "seconds", "interval"), "every_n_seconds"),
+    **dict.fromkeys(("step", "at_steps", "on_step"), "at_step"),
+    **dict.fromkeys(("time", "at_seconds", "after"), "at_time"),
+    **dict.fromkeys(("condition", "function", "fn"), "condition_function"),
+    **dict.fromkeys(("start", "first_step", "offset"), "first_at_step"),
+    **dict.fromkeys(("after_step", "begin", "start_step"), "from_step"),
+    **dict.fromkeys(("before_step", "end", "stop_step"), "until_step"),
+    "counter": "of",
+    "epoch": "at_epoch",
+}
+"""What other libraries, and hasty users, call the arguments."""
+
+
 def _set(event: Event, values: dict[str, Any], parts: tuple[Event, ...]) -> None:
     for name, value in values.items():
         object.__setattr__(event, name, value)
@@ -125,6 +143,14 @@ class Event:
     per_launch: bool
     wait_for: Hashable
     _parts: tuple[Event, ...]
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *_: object, **arguments: object) -> Event:
+            """Refuse unknown keywords."""
+            if cls is Event:
+                checks.refuse_unknown(Event.__init__, arguments, _OTHER_NAMES)
+            return object.__new__(cls)
 
     def __init__(
         self,

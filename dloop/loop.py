@@ -43,6 +43,22 @@ Batch = TypeVar("Batch")
 Self = TypeVar("Self", bound="Loop[Any]")
 
 
+_OTHER_NAMES = {
+    **dict.fromkeys(("epochs", "n_epochs", "num_epochs", "nb_epochs"), "max_epochs"),
+    **dict.fromkeys(("steps", "n_steps", "num_steps", "max_iters", "total"), "max_steps"),
+    **dict.fromkeys(("seconds", "max_time", "time_limit", "timeout"), "max_seconds"),
+    **dict.fromkeys(("loader", "data", "dataset", "iterable", "train_loader"), "dataloader"),
+    **dict.fromkeys(("length", "epoch_len", "epoch_length", "steps_per_epoch"), "dataloader_len"),
+    **dict.fromkeys(("callbacks", "triggers", "handlers", "event"), "events"),
+    **dict.fromkeys(("stop", "until", "stop_condition"), "stop_when"),
+    **dict.fromkeys(("initial_step", "global_step", "resume_from"), "start_step"),
+    **dict.fromkeys(("checkpoint", "state", "path"), "state_file"),
+    **dict.fromkeys(("bar", "tqdm", "verbose"), "progress"),
+    "distributed": "sync",
+}
+"""What other libraries, and hasty users, call the arguments."""
+
+
 class Loop(Generic[Batch]):
     """One run over a dataloader. Iterating yields pairs of a batch and the events of its step.
 
@@ -98,6 +114,14 @@ class Loop(Generic[Batch]):
         log at 5
         epoch 1 ends with c
     """
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *_: object, **arguments: object) -> Loop[Any]:
+            """Refuse unknown keywords."""
+            if cls.__init__ is Loop.__init__:
+                checks.refuse_unknown(Loop.__init__, arguments, _OTHER_NAMES)
+            return object.__new__(cls)
 
     def __init__(
         self,

@@ -285,7 +285,9 @@ class Run:
         engine = self.engine
         if engine.ended_epoch:
             if engine.step == engine.agenda.epoch_last:  # the body did not end it earlier
-                self.source.ask_once_more(engine.epoch, engine.step + 1 - engine.epoch_start)
+                if self._agreement is not None:
+                    self.source.drop_rest(engine.epoch, engine.step + 1 - engine.epoch_start)
+                self.source.ask_once_more(engine.epoch)
         elif engine.ends.stop_reason is not None:
             return
         else:

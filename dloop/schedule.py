@@ -553,9 +553,12 @@ def _checked_events(events: Mapping[Any, Event | None] | None) -> dict[Any, Even
         if isinstance(name, Member):
             raise ValueError(f"events: {name!r} fires by itself; pass another name")
         if event is not None and not isinstance(event, Event):
-            raise TypeError(
-                f"events[{checks.shown(name)}]={checks.shown(event)}: pass an Event, or None"
-            )
+            meant = "an Event, or None"
+            if callable(event):
+                meant = "Event(function), which fires when function(state) is true"
+            elif isinstance(event, int):
+                meant = f"Event(every_n_steps={event}), or Event(at_step={event})"
+            raise TypeError(f"events[{checks.shown(name)}]={checks.shown(event)}: pass {meant}")
         other = keys.setdefault(key_of(name), name)
         if other is not name:
             raise ValueError(

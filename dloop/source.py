@@ -431,13 +431,16 @@ class Source:
                 "the last; pass dataloader_len"
             )
 
-    def ask_once_more(self, epoch: int, taken: int) -> None:
+    def drop_rest(self, epoch: int, taken: int) -> None:
+        """Drop what is left of an epoch that another process has ended."""
+        has_more = self.batches_ahead() > 0 or taken < (self.length or 0)
+        if has_more and not self.single_pass:
+            self._rest = None
+            log("epoch %d ends with the shortest process; more batches are dropped", epoch)
+
+    def ask_once_more(self, epoch: int) -> None:
         """Ask the iterator of an epoch once more after its last batch, as a `for` does."""
         batches, self._rest = self._rest, None
-        has_more = self.batches_ahead() > 0 or taken < (self.length or 0)
-        if has_more and self._is_shared and not self.single_pass:
-            log("epoch %d ends with the shortest process; more batches are dropped", epoch)
-            return
         if batches is None:
             return
         try:

@@ -332,6 +332,22 @@ def test_an_error_names_parameter_and_value_in_one_line(
     assert "\n" not in text and len(text) < 300
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("every", "every_n_steps"),
+        ("every_n_step", "every_n_steps"),
+        ("seconds", "every_n_seconds"),
+        ("epoch", "at_epoch"),
+        ("condition", "condition_function"),
+        ("untill_step", "until_step"),
+    ],
+)
+def test_an_unknown_argument_names_the_one_that_was_meant(wrong: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{wrong}= is no argument; did you mean {meant}=\?$"):
+        Event(**{wrong: 3})  # type: ignore[arg-type]
+
+
 def test_an_error_says_what_to_pass() -> None:
     with pytest.raises(TypeError, match=r"every_n_seconds=.*np\.True_.*: pass .*number of seconds"):
         Event(every_n_seconds=bool_())

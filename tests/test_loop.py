@@ -190,6 +190,56 @@ def test_a_loop_needs_exactly_one_limit_or_a_stop_when(arguments: dict[str, Any]
     assert Loop(Untouched(), stop_when=Event(at_step=3)).stop_reason is None
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("epochs", "max_epochs"),
+        ("steps", "max_steps"),
+        ("max_step", "max_steps"),
+        ("loader", "dataloader"),
+        ("callbacks", "events"),
+        ("steps_per_epoch", "dataloader_len"),
+        ("on_exeption", "on_exception"),
+        ("checkpoint", "state_file"),
+    ],
+)
+def test_an_unknown_argument_names_the_one_that_was_meant(wrong: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{wrong}= is no argument; did you mean {meant}=\?$"):
+        Loop(Untouched(), **{"max_epochs": 1, wrong: 3})
+    with pytest.raises(TypeError, match=r"^zzz= is no argument$"):
+        Loop(Untouched(), max_epochs=1, zzz=3)  # type: ignore[call-arg]
+
+
+def test_subclasses_have_arguments_of_their_own() -> None:
+    class Mine(Loop[int]):
+        def __init__(self, epochs: int) -> None:
+            super().__init__([1, 2], max_epochs=epochs)
+
+    assert [batch for batch, _ in Mine(epochs=2)] == [1, 2, 1, 2]
+
+
+def test_events_are_a_set_and_say_so() -> None:
+    for _, events in Loop([1, 2], {"Log": Event(at_step=1)}, max_epochs=1):
+        wrong: Any = events
+        with pytest.raises(TypeError, match=r"^events are a set: write `'Log' in events`$"):
+            wrong["Log"]
+        with pytest.raises(AttributeError, match=r"write `'Log' in events`$"):
+            wrong.Log  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        (5, r"Event\(every_n_steps=5\), or Event\(at_step=5\)"),
+        (bool, r"Event\(function\), which fires when function\(state\) is true"),
+        ("Log", "an Event, or None"),
+    ],
+)
+def test_what_is_no_event_names_the_form_that_was_meant(value: Any, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"^events\['A'\]=.*: pass {meant}$"):
+        Loop(Untouched(), {"A": value}, max_epochs=1)
+
+
 EVENT = Event(every_n_steps=1)
 REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
     *[(TypeError, {"max_epochs": value}) for value in (True, "3", [3], 1j)],
