@@ -119,6 +119,10 @@ class Conditions:
 class Ends:
     is_single_pass: bool
     length: int | None
+    needs_length: bool
+    @property
+    def by_steps(self) -> str: ...
+    def last_step(self, epoch: int, epoch_start: int) -> int: ...
     by_source: str | None
     stop_reason: str | None
     @property
@@ -170,6 +174,8 @@ class Engine:
     def step(self) -> int: ...
     @property
     def epoch(self) -> int: ...
+    @property
+    def current_epoch(self) -> int: ...
     @property
     def ended_epoch(self) -> bool: ...
     @property

@@ -450,11 +450,11 @@ cdef class Trigger:
     cdef int64_t start
     cdef int64_t stop
     cdef int64_t origin  # the step that counts as 0
-    cdef object fraction  # the row of a fraction, whose points are those of an epoch
+    cdef object row  # of a fraction, whose points are those of an epoch
 
     def __init__(self, row, int64_t launch):
         place, self.period, self.first, self.points, kind, self.start, self.stop, fraction = row
-        self.fraction = None if fraction is None else row
+        self.row = None if fraction is None else row
         self.bit = 1 << place
         self.origin_kind = kind
         self.origin = (0, launch, 0)[kind]
@@ -500,7 +500,7 @@ cdef class Agenda:
     cdef list _triggers
     cdef Heap _heap
     cdef bint _is_per_epoch  # whether a trigger counts within the epoch
-    cdef bint _has_fractions
+    cdef bint _needs_length
     cdef Trigger only  # the first that fires at the step that was looked at last
     cdef public int64_t epoch_last
     cdef int64_t last_step
@@ -522,7 +522,7 @@ cdef class Agenda:
         self._heap.clear()
         for trigger in self._triggers:
             self._is_per_epoch |= trigger.origin_kind == EPOCH
-        self._has_fractions = schedule.has_fractions
+        self._needs_length = schedule.needs_length
         self.epoch_last = self.bar_step = NEVER
         self.interrupted_at = -2
         self.last_step = NEVER if schedule.max_steps == NEVER else schedule.max_steps - 1
@@ -540,17 +540,18 @@ cdef class Agenda:
         cdef Trigger trigger
         cdef int64_t last = NEVER if length is None else epoch_start + <int64_t>length - 1
         self.epoch_last = last if last >= step else NEVER
-        if self._has_fractions:
-            self.last_step = ends.last_step(epoch, epoch_start)
+        if self._needs_length:
+            last = ends.last_step(epoch, epoch_start)
+            self.last_step = last if last >= step else NEVER
         elif self._heap.size > 1 and not self._is_per_epoch:
             return
         self._heap.clear()
         for number, trigger in enumerate(self._triggers):
             if trigger.origin_kind == EPOCH:
                 trigger.origin = epoch_start
-            if trigger.fraction is not None:
+            if trigger.row is not None:
                 first = epoch_start - trigger.origin
-                points = trigger.fraction.points_in(epoch, ends.length)
+                points = trigger.row.points_in(epoch, ends.length)
                 trigger.points = tuple([first + point for point in points])
             self._heap.push(trigger.next_step(step), number)
 
@@ -897,6 +898,11 @@ cdef class Engine:
         self.in_hand = []
 
     # What the latest step was
+
+    @property
+    def current_epoch(self):
+        """The epoch of the step that is being made; of the latest step, if none is."""
+        return self.epoch if self.busy else self.latest_state().epoch
 
     cdef LoopState state_at(self, int64_t step, bint epoch_end, bint training_end, int64_t elapsed):
         """Return the LoopState of a step of the epoch."""

@@ -266,12 +266,12 @@ class Trigger:
     """Fires at every `period`-th count from `first` on, or at `points` if there is no period."""
 
     __slots__ = (
-        "bit", "first", "fraction", "origin", "origin_kind", "period", "points", "start", "stop",
+        "bit", "first", "origin", "origin_kind", "period", "points", "row", "start", "stop",
     )  # fmt: skip
 
     def __init__(self, row: StepRow, launch: int) -> None:
         place, self.period, self.first, self.points, kind, self.start, self.stop, fraction = row
-        self.fraction = None if fraction is None else row  # its points are those of an epoch
+        self.row = None if fraction is None else row  # its points are those of an epoch
         self.bit = 1 << place
         self.origin_kind = kind
         self.origin = (0, launch, 0)[kind]  # the step that counts as 0
@@ -336,11 +336,12 @@ class Agenda:
         for trigger in self._triggers:
             if trigger.origin_kind == EPOCH:
                 trigger.origin = epoch_start
-            if trigger.fraction is not None:
+            if trigger.row is not None:
                 first = epoch_start - trigger.origin
-                points = trigger.fraction.points_in(epoch, ends.length)
+                points = trigger.row.points_in(epoch, ends.length)
                 trigger.points = tuple([first + point for point in points])
-        self.last_step = ends.last_step(epoch, epoch_start)
+        last = ends.last_step(epoch, epoch_start)
+        self.last_step = last if last >= step else NEVER
         self.dues = [trigger.next_step(step) for trigger in self._triggers]
 
     def triggers_at(self, step: int) -> tuple[int, list[int]]:
@@ -599,6 +600,11 @@ class Engine:
         self.in_hand = []
 
     # What the latest step was
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch of the step that is being made; of the latest step, if none is."""
+        return self.epoch if self._is_in_use() else self.latest_state().epoch
 
     def state_at(self, step: int, epoch_end: bool, training_end: bool, elapsed: int) -> LoopState:
         """Return the LoopState of a step of the epoch."""

@@ -47,23 +47,7 @@ def batched(loader: Any, n: SupportsIndex) -> Any:
     return Batched(loader, size)
 
 
-class Lists:
-    """Lists of `size` batches of a loader; all else is the loader's."""
-
-    def __init__(self, loader: Any, size: int) -> None:
-        self.lists_of = loader
-        self.size = size
-
-    def __len__(self) -> int:
-        return -(-len(self.lists_of) // self.size)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copying looks for such before there is a loader
-            raise AttributeError(name)
-        return getattr(self.lists_of, name)
-
-
-class BatchedLoads(Lists):
+class BatchedLoads(loaders.Lists):
     """A callable that returns a loader of lists for each epoch."""
 
     def __call__(self) -> Any:
@@ -71,7 +55,7 @@ class BatchedLoads(Lists):
         return batched(self.lists_of(), self.size)
 
 
-class Batched(Lists):
+class Batched(loaders.Lists):
     """A loader of lists."""
 
     def __iter__(self) -> Iterator[list[Any]]:
@@ -85,7 +69,7 @@ class Batched(Lists):
         return None if batches is None else BatchLists(batches, self.size)
 
 
-class BatchLists(Lists):
+class BatchLists(loaders.Lists):
     """The lists of an iterator. An exception leaves what was gathered in here.
 
     Attributes:

@@ -53,8 +53,6 @@ def epochs(name: str, value: object) -> float:
         TypeError: it is not a number.
         ValueError: it is out of range.
     """
-    if hasattr(type(value), "__index__"):
-        return count(name, value)
     number = real(value)
     expected = "pass a number of epochs from 0.000001 to 2**62"
     if number is None:

@@ -70,6 +70,7 @@ class TrackedBatches:
         begun: how many batches of the epoch do not come, if `owner` was not loaded.
         counts: whether a state can only be a count of batches, which a resumed loader gets wrong.
         single_pass: whether the loader can be iterated only once.
+        ahead: how many batches are fetched before their steps are made.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class TrackedBatches:
         begun: int,
         counts: bool,
         single_pass: bool,
+        ahead: int,
     ) -> None:
         self._batches: Iterator[Any] = batches
         self._first = first
@@ -94,7 +96,8 @@ class TrackedBatches:
         self.begun: int = begun if resumed is None else resumed["at"]
         self._taken = 0
         self._is_unsure = False  # during a fetch, and after one that failed
-        self._kept: list[dict[str, Any]] = []  # the first state of the epoch, and the last two
+        self._kept: list[dict[str, Any]] = []  # the first state of the epoch, and the last few
+        self._few = 1 + ahead // MOST_AGAIN
         self._at_end: dict[str, Any] | None = None
         self._ended = False  # whether the iterator did
 
@@ -158,7 +161,7 @@ class TrackedBatches:
         if self._taken >= self._right_after:
             state = self._state_now(self.begun + self._taken)
             if state is not None:
-                self._kept[1:-1] = []
+                self._kept[1 : -self._few] = []
                 self._kept.append(state)
 
     def _state_now(self, at: int) -> dict[str, Any] | None:

@@ -49,6 +49,22 @@ _SEQUENCES: tuple[Any, ...] = ([], (), range(1), range(2**70), "", b"", bytearra
 _SEQUENCE_ITERATORS = tuple(type(iter(each)) for each in _SEQUENCES)
 
 
+class Lists:
+    """Lists of `size` batches of a loader; all else is the loader's."""
+
+    def __init__(self, loader: Any, size: int) -> None:
+        self.lists_of = loader
+        self.size = size
+
+    def __len__(self) -> int:
+        return -(-len(self.lists_of) // self.size)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copying looks for such before there is a loader
+            raise AttributeError(name)
+        return getattr(self.lists_of, name)
+
+
 def is_iterable(dataloader: object) -> TypeGuard[Iterable[Any]]:
     """Return whether `iter()` of it can give batches."""
     kind = type(dataloader)
@@ -141,24 +157,39 @@ def parts(loader: Any) -> list[Any]:
 
     It looks at attributes alone: the items of a loader or a data set may be millions.
     """
-    while hasattr(loader, "lists_of"):  # `batched` passes on what its loader has
-        loader = loader.lists_of
-    parts: dict[int, object] = {}
-    found = [(loader, 1)]
-    while found:
-        part, level = found.pop()
-        if type(part) in PLAIN or part is None or id(part) in parts:
+    found: dict[int, object] = {}
+    looked = [(unwrapped(loader)[0], 1)]
+    for part, level in looked:  # which grows
+        if type(part) in PLAIN or part is None or id(part) in found:
             continue
-        parts[id(part)] = part
+        found[id(part)] = part
         if level < _DEEPEST:
-            found += [(getattr(part, name, None), level + 1) for name in _PART]
+            looked += [(_attribute(part, name), level + 1) for name in _PART]
             for name in _SEVERAL:
-                several: Any = getattr(part, name, None)
+                several = _attribute(part, name)
                 if type(several) is dict:
                     several = [*several.values()]
                 if type(several) in (list, tuple):
-                    found += [(each, level + 1) for each in several]
-    return list(parts.values())
+                    looked += [(each, level + 1) for each in several]
+    return list(found.values())
+
+
+def unwrapped(loader: Any) -> tuple[Any, int]:
+    """Return the loader that `batched` makes lists of, and how long they are."""
+    size = 1
+    while isinstance(loader, Lists):
+        size *= loader.size
+        loader = loader.lists_of
+    return loader, size
+
+
+def _attribute(part: Any, name: str) -> Any:
+    """Return an attribute, or None; some properties raise more than AttributeError."""
+    try:
+        return getattr(part, name, None)
+    except Exception as exception:
+        log("%s of a dataloader's part: %r", name, exception)
+        return None
 
 
 def set_epoch(loader: object, epoch: int) -> list[Any]:
@@ -212,14 +243,12 @@ def has_workers(loader: object) -> bool:
 
 def samples_per_step(loader: Any) -> int:
     """Return how many samples a step takes over all processes, as far as the loader tells."""
-    samples = 1
-    while hasattr(loader, "lists_of"):
-        samples *= loader.size
-        loader = loader.lists_of
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    sizes = [getattr(each, "batch_size", None) for each in (batch_sampler, loader)]
-    replicas = [getattr(part, "num_replicas", None) for part in parts(loader)]
-    for numbers in (sizes, replicas):
+    loader, samples = unwrapped(loader)
+    batch_sampler = _attribute(loader, "batch_sampler")
+    sizes = [_attribute(each, "batch_size") for each in (batch_sampler, loader)]
+    names = ("num_replicas", "num_processes")  # PyTorch's name, and Accelerate's
+    processes = [_attribute(part, name) for part in parts(loader) for name in names]
+    for numbers in (sizes, processes):
         samples *= next((each for each in numbers if type(each) is int and each > 0), 1)
     return samples
 
@@ -229,8 +258,7 @@ def begins_with_the_same_samples(loader: Any) -> bool:
 
     Sequences are, and what PyTorch's own samplers draw.
     """
-    while hasattr(loader, "lists_of"):
-        loader = loader.lists_of
+    loader, _ = unwrapped(loader)
     if type(loader) in PLAIN or _is_indexed(loader):
         return True
     batch_sampler = getattr(loader, "batch_sampler", None)

@@ -315,7 +315,7 @@ class Loop(Generic[Batch]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the latest step, from 0; the one to come, as a callable is called for it.
+        """The epoch of the latest step, from 0; while a batch is fetched, the epoch of that.
 
         Example:
             >>> from dloop import Loop
@@ -324,8 +324,7 @@ class Loop(Generic[Batch]):
             >>> [batch for batch, events in loop]
             ['easy', 'easy', 'hard']
         """
-        loading = self._run.source.loading
-        return self.state.epoch if loading is None else loading
+        return self._run.engine.current_epoch
 
     @property
     def global_step(self) -> int:

@@ -229,27 +229,29 @@ class Run:
     def _open_epoch(self, turn: int) -> None:
         engine, source, agreement = self.engine, self.source, self._agreement
         batches = source.open(engine.epoch, self._place(), engine)
-        if source.moved:
-            engine.epoch_start, source.moved = engine.epoch_start - source.moved, 0
-        if agreement is not None:
-            end = agreement.open_epoch(engine.epoch, self._known_end())
-            if end < NEVER:
-                source.end_with_all(engine.epoch, end + 1 - engine.epoch_start)
         length = source.length
+        if agreement is not None:
+            end = agreement.open_epoch(engine.epoch, self._known_end(), engine.step)
+            if end < NEVER:
+                length = source.promised = end + 1 - engine.epoch_start
         if length == 0:
             raise errors.no_batch(engine.epoch, agreement is not None)
-        if self.schedule.has_fractions:
+        is_over = False
+        if engine.ends.needs_length:
             engine.ends.length = source.promised
             if source.promised is None:
                 raise ValueError(
                     f"the length of epoch {engine.epoch} is not known, and every_n_epochs or "
                     "max_epochs is a fraction of it; pass dataloader_len"
                 )
+            is_over = engine.ends.last_step(engine.epoch, engine.epoch_start) <= engine.step
+        if is_over:
+            engine.ends.stop_reason = engine.ends.by_steps
         if not self.clock.ticking:
             self._start_clock()
         if turn != engine.turn:  # the loop was closed or restarted
             self.check(turn)
-        if length is not None and length <= engine.step + 1 - engine.epoch_start:
+        if is_over or (length is not None and length <= engine.step + 1 - engine.epoch_start):
             batches = iter(())
         # If an interrupt strikes now, a single-pass source is opened again: it keeps its iterator
         self._is_open, self._was_left = not source.single_pass, False
@@ -344,10 +346,11 @@ class Run:
         engine = self.engine
         if engine.ended_epoch:
             return
-        if self.source.single_pass and self._is_open:
+        if self.source.keeps_iterator:
             ahead = len(engine.in_hand) + self.source.batches_ahead()
             engine.agenda.interrupted_at = engine.step + ahead
-            return
+            if self._is_open:
+                return
         if self.source.single_pass:
             engine.drop_iterator()
         else:
@@ -482,7 +485,9 @@ class Run:
         latest_time = position.latest_time
         epoch_len, samples = position.epoch_len, position.samples_per_step
         if engine.step >= self.first_step:
-            epoch_len, samples = self.source.promised, self.source.samples_per_step()
+            epoch_len, samples = None, 0
+            if self.source.latest_epoch == latest.epoch:  # else the next one was opened
+                epoch_len, samples = self.source.promised, self.source.samples_per_step()
             read_at = self.clock.elapsed(self.clock.last) if self.schedule.timed else elapsed
             latest_time = 0 if undone else max(read_at, agreed)
         return position._replace(

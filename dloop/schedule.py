@@ -7,7 +7,7 @@ for `stop_when`. The bit of a place is `1 << place`, and the events of a step ar
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,12 +40,15 @@ class StepRow(NamedTuple):
     stop: int
     fraction: Fraction | None = None
 
-    def points_in(self, epoch: int, length: int | None) -> Iterator[int]:
-        """Yield the steps of an epoch at which a multiple of the fraction is reached."""
+    def points_in(self, epoch: int, length: int | None) -> Sequence[int]:
+        """Return the steps of an epoch at which a multiple of the fraction is reached."""
         if self.fraction is None or length is None:
-            return
-        for number in range(epoch // self.fraction + 1, (epoch + 1) // self.fraction + 1):
-            yield steps_up_to(number * self.fraction - epoch, length) - 1
+            return range(0)
+        if self.fraction * length <= 1:
+            return range(length)
+        above, below = self.fraction.as_integer_ratio()
+        numbers = range(epoch // self.fraction + 1, (epoch + 1) // self.fraction + 1)
+        return [-(-(n * above - epoch * below) * length // below) - 1 for n in numbers]
 
 
 def steps_up_to(epochs: Fraction | int, length: int) -> int:
@@ -179,7 +182,6 @@ class Schedule:
         names: their names by place.
         steps: criteria that count steps.
         epochs: criteria that count epochs, in a window of steps; `steps` has the fractions too.
-        has_fractions: whether anything depends on the length of an epoch as it opens.
         times: criteria that count training or launch time.
         timestamps: rows of `at_timestamp`, whose points are seconds of Unix time.
         conditions: those of events; `stop_conditions`: those of `stop_when`.
@@ -227,9 +229,6 @@ class Schedule:
         if stop_when is not None:
             self._add(self.stop_place, stop_when, self.stop_conditions)
         self.timed = max_seconds is not None or bool(self.times or self.timestamps)
-        self.has_fractions = isinstance(self.max_epochs, Fraction) or any(
-            row.fraction is not None for row in self.epochs
-        )
 
     def _add(self, owner: int, event: Event, conditions: list[ConditionRow]) -> None:
         for part in event.parts:
@@ -309,6 +308,12 @@ class Schedule:
             rows.append(CounterRow(1 << place, 0, several(event.at), *_window(event)))
 
     @property
+    def needs_length(self) -> bool:
+        """Whether anything is a fraction of an epoch, whose length has to be known."""
+        fractions = [row.fraction for row in self.epochs if row.fraction is not None]
+        return isinstance(self.max_epochs, Fraction) or bool(fractions)
+
+    @property
     def event_bits(self) -> int:
         """The bits of the members of LoopEvents and of the names."""
         return (1 << self.stop_place) - 1
@@ -382,7 +387,8 @@ class Ends:
 
     Attributes:
         is_single_pass: whether the source is.
-        length: the steps of the open epoch, as far as they are known.
+        needs_length: whether anything is a fraction of an epoch.
+        length: the steps of the open epoch, if that is so.
         by_source: "exhausted" if the run ends with the source's epoch; else None.
         stop_reason: why the run ends, from its last step on.
         finished: the reason for which a resumed run does not train on either.
@@ -396,6 +402,7 @@ class Ends:
         self._on_epoch_end = schedule.bits_with(LoopEvents.EPOCH_END)
         self.on_training_end = schedule.bits_with(LoopEvents.TRAINING_END)
         self.is_single_pass = False
+        self.needs_length = schedule.needs_length
         self.length: int | None = None
         self.by_source: str | None = None
         self.stop_reason: str | None = None

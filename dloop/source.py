@@ -12,6 +12,7 @@ from weakref import ref
 from . import checks, loaders
 from .errors import DataLengthError, log, no_batch, not_stop, warn
 from .loader_state import TrackedBatches, owner_of_state, resumed_at
+from .same_sample import SavedPlace
 
 if TYPE_CHECKING:
     from ._core import Engine, Lookahead
@@ -52,8 +53,6 @@ class Source:
         single_pass: whether the batches can be iterated only once.
         length: the length of the latest epoch, if it is known; `promised`: the same, if
             `end_of_dataloader` ends it.
-        moved: by how many batches the place of the sample that comes next has moved on.
-        loading: the epoch for which a callable is called now; else None.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class Source:
         ahead: int = 1,
     ) -> None:
         self._ahead = ahead
-        self._is_shared = ahead > 1  # whether processes agree on where epochs end
         self._lookahead = None if lookahead is None else checks.flag("lookahead", lookahead)
         self._by_epochs = max_epochs is not None
         self.given_len = (
@@ -87,7 +85,7 @@ class Source:
         self._check(max_epochs)
         self._resumed: dict[str, Any] | None = None  # the loader's state at the place to open
         self._skips = 0  # the batches to skip in a single-pass source
-        self._left_at: tuple[int, int] | None = None  # an epoch and its batches not to come
+        self._saved = SavedPlace()
         self._open: Any = None  # the loader of the latest epoch
         self._epoch = -1  # the latest that was opened
         self._batches: Iterator[Any] | None = None  # the iterator of the loader
@@ -98,10 +96,6 @@ class Source:
         self._samplers: list[Any] = []  # whose epoch has to be the latest
         self.length: int | None = None
         self.promised: int | None = None
-        self.moved = 0
-        self._samples_before = 0  # of a step, as a saved place counts; 0 if it is no other place
-        self.loading: int | None = None
-        self._is_cut = False  # whether the epoch ends before the loader does
 
     def _check(self, max_epochs: float | None) -> None:
         if self._lookahead and self.given_len is not None:
@@ -129,6 +123,11 @@ class Source:
                 "dataloader_len, or leave lookahead out"
             )
 
+    @property
+    def _is_shared(self) -> bool:
+        """Whether processes agree on where epochs end."""
+        return self._ahead > 1
+
     def _tells_its_last(self, loader: Any) -> bool:
         return not self._is_shared and loaders.tells_its_last(loader)  # others hear of it too late
 
@@ -153,14 +152,18 @@ class Source:
         try:
             if type(self._loader) in loaders.PLAIN and self._lookahead is not True:
                 return self._open_plain(epoch, place)
-            if self.single_pass and self._batches is not None:
+            if self.keeps_iterator:
+                assert self._batches is not None
                 self._begin(self._loader, epoch)  # its epochs are only numbers
                 self._epoch = epoch
                 return self._batches
             self.forget()  # frees workers before new ones begin
             loader = self._open = self._loader if self._load is None else self._load_for(epoch)
-            reached = self._same_sample(loader, epoch, place)
-            self.moved, place = reached - place, reached
+            if self._load is not None and self._saved.samples:
+                reached = self._place_in(loader)
+                # Without a call in between, so that an interrupt finds both or neither
+                engine.epoch_start, self._saved.samples = engine.epoch_start + place - reached, 0
+                place = reached
             batches = self._iterate(loader, epoch, place)
         except StopIteration as exception:
             raise not_stop(exception) from exception
@@ -171,7 +174,7 @@ class Source:
             batches = telling_its_last(loader, batches, engine)
         elif self.length is None and (self._lookahead or self._looks_ahead()):
             batches = self._end_finder = engine.ahead(batches, self._ahead)
-        is_cut = self._is_cut or self._left_in(epoch) > 0 or self.single_pass
+        is_cut = self.given_len is not None or self._left_in(epoch) > 0 or self.single_pass
         is_asked = not is_cut and (self.length is not None or is_told)
         self._rest = rest if is_asked else None
         dries = self.single_pass and self._end_finder is not None
@@ -189,20 +192,16 @@ class Source:
         left = self._left_in(epoch)
         if place > left:
             batches.__setstate__(place - left)
-        self._rest = None if self._is_cut or left else batches
+        self._rest = None if self.given_len is not None or left else batches
         self._open, self._epoch = loader, epoch
         return batches  # type: ignore[no-any-return]
 
     def _load_for(self, epoch: int) -> Any:
-        """Return what the callable returns for an epoch, which it can ask the loop for."""
+        """Return what the callable returns for an epoch."""
         load: Any = self._load
-        self.loading = epoch
-        try:
-            if loaders.has_set_epoch(load):
-                load.set_epoch(epoch)
-            loader = load()
-        finally:
-            self.loading = None
+        if loaders.has_set_epoch(load):
+            load.set_epoch(epoch)
+        loader = load()
         if not loaders.is_iterable(loader):
             raise TypeError(f"dataloader() returned {checks.shown(loader)}: return an iterable")
         loaders.refuse_no_batches("dataloader()", loader)
@@ -239,7 +238,15 @@ class Source:
             counts = loaders.counts_batches(loader)
             begun = place - self._skips if self.single_pass else left
             tracked = TrackedBatches(
-                batches, first, owner, reached_from, resumed, begun, counts, self.single_pass
+                batches,
+                first,
+                owner,
+                reached_from,
+                resumed,
+                begun,
+                counts,
+                self.single_pass,
+                self._ahead,
             )
             if is_again and self._tracked is not None:
                 tracked.continue_from(self._tracked)
@@ -261,7 +268,8 @@ class Source:
     def _begin(self, loader: Any, epoch: int) -> list[Any]:
         """Set the epoch and its length; return the samplers whose order is that of the epoch."""
         self._samplers = loaders.set_epoch(loader, epoch)
-        self._set_length(self._promised_length(loader))
+        is_unknown = self._saved.ignores_length and self._saved.epoch == epoch
+        self._set_length(None if is_unknown else self._promised_length(loader))
         if self._lookahead is not None:
             self._check_lookahead(loader)
         return self._samplers
@@ -289,7 +297,7 @@ class Source:
 
     def prepare_to_reopen(self, epoch: int, place: int) -> None:
         """Let `epoch` be opened again at a place, after an interrupt."""
-        if self.single_pass and self._batches is not None:
+        if self.keeps_iterator:
             return
         if self._epoch == epoch and self._resumed is None:  # else it is still being opened
             self._resumed = self.state(place, 1, epoch, False)
@@ -312,44 +320,29 @@ class Source:
         """
         epoch = position.epoch + position.epoch_end
         place = 0 if position.epoch_end else position.epoch_steps
+        self._saved = SavedPlace(epoch, place, is_left=not fast_forward)
         if not fast_forward:
-            self._left_at = epoch, place
             return position
         if self.single_pass and position.loader is None:
             self._skips = position.steps
         else:
             self._resumed = position.loader
-        self._samples_before = position.samples_per_step if place else 0
-        if self._loader is None or not self._samples_before:
+        if place:
+            self._saved.samples, self._saved.length = position.samples_per_step, position.epoch_len
+        if self._loader is None or not self._saved.samples:
             return position
-        position = position._replace(samples_per_step=self.samples_per_step())
-        reached = self._same_sample(self._loader, epoch, place)
+        reached = self._place_in(self._loader)
+        samples = self.samples_per_step()
         if reached == place:
-            return position
-        return position._replace(epoch_steps=reached, epoch_len=self.fixed_len())
+            return position._replace(samples_per_step=samples)
+        length = self.fixed_len()
+        return position._replace(epoch_steps=reached, epoch_len=length, samples_per_step=samples)
 
-    def _same_sample(self, loader: Any, epoch: int, place: int) -> int:
-        """Return the place of the batch with the sample that was at a saved place."""
-        before, self._samples_before = self._samples_before, 0
-        now = loaders.samples_per_step(loader) if before else 0
-        if before == now:
-            return place
+    def _place_in(self, loader: Any) -> int:
+        """Return how many batches of the loader come before the sample at the saved place."""
         has_state = self.single_pass or self._resumed is not None
-        if has_state or not loaders.begins_with_the_same_samples(loader):
-            warn(
-                f"epoch {epoch} is resumed after {place} batches, but a step takes {now} samples "
-                f"and not {before} as before: samples may come twice or never; keep batch_size "
-                "and the number of processes with this dataloader"
-            )
-            return place
-        reached, again = divmod(place * before, now)
-        log("epoch %d: %d steps of %d samples are %d of %d", epoch, place, before, reached, now)
-        if again:
-            warn(
-                f"epoch {epoch} is resumed within a batch, since a step takes {now} samples and "
-                f"not {before} as before: {again} samples come again"
-            )
-        return reached
+        length = None if self._is_shared else self._promised_length(loader)
+        return self._saved.place_in(loader, length, has_state)
 
     def samples_per_step(self) -> int:
         """Return how many samples a step takes; 0 before a callable has returned a loader."""
@@ -390,6 +383,16 @@ class Source:
         loader = self._latest_loader()
         has_state = self._tracked is not None and self._tracked.tells_its_state()
         return loader is None or loaders.may_repeat_its_order(loader, has_state, self._epoch > 0)
+
+    @property
+    def latest_epoch(self) -> int:
+        """The epoch that was opened last; -1 before the first."""
+        return self._epoch
+
+    @property
+    def keeps_iterator(self) -> bool:
+        """Whether a single-pass source was opened, and so keeps its iterator."""
+        return self.single_pass and self._batches is not None
 
     def has_workers(self) -> bool:
         """Return whether the dataloader has worker processes."""
@@ -433,7 +436,9 @@ class Source:
 
     def drop_rest(self, epoch: int, taken: int) -> None:
         """Drop what is left of an epoch that another process has ended."""
-        has_more = self.batches_ahead() > 0 or taken < (self.length or 0)
+        has_more = self.batches_ahead() > 0
+        if self._end_finder is None:
+            has_more = taken < (self.length or 0)
         if has_more and not self.single_pass:
             self._rest = None
             log("epoch %d ends with the shortest process; more batches are dropped", epoch)
@@ -487,14 +492,6 @@ class Source:
 
     def _set_length(self, length: int | None) -> None:
         self.length = self.promised = length
-        self._is_cut = self.given_len is not None
-
-    def end_with_all(self, epoch: int, length: int) -> None:
-        """Let the epoch that was opened be as long as in the shortest process."""
-        if self.length is not None and self.length > length:
-            self._rest = None
-            log("epoch %d has %d batches, as in the shortest process", epoch, length)
-        self.length = self.promised = length
 
     def batches_left(self) -> int | None:
         """Fetch ahead; return how many batches are left, or None if the end was not found."""
@@ -502,7 +499,8 @@ class Source:
 
     def _left_in(self, epoch: int) -> int:
         """Return how many batches of an epoch do not come, since the loader was left as it was."""
-        return self._left_at[1] if self._left_at is not None and self._left_at[0] == epoch else 0
+        saved = self._saved
+        return saved.place if saved.is_left and saved.epoch == epoch else 0
 
     def _looks_ahead(self) -> bool:
         return self._lookahead is None and (self._by_epochs or not self.single_pass)

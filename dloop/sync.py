@@ -10,6 +10,7 @@ import os
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from importlib import import_module
 from signal import Signals
@@ -78,7 +79,7 @@ class Agreement:
         self._sizes: dict[str, int] = {}
         self._begun_at = self._read_at = -1
         self._answer: tuple[int, str | None] = 0, None
-        self.end = NEVER
+        self.end = self._told_end = NEVER  # as agreed on, and as this process has told the others
         self._epoch = self._begun_in = -1  # the epoch of that end, and of the exchange under way
 
     # Before the first step
@@ -101,7 +102,8 @@ class Agreement:
             "epoch": position.epoch,
             "step within the epoch": position.epoch_steps,
             "kind of limit": (*_LIMITS, "stop_when").index(limit[0]),
-            "limit": int(limit[1]),
+            "limit": limit[1] if isinstance(limit[1], int) else round(limit[1] * 10**6),
+            "fraction as a limit": int(isinstance(limit[1], Fraction)),
             "every": self.every,
             "finished run": int(is_over),
             "events": _digest(self._schedule),
@@ -121,7 +123,7 @@ class Agreement:
                 "the body"
             )
 
-    def open_epoch(self, epoch: int, end: int) -> int:
+    def open_epoch(self, epoch: int, end: int, step: int) -> int:
         """Return the earliest end of an epoch that any process knows. It waits for them.
 
         Each process looks as far ahead as two exchanges, so all learn of a later end in time.
@@ -129,11 +131,21 @@ class Agreement:
         Args:
             epoch: the epoch that is opened, or opened again.
             end: its last step as far as this process knows it, or NEVER.
+            step: the latest step.
+
+        Raises:
+            LoopError: an error of the dataloader has hidden the end until it was too late.
         """
         if epoch != self._epoch:
             less_end, *_ = self._at_once("epoch", [-end])
-            self._epoch, self.end = epoch, -less_end
-        return self.end
+            self._epoch, self.end, self._told_end = epoch, -less_end, end
+        next_read = step + 2 * self.every - (step + 1) % self.every
+        if end < min(self.end, self._told_end, next_read):
+            raise LoopError(
+                f"sync: epoch {epoch} ends at step {end}, which the other processes cannot know in "
+                "time, since an error of the dataloader has hidden it"
+            )
+        return min(self.end, end)
 
     # Each step that has a say
 
@@ -208,6 +220,7 @@ class Agreement:
         totals = sorted([(name, counter.total) for name, counter in counters.items()])
         counted, amended = crc32(repr(totals).encode()), self.amendments
         flags = [self._wanted >> place & 1 for place in range(self._schedule.places)]
+        self._told_end = min(self._told_end, epoch_last)
         own = [clock.now(), launch_now, self.stop_code, -epoch_last]
         self._start("step", [*own, counted, -counted, amended, -amended, *flags])
         self._begun_at, self._begun_in, self._wanted = step, self._epoch, 0
@@ -265,7 +278,7 @@ def _digest(schedule: Schedule) -> int:
     """Return a number for all names and Events, the same in all processes that have the same."""
     described = [(key_of(name), _described(event)) for name, event in schedule.events.items()]
     stop_when = schedule.stop_when and _described(schedule.stop_when)
-    return crc32(repr((described, stop_when, schedule.limit)).encode())
+    return crc32(repr((described, stop_when)).encode())
 
 
 def _described(event: Event) -> list[object]:

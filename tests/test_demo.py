@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 import dloop
 from dloop.demo import iris
 from dloop.demo.__main__ import main
+from frameworks import needed
 
 
 def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -63,3 +67,45 @@ def test_the_data_are_the_150_flowers_and_their_source_is_named() -> None:
     note = (folder / "iris.md").read_text(encoding="utf-8")
     assert "Fisher" in note
     assert "CC BY 4.0" in note
+
+
+PROGRAMS = {
+    "image_classifier": ("torch", ["--epochs", "4"]),
+    "language_model": ("torch", ["--tokens", "90000"]),
+    "jax_scan": ("jax", ["--epochs", "3"]),
+    "dqn": ("gymnasium", ["--episodes", "70"]),
+}
+
+
+@pytest.mark.real
+@pytest.mark.no_core
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_killed_program_comes_to_the_same_weights(name: str, tmp_path: Path) -> None:
+    module, arguments = PROGRAMS[name]
+    needed(module)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+    def start(checkpoint: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-u", "-m", f"dloop.demo.{name}", *arguments]
+        return subprocess.Popen(
+            [*command, "--checkpoint", str(tmp_path / checkpoint)],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def last_line(checkpoint: str) -> str:
+        printed, _ = start(checkpoint).communicate(timeout=120)
+        return printed.splitlines()[-1]
+
+    whole = last_line("whole")
+    assert re.fullmatch(r"done: .*, weights [0-9a-f]{12}", whole)
+    with start("killed") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "checkpoint\n":
+                process.kill()
+                break
+    assert process.returncode != 0
+    assert last_line("killed") == whole

@@ -461,6 +461,17 @@ def test_a_callable_can_ask_for_the_epoch_to_come() -> None:
         assert flat(again) == [*"abcdef"][done:]
 
 
+def test_a_generator_function_can_ask_for_its_epoch_too() -> None:
+    sets = ["ab", "cd", "ef"]
+
+    def batches() -> Iterator[str]:
+        yield from sets[loop.epoch]
+
+    loop = Loop(batches, max_epochs=3)
+    assert flat(loop) == [*"abcdef"]
+    assert loop.epoch == 2
+
+
 def test_a_callable_with_set_epoch_is_told_its_epoch() -> None:
     class Load(Part):
         def __call__(self) -> list[int]:
@@ -538,6 +549,92 @@ def test_a_run_of_another_batch_size_continues_at_the_same_sample(
         assert [f"{again} samples come again" in text for text in warned] == [True] * (again > 0)
         assert loop.steps_done == 24 // before + done - (-len(found) // now)
         assert loop.epoch_step == -(-24 // now) - 1
+
+
+def test_an_interrupt_on_the_way_to_the_sample_loses_nothing() -> None:
+    class Interrupts(SizedLoader):
+        batch_size = 6
+        strikes = 1
+
+        def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+            for place in range(4):
+                if place == 1 and self.strikes:
+                    self.strikes = 0
+                    raise KeyboardInterrupt
+                yield [*range(6 * place, 6 * place + 6)]
+
+    loader = Interrupts(promise=4)
+    sampler = type("Sequential", (), {"__module__": "torch.utils.data.sampler"})()
+    sampler.batch_size, sampler.sampler = 6, sampler
+    loader.batch_sampler = sampler  # type: ignore[attr-defined]
+    _, state = after(6, Loop(of_samples(2), max_epochs=1))
+    again = Loop(lambda: loader, max_epochs=1)
+    again.load_state_dict(state)
+    with pytest.raises(KeyboardInterrupt):
+        flat(again)
+    assert flat(again) == [*range(12, 24)]
+    assert (again.epoch_step, again.global_step) == (3, 7)
+
+
+def test_an_incomplete_batch_that_is_dropped_leaves_the_epoch_its_end() -> None:
+    class DropsLast(OfSamples):
+        def __len__(self) -> int:
+            return self.samples // self.batch_size
+
+        def __getitem__(self, place: int) -> list[int]:
+            if place >= len(self):
+                raise IndexError
+            return super().__getitem__(place)
+
+    _, state = after(9, Loop(DropsLast(100, 10), max_epochs=1))
+    again = Loop(DropsLast(100, 45), max_epochs=1)
+    (warned,) = warnings_of(lambda: again.load_state_dict(state))
+    assert "45 samples come again" in warned
+    assert [EPOCH_END in events for _, events in again] == [True]
+
+
+def test_another_length_warns_where_the_batch_size_is_not_known() -> None:
+    _, state = after(3, Loop([[0, 1], [2, 3], [4, 5], [6, 7]], max_epochs=1))
+    again = Loop([[0], [1], [2], [3], [4], [5], [6], [7]], max_epochs=1)
+    (warned,) = warnings_of(lambda: again.load_state_dict(state))
+    assert "has 8 batches and not 4 as before" in warned
+
+
+def test_a_fraction_that_is_passed_already_ends_the_run_as_it_is_resumed() -> None:
+    for enter in (None, 3):
+        _, state = after(3, Loop(lambda: OfSamples(8, 4), max_epochs=9))
+        again = Loop(lambda: OfSamples(8, 1), max_epochs=1.4)
+        again.load_state_dict({**state, "epoch_len": None})
+        found = [*again] if enter is None else [*again.chunks(enter)]
+        assert (found, again.stop_reason) == ([], "max_epochs")
+
+
+def test_odd_attributes_are_not_parts() -> None:
+    class Odd:
+        calls: list[int]
+
+        def __init__(self, answer: Callable[[Any], Any]) -> None:
+            self.calls, self.answer = [], answer
+
+        def __getattr__(self, name: str) -> Any:
+            return self.answer(self) if not name.startswith("__") else getattr(object(), name)
+
+        def set_epoch(self, epoch: int) -> None:
+            self.calls.append(epoch)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter([1, 2])
+
+    def fails(_: Any) -> Any:
+        raise RuntimeError
+
+    for answer in (lambda odd: odd, lambda odd: None, fails):
+        odd = Odd(answer)
+        if answer is fails:
+            odd.end_of_dataloader = None  # type: ignore[attr-defined]
+            odd.dataset, odd.state_dict, odd.get_state = None, None, None  # type: ignore[attr-defined]
+        assert flat(Loop(odd, max_epochs=2, lookahead=None)) == [1, 2, 1, 2]
+        assert odd.calls == [0, 1]
 
 
 def test_the_new_place_is_known_before_the_first_step() -> None:

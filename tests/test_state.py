@@ -757,6 +757,7 @@ def test_a_value_that_json_can_hold_is_restored(tmp_path: Path, value: Any) -> N
 # ------------------------------------------------------------------------- epochs of another length
 
 
+@pytest.mark.filterwarnings("ignore:epoch .* batches and not .* as before:dloop.LoopWarning")
 def test_a_run_that_resumes_beyond_the_end_of_a_shorter_epoch() -> None:
     again = resumed(Loop(range(5), max_epochs=3), after(7, Loop(range(10), max_epochs=3)))
     with pytest.raises(TypeError, match="not known"):

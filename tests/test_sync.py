@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -350,6 +350,64 @@ def test_a_resumed_stream_ends_with_the_shortest_of_all() -> None:
     assert same_on_all(2, run) == [19, 39]
 
 
+def test_an_end_that_an_error_has_hidden_is_an_error_and_not_another_end() -> None:
+    class Fails:
+        has_failed = False
+
+        def __iter__(self) -> Iterator[int]:
+            for number in range(8):
+                if number == 5 and not self.has_failed:
+                    self.has_failed = True
+                    raise OSError
+                yield number
+
+    loop = Loop(Fails(), max_epochs=2, sync=ALONE)
+    next(iter(loop))
+    with pytest.raises(LoopError, match="epoch 0 ends at step 7, which the other processes cannot"):
+        list(loop)
+
+
+def test_an_interrupt_as_a_stream_is_looked_ahead_in_does_not_end_the_run_well() -> None:
+    def stream() -> Iterator[int]:
+        for number in range(9):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield number
+
+    loop = Loop(stream(), max_epochs=1, lookahead=True, sync=ALONE)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(loop))
+    found = []
+    with pytest.raises(LoopError, match="ended after an interrupt"):
+        for batch, _ in loop:
+            found.append(batch)
+    assert found == [0, 1, 2]
+
+
+def test_a_resume_under_sync_fetches_a_few_batches_again() -> None:
+    class Stateful(RecordingLoader):
+        taken = begins_at = 0
+
+        def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+            self.taken, self.begins_at = self.begins_at, 0
+            while self.taken < 5000:
+                self.taken += 1
+                yield self.taken
+
+        def state_dict(self) -> dict[str, int]:
+            return {"taken": self.taken}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.begins_at = state["taken"]
+
+    every = sync.maximum(list, every=100)
+    state = after(3000, Loop(Stateful([]), max_epochs=1, sync=every))
+    loader = Stateful([])
+    again = resumed(Loop(loader, max_epochs=1, sync=every), state)
+    assert next(iter(again))[0] == 3001
+    assert state["loader"]["at"] > 2600
+
+
 def test_lookahead_false_is_refused_where_processes_have_to_know_the_end() -> None:
     with pytest.raises(ValueError, match="lookahead=False: sync needs to know"):
         Loop(RecordingLoader(range(3)), max_steps=9, lookahead=False, sync=ALONE)
@@ -361,7 +419,8 @@ def test_lookahead_false_is_refused_where_processes_have_to_know_the_end() -> No
 @pytest.mark.parametrize(
     ("differs", "named"),
     [
-        ({"max_epochs": 2}, r"limit \(1 to 2\)"),
+        ({"max_epochs": 2}, r"limit \(1 to 2\);"),
+        ({"max_epochs": 1.5}, "fraction as a limit"),
         ({"max_epochs": None, "max_steps": 1}, "kind of limit"),
         ({"start_step": 3}, r"global_step \(0 to 3\)"),
         ({"events": {"A": Event(every_n_steps=3)}}, "events"),
