@@ -53,7 +53,8 @@ def epochs(name: str, value: object) -> float:
         TypeError: it is not a number.
         ValueError: it is out of range.
     """
-    number = real(value)
+    is_whole = hasattr(type(value), "__index__") and not _is_bool(value)
+    number = index(value) if is_whole else real(value)  # type: ignore[arg-type]
     expected = "pass a number of epochs from 0.000001 to 2**62"
     if number is None:
         raise TypeError(f"{name}={shown(value)}: {expected}")

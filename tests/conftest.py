@@ -20,7 +20,7 @@ ALWAYS: dict[str, Any] = {
     "database": None,
     "phases": set(Phase) - {Phase.explain},
 }
-settings.register_profile("default", **ALWAYS, derandomize=True, max_examples=250)
+settings.register_profile("default", **ALWAYS, derandomize=True, max_examples=200)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

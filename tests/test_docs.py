@@ -69,6 +69,7 @@ def test_the_blocks_of_a_page_run(
     run(page.name, tmp_path, monkeypatch)
 
 
+@pytest.mark.no_core
 def test_they_call_the_users_functions_at_their_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +99,7 @@ def test_examples_print_what_they_show(page: Path) -> None:
             scope = test.globs
 
 
+@pytest.mark.no_core
 @each_page
 def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
@@ -105,6 +107,7 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.no_core
 def test_the_readme_links_to_every_page() -> None:
     readme = PAGES[0].read_text(encoding="utf-8")
     assert [page.name for page in PAGES[1:] if f".github/docs/{page.name})" not in readme] == []
