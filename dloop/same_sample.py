@@ -19,8 +19,8 @@ class SavedPlace:
             place was converted.
         length: the epoch's length in batches, if it was known.
         is_left: whether the loader is left as it is, so that these batches do not come.
-        ignores_length: whether the loader goes on by itself, so that it has fewer or more batches
-            to come than its length says.
+        ignores_length: whether the loader resumes by its own state at another batch size, and so
+            has another number of batches left than its length says.
     """
 
     epoch: int = 0
