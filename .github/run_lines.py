@@ -45,6 +45,8 @@ SAME = [
     "python -m pip install --require-hashes --requirement .github/requirements/build.txt",
     "python .github/sources.py dist",
     "python -m pip install --upgrade pip",
+    "python -m pip install --group site .",
+    "python -m sphinx -W -q .github/docs site",
     "python -m pip install --group test dist/*.whl",
     "python -m pip install --require-hashes --requirement .github/requirements/wheels.txt",
 ]
