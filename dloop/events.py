@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import datetime, timedelta
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsFloat, SupportsIndex
 
 from . import checks
@@ -144,14 +144,6 @@ class Event:
     wait_for: Hashable
     _parts: tuple[Event, ...]
 
-    if not TYPE_CHECKING:
-
-        def __new__(cls, *_: object, **arguments: object) -> Event:
-            """Refuse unknown keywords."""
-            if cls is Event:
-                checks.refuse_unknown(Event.__init__, arguments, _OTHER_NAMES)
-            return object.__new__(cls)
-
     def __init__(
         self,
         condition_function: Callable[[LoopState], object] | None = None,
@@ -197,6 +189,15 @@ class Event:
             values = _DEFAULTS  # no modifier can matter
         _check_together(values)
         _set(self, values, ())
+
+    if not TYPE_CHECKING:
+
+        @wraps(__init__)  # for help() and tooltips
+        def __new__(cls, *_: object, **arguments: object) -> Event:
+            """Refuse unknown keywords."""
+            if cls is Event:
+                checks.refuse_unknown(Event.__init__, arguments, _OTHER_NAMES)
+            return object.__new__(cls)
 
     @property
     def parts(self) -> tuple[Event, ...]:

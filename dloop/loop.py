@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from fractions import Fraction
-from functools import partial
+from functools import partial, wraps
 from types import MappingProxyType, TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -115,14 +115,6 @@ class Loop(Generic[Batch]):
         epoch 1 ends with c
     """
 
-    if not TYPE_CHECKING:
-
-        def __new__(cls, *_: object, **arguments: object) -> Loop[Any]:
-            """Refuse unknown keywords."""
-            if cls.__init__ is Loop.__init__:
-                checks.refuse_unknown(Loop.__init__, arguments, _OTHER_NAMES)
-            return object.__new__(cls)
-
     def __init__(
         self,
         dataloader: Iterable[Batch] | Callable[[], Iterable[Batch]],
@@ -174,6 +166,15 @@ class Loop(Generic[Batch]):
         self._begin(self._start_position())
         if self._state_file is not None and os.path.exists(self._state_file):
             self._load_file(self._state_file)
+
+    if not TYPE_CHECKING:
+
+        @wraps(__init__)  # for help() and tooltips
+        def __new__(cls, *_: object, **arguments: object) -> Loop[Any]:
+            """Refuse unknown keywords."""
+            if cls.__init__ is Loop.__init__:
+                checks.refuse_unknown(Loop.__init__, arguments, _OTHER_NAMES)
+            return object.__new__(cls)
 
     def _begin(self, position: Position) -> None:
         """Begin a run at a position."""

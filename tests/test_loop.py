@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import inspect
 import io
 import itertools
 import json
@@ -639,3 +640,8 @@ def test_close_closes_the_iterator_but_not_one_that_was_passed() -> None:
 def test_a_length_beyond_what_len_can_return_is_not_known() -> None:
     with pytest.raises(TypeError, match="not known"):
         len(Loop(range(2**62), max_epochs=4))
+
+
+def test_help_shows_the_arguments() -> None:
+    assert list(inspect.signature(Loop).parameters)[:3] == ["dataloader", "events", "max_epochs"]
+    assert list(inspect.signature(Event).parameters)[:2] == ["condition_function", "every_n_steps"]
