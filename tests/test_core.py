@@ -594,7 +594,7 @@ def test_an_interrupt_while_a_loop_is_made_and_entered_leaves_nothing_behind(
     former, handler = sys.gettrace(), signal.getsignal(signal.SIGTERM)
     found, at = None, 0
     while found is None:
-        left = at = at + 2
+        left = at = at + 3
         found = enter()
         assert ignored == []
         assert signal.getsignal(signal.SIGTERM) is handler

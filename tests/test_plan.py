@@ -129,7 +129,7 @@ def loops(draw: Any) -> tuple[Loop[Any], bool]:
     return Loop(loader, events, **arguments), kind != "unsized"
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(loops())
 def test_a_plan_tells_what_the_run_then_does(drawn: tuple[Loop[Any], bool]) -> None:
     loop, has_length = drawn
