@@ -500,7 +500,6 @@ cdef class Agenda:
     cdef list _triggers
     cdef Heap _heap
     cdef bint _is_per_epoch  # whether a trigger counts within the epoch
-    cdef bint _needs_length
     cdef Trigger only  # the first that fires at the step that was looked at last
     cdef public int64_t epoch_last
     cdef int64_t last_step
@@ -522,7 +521,6 @@ cdef class Agenda:
         self._heap.clear()
         for trigger in self._triggers:
             self._is_per_epoch |= trigger.origin_kind == EPOCH
-        self._needs_length = schedule.needs_length
         self.epoch_last = self.bar_step = NEVER
         self.interrupted_at = -2
         self.last_step = NEVER if schedule.max_steps == NEVER else schedule.max_steps - 1
@@ -540,7 +538,7 @@ cdef class Agenda:
         cdef Trigger trigger
         cdef int64_t last = NEVER if length is None else epoch_start + <int64_t>length - 1
         self.epoch_last = last if last >= step else NEVER
-        if self._needs_length:
+        if ends.needs_length:
             last = ends.last_step(epoch, epoch_start)
             self.last_step = last if last >= step else NEVER
         elif self._heap.size > 1 and not self._is_per_epoch:

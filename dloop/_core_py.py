@@ -23,7 +23,7 @@ from .errors import NEVER
 
 if TYPE_CHECKING:
     from ._core import Agreement, Bar, Pair, Run, Sizes
-    from .schedule import ConditionRow, CounterRow, Schedule, StepRow, Timers
+    from .schedule import ConditionRow, CounterRow, Ends, Schedule, StepRow, Timers
 
 LONGEST = 2**62 - 1
 """The training time, in nanoseconds, at which it stops growing."""
@@ -328,7 +328,7 @@ class Agenda:
         self.requests: list[tuple[int, str | None]] = []
 
     def begin_epoch(
-        self, step: int, epoch: int, epoch_start: int, length: int | None, ends: Any
+        self, step: int, epoch: int, epoch_start: int, length: int | None, ends: Ends
     ) -> None:
         """Plan from `step` on, in an epoch that begins at `epoch_start`."""
         last = NEVER if length is None else epoch_start + length - 1
@@ -340,8 +340,9 @@ class Agenda:
                 first = epoch_start - trigger.origin
                 points = trigger.row.points_in(epoch, ends.length)
                 trigger.points = tuple([first + point for point in points])
-        last = ends.last_step(epoch, epoch_start)
-        self.last_step = last if last >= step else NEVER
+        if ends.needs_length:
+            last = ends.last_step(epoch, epoch_start)
+            self.last_step = last if last >= step else NEVER
         self.dues = [trigger.next_step(step) for trigger in self._triggers]
 
     def triggers_at(self, step: int) -> tuple[int, list[int]]:

@@ -157,13 +157,13 @@ def refuse_unknown(function: FunctionType, given: Iterable[str], others: Mapping
     Args:
         function: the `__init__` of the class.
         given: the keywords of a call.
-        others: what each known name is called here, as other libraries have it.
+        others: names from other libraries, and the arguments that they mean.
 
     Raises:
         TypeError: a keyword is unknown.
     """
     code = function.__code__
-    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]  # without self
     for name in given:
         if name not in known:
             near = [others[name]] if name in others else get_close_matches(name, known, n=1)

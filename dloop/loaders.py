@@ -32,8 +32,6 @@ _SEVERAL = (
     "flattened",  # the same, without nesting
 )
 """Attributes in which they keep several, in a list, a tuple or a dict."""
-
-
 _TORCH_SAMPLERS = ("torch.utils.data.sampler", "torch.utils.data.distributed")
 """The modules of PyTorch's own samplers."""
 
@@ -245,9 +243,10 @@ def samples_per_step(loader: Any) -> int:
     """Return how many samples a step takes over all processes, as far as the loader tells."""
     loader, samples = unwrapped(loader)
     batch_sampler = _attribute(loader, "batch_sampler")
+    samplers = batch_sampler, _attribute(loader, "sampler"), _attribute(batch_sampler, "sampler")
     sizes = [_attribute(each, "batch_size") for each in (batch_sampler, loader)]
     names = ("num_replicas", "num_processes")  # PyTorch's name, and Accelerate's
-    processes = [_attribute(part, name) for part in parts(loader) for name in names]
+    processes = [_attribute(each, name) for each in samplers for name in names]
     for numbers in (sizes, processes):
         samples *= next((each for each in numbers if type(each) is int and each > 0), 1)
     return samples

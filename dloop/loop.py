@@ -147,8 +147,7 @@ class Loop(Generic[Batch]):
         self._schedule = Schedule(events, stop_when, max_epochs, max_steps, max_seconds)
         by_epochs = None if max_epochs is None else checks.epochs("max_epochs", max_epochs)
         self._sync = _checked_sync(sync)
-        # So far ahead that all processes learn of an end by an exchange before it
-        ahead = 2 * self._sync.every + 1 if isinstance(self._sync, Sync) else 1
+        ahead = self._sync.ahead if isinstance(self._sync, Sync) else 1
         self._open_source = partial(Source, dataloader, dataloader_len, lookahead, by_epochs, ahead)
         self._tick = None if clock is None else checks.in_nanoseconds(clock)
         self._start_step = checks.count("start_step", start_step, 0)

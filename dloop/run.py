@@ -486,7 +486,7 @@ class Run:
         epoch_len, samples = position.epoch_len, position.samples_per_step
         if engine.step >= self.first_step:
             epoch_len, samples = None, 0
-            if self.source.latest_epoch == latest.epoch:  # else the next one was opened
+            if self.source.epoch == latest.epoch:  # else the next one was opened
                 epoch_len, samples = self.source.promised, self.source.samples_per_step()
             read_at = self.clock.elapsed(self.clock.last) if self.schedule.timed else elapsed
             latest_time = 0 if undone else max(read_at, agreed)

@@ -308,12 +308,6 @@ class Schedule:
             rows.append(CounterRow(1 << place, 0, several(event.at), *_window(event)))
 
     @property
-    def needs_length(self) -> bool:
-        """Whether anything is a fraction of an epoch, whose length has to be known."""
-        fractions = [row.fraction for row in self.epochs if row.fraction is not None]
-        return isinstance(self.max_epochs, Fraction) or bool(fractions)
-
-    @property
     def event_bits(self) -> int:
         """The bits of the members of LoopEvents and of the names."""
         return (1 << self.stop_place) - 1
@@ -387,7 +381,7 @@ class Ends:
 
     Attributes:
         is_single_pass: whether the source is.
-        needs_length: whether anything is a fraction of an epoch.
+        needs_length: whether anything is a fraction of an epoch, whose length has to be known.
         length: the steps of the open epoch, if that is so.
         by_source: "exhausted" if the run ends with the source's epoch; else None.
         stop_reason: why the run ends, from its last step on.
@@ -402,7 +396,8 @@ class Ends:
         self._on_epoch_end = schedule.bits_with(LoopEvents.EPOCH_END)
         self.on_training_end = schedule.bits_with(LoopEvents.TRAINING_END)
         self.is_single_pass = False
-        self.needs_length = schedule.needs_length
+        fractions = [row for row in schedule.epochs if row.fraction is not None]
+        self.needs_length = isinstance(schedule.max_epochs, Fraction) or bool(fractions)
         self.length: int | None = None
         self.by_source: str | None = None
         self.stop_reason: str | None = None

@@ -51,8 +51,9 @@ class Source:
     Attributes:
         given_len: the argument `dataloader_len`.
         single_pass: whether the batches can be iterated only once.
-        length: the length of the latest epoch, if it is known; `promised`: the same, if
-            `end_of_dataloader` ends it.
+        epoch: the epoch that was opened last; -1 before the first.
+        length: its length, if that is what ends it.
+        promised: its length as far as it is known, of which fractions are counted.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Source:
         self._skips = 0  # the batches to skip in a single-pass source
         self._saved = SavedPlace()
         self._open: Any = None  # the loader of the latest epoch
-        self._epoch = -1  # the latest that was opened
+        self.epoch = -1
         self._batches: Iterator[Any] | None = None  # the iterator of the loader
         self._rest: Iterator[Any] | None = None  # what is asked once more after the last batch
         self._end_finder: Lookahead | None = None
@@ -155,7 +156,7 @@ class Source:
             if self.keeps_iterator:
                 assert self._batches is not None
                 self._begin(self._loader, epoch)  # its epochs are only numbers
-                self._epoch = epoch
+                self.epoch = epoch
                 return self._batches
             self.forget()  # frees workers before new ones begin
             loader = self._open = self._loader if self._load is None else self._load_for(epoch)
@@ -193,7 +194,7 @@ class Source:
         if place > left:
             batches.__setstate__(place - left)
         self._rest = None if self.given_len is not None or left else batches
-        self._open, self._epoch = loader, epoch
+        self._open, self.epoch = loader, epoch
         return batches  # type: ignore[no-any-return]
 
     def _load_for(self, epoch: int) -> Any:
@@ -209,7 +210,7 @@ class Source:
 
     def _iterate(self, loader: Any, epoch: int, place: int) -> Iterator[Any]:
         """Return the batches of an epoch from a place on, from what resumes this loader there."""
-        is_again = self._epoch == epoch
+        is_again = self.epoch == epoch
         left = self._left_in(epoch)
         before = self._tracked_before if is_again else self._tracked
         resumed = self._resumed
@@ -222,7 +223,7 @@ class Source:
             first, batches = resumed_at(loader, resumed)
             if resumed["whole"] and not first:
                 resumed = None  # the epoch begins as any other
-        elif place > left or (epoch and self._epoch < 0 and not left):
+        elif place > left or (epoch and self.epoch < 0 and not left):
             first, batches = _begun_in_order(loader, samplers, epoch)
         else:
             batches = iter(loader)
@@ -261,15 +262,17 @@ class Source:
             if not loaders.may_repeat_its_order(loader, has_state, bool(epoch or is_again)):
                 _warn_of_order(place, epoch)
         batches = begun_once(batches)
-        self._tracked_before, self._tracked, self._epoch = before, tracked, epoch
+        self._tracked_before, self._tracked, self.epoch = before, tracked, epoch
         self._resumed, self._skips = None, 0
         return batches
 
     def _begin(self, loader: Any, epoch: int) -> list[Any]:
         """Set the epoch and its length; return the samplers whose order is that of the epoch."""
         self._samplers = loaders.set_epoch(loader, epoch)
-        is_unknown = self._saved.ignores_length and self._saved.epoch == epoch
-        self._set_length(None if is_unknown else self._promised_length(loader))
+        length = self._promised_length(loader)
+        if self._saved.ignores_length and self._saved.epoch == epoch:
+            length = self.given_len
+        self._set_length(length)
         if self._lookahead is not None:
             self._check_lookahead(loader)
         return self._samplers
@@ -299,7 +302,7 @@ class Source:
         """Let `epoch` be opened again at a place, after an interrupt."""
         if self.keeps_iterator:
             return
-        if self._epoch == epoch and self._resumed is None:  # else it is still being opened
+        if self.epoch == epoch and self._resumed is None:  # else it is still being opened
             self._resumed = self.state(place, 1, epoch, False)
         self._batches = self._rest = self._end_finder = None
 
@@ -358,19 +361,19 @@ class Source:
             epoch: the epoch.
             ended: whether it is complete.
         """
-        if self._epoch < 0:
+        if self.epoch < 0:
             return self._resumed
         for sampler in self._samplers:
-            if sampler.epoch != self._epoch:
+            if sampler.epoch != self.epoch:
                 warn(
-                    f"epoch {self._epoch} has the order of epoch {sampler.epoch}, since the "
+                    f"epoch {self.epoch} has the order of epoch {sampler.epoch}, since the "
                     "dataloader sets the epoch itself: a resumed run may have another order; use "
                     "the dataloader for this loop alone"
                 )
         tracked = self._tracked
         if self.single_pass:
             return None if tracked is None else tracked.state(done, ahead)
-        if self._epoch != epoch and tracked is not None:  # the next one was opened
+        if self.epoch != epoch and tracked is not None:  # the next one was opened
             if ended:
                 return tracked.before
             tracked = self._tracked_before
@@ -382,12 +385,7 @@ class Source:
         """Return whether a resumed run can see the batches in the order of this one."""
         loader = self._latest_loader()
         has_state = self._tracked is not None and self._tracked.tells_its_state()
-        return loader is None or loaders.may_repeat_its_order(loader, has_state, self._epoch > 0)
-
-    @property
-    def latest_epoch(self) -> int:
-        """The epoch that was opened last; -1 before the first."""
-        return self._epoch
+        return loader is None or loaders.may_repeat_its_order(loader, has_state, self.epoch > 0)
 
     @property
     def keeps_iterator(self) -> bool:
@@ -475,7 +473,7 @@ class Source:
 
     def epoch_len(self) -> int | None:
         """Return the length of the open epoch, or of the first if none was opened."""
-        if self._epoch >= 0:
+        if self.epoch >= 0:
             return self.promised
         if self._loader is None:
             return self.given_len

@@ -39,11 +39,14 @@ class Sync:
     Attributes:
         exchange: takes the maximum over all processes.
         every: how many steps lie between two agreements.
+        ahead: how many batches each process fetches ahead where lengths are not known, so that an
+            end is exchanged before its step.
     """
 
     def __init__(self, exchange: Exchange, every: SupportsIndex) -> None:
         self.exchange = exchange
         self.every = checks.count("every", every)
+        self.ahead = 2 * self.every + 1
 
 
 class Agreement:

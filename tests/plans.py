@@ -77,6 +77,7 @@ class Source(Readable):
     guesses: bool = False  # its data set is iterable-style
     keeps_state: bool = False
     batched: int | None = None
+    nested: bool = False  # it is a part of another loader, which has it in a list
 
     @property
     def single_pass(self) -> bool:
@@ -137,6 +138,8 @@ SOURCES = (  # where they have a len(), it may be wrong if the loader sets epoch
     Source("loader", promised=()),
     Source("loader", promised=(), sets_epoch=True),
     Source("loader", sets_epoch=True),
+    Source("loader", sets_epoch=True, nested=True),
+    Source("loader", promised=(), sets_epoch=True, nested=True),
     Source("loader", sets_epoch=True, says_end=True),
     Source("loader", promised=(), sets_epoch=True, guesses=True),
     Source("loader", promised=(), sets_epoch=True, keeps_state=True),
@@ -384,6 +387,21 @@ class SinglePass(Loader):
         return batch
 
 
+class Nesting:
+    """A loader of a user, around one that a library has made."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loaders = [loader]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loaders[0])
+
+
+class SizedNesting(Nesting):
+    def __len__(self) -> int:
+        return len(self.loaders[0])
+
+
 def loader_of(source: Source, world: World) -> Any:
     """A loader of the kind that the source is."""
     if source.kind == "list":
@@ -405,6 +423,8 @@ def dataloader_of(source: Source, world: World) -> Any:
 
     def make() -> Any:
         loader = loader_of(source, world)
+        if source.nested:
+            loader = (Nesting if source.promised is None else SizedNesting)(loader)
         return loader if source.batched is None else batched(loader, source.batched)
 
     return make if source.kind == "callable" else make()

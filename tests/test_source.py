@@ -662,6 +662,30 @@ def test_a_place_that_the_loader_goes_to_by_itself_stays_the_same_batch() -> Non
     assert flat(again) == [*range(3, 9)]
 
 
+@pytest.mark.filterwarnings("ignore::dloop.LoopWarning")
+def test_a_length_that_was_given_holds_for_a_stream_in_other_lists() -> None:
+    _, state = after(2, Loop(batched(iter(range(99)), 2), max_steps=20, dataloader_len=3))
+    again = Loop(batched(iter(range(99)), 3), max_steps=6, dataloader_len=3)
+    again.load_state_dict(state)
+    assert [(again.epoch, EPOCH_END in events) for _, events in again] == [
+        (0, True), (1, False), (1, False), (1, True),
+    ]  # fmt: skip
+
+
+def test_numbers_of_processes_count_in_samplers_alone() -> None:
+    def load(preprocesses: int) -> OfSamples:
+        loader = OfSamples(24, 2)
+        loader.num_processes = preprocesses  # type: ignore[attr-defined]
+        loader.dataset = Part("data", [], num_replicas=preprocesses)  # type: ignore[attr-defined]
+        loader.dataset.__class__ = type("Indexed", (Part,), {"__getitem__": None})  # type: ignore[attr-defined]
+        return loader
+
+    _, state = after(3, Loop(load(4), max_epochs=1))
+    again = Loop(load(8), max_epochs=1)
+    assert warnings_of(lambda: again.load_state_dict(state)) == []
+    assert flat(again) == [*range(6, 24)]
+
+
 def test_parts_without_an_end_are_followed_a_few_levels_deep() -> None:
     class Endless(list):  # type: ignore[type-arg]
         @property
