@@ -1164,13 +1164,11 @@ cdef class Engine:
             _, self.ends.stop_reason, self.ends.finished, agenda.waits.waiting = end
         if epoch_end or ends:
             self.opened = NO_BATCHES
+            self.conditions.answered = step
         if self.in_hand:
             self.in_hand = self.in_hand[step - self.step:]
             if ends or (epoch_end and not self.ends.is_single_pass):
                 self.in_hand = []
-        if epoch_end or step >= self.conditions.answered:
-            self.conditions.answered = step
-            self.conditions.answer = 0
         self.step = step
         if requests:
             del agenda.requests[:requests]
@@ -1482,7 +1480,7 @@ cdef class Lists(Steps):
         cdef PyObject *fetched
         batches = engine.opened
         fetch = Py_TYPE(batches).tp_iternext
-        if conditions.answer:
+        if conditions.answer and conditions.answered > step:
             due = min(due, conditions.answered)
         if engine.agenda.requests and engine.agenda.agreement is None:
             due = step + 1

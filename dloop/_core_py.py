@@ -105,7 +105,7 @@ class EventSets:
         self._places = places
         self._on_unknown = on_unknown
         self._sets: dict[int, Any] = {0: QUIET}
-        self._fired: dict[Hashable, tuple[int, int]] = {}  # the last two steps, by name
+        self._fired = dict.fromkeys(names, (-1, -1))  # the last two steps, by name
 
     def of(self, bits: int) -> Any:
         """Return the set of the names whose bits are given."""
@@ -123,7 +123,7 @@ class EventSets:
     def mark(self, events: Any, step: int) -> None:
         """Remember that `events` fired at `step`."""
         for name in events:
-            latest = self._fired.get(name, (-1, -1))[0]
+            latest = self._fired[name][0]
             if latest != step:
                 self._fired[name] = step, latest
 
@@ -132,7 +132,7 @@ class EventSets:
 
         `end` is the latest step, or the one after it.
         """
-        latest, before = self._fired.get(name, (-1, -1))
+        latest, before = self._fired[name]
         return latest if latest < end else before
 
 
@@ -290,6 +290,12 @@ class Trigger:
             return self.first
         return count + -(count - self.first) % self.period
 
+    def step_after(self, step: int) -> int:
+        """Return the step at which this fires again, after it did at `step`."""
+        if not self.period:
+            return self.next_step(step + 1)
+        return NEVER if self.period >= self.stop - (step - self.origin) else step + self.period
+
 
 class Agenda:
     """The next step at which anything has a say, apart from the clock and conditions.
@@ -302,7 +308,7 @@ class Agenda:
         agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
         requests: what was requested since the latest step: bits, and a reason to stop or None.
         waits: the parts of events that wait for others.
-        dues: for each step criterion, the next step at which it is met.
+        dues: for each step criterion, the next step at which it is met; one more is never due.
         stop_bits: the bits of `stop_when`; `event_bits`: those of names.
         is_plain: whether there is no `stop_when`, and no part that waits.
     """
@@ -314,7 +320,7 @@ class Agenda:
 
     def __init__(self, schedule: Schedule, launch: int, agreement: Agreement | None) -> None:
         self._triggers = [Trigger(row, launch) for row in schedule.steps]
-        self.dues: list[int] = []
+        self.dues = [NEVER]
         self.epoch_last = NEVER
         self.last_step = NEVER if schedule.max_steps == NEVER else schedule.max_steps - 1
         self.bar: Bar | None = None
@@ -343,7 +349,7 @@ class Agenda:
         if ends.needs_length:
             last = ends.last_step(epoch, epoch_start)
             self.last_step = last if last >= step else NEVER
-        self.dues = [trigger.next_step(step) for trigger in self._triggers]
+        self.dues = [*[trigger.next_step(step) for trigger in self._triggers], NEVER]
 
     def triggers_at(self, step: int) -> tuple[int, list[int]]:
         """Return the bits of the step criteria that are met at `step`, and the dues after it."""
@@ -353,12 +359,16 @@ class Agenda:
             for number, trigger in enumerate(self._triggers):
                 if dues[number] == step:
                     bits |= trigger.bit
-                    dues[number] = trigger.next_step(step + 1)
+                    dues[number] = trigger.step_after(step)
         return bits, dues
 
     def next_due(self, step: int, dues: list[int]) -> int:
         """Return the next step after `step` at which anything but the bar has a say."""
-        due = min(self.epoch_last, self.last_step, *dues)
+        due = min(dues)
+        if due > self.epoch_last:
+            due = self.epoch_last
+        if due > self.last_step:
+            due = self.last_step
         return min(due, step + self.every - (step + 1) % self.every) if self.every else due
 
 
@@ -809,40 +819,39 @@ class Engine:
         requests: int,
     ) -> Any:
         """Make the steps up to `step`, at which `bits` are met; return its events."""
-        agenda, ends, alarm, latest = self.agenda, self.ends, self.alarm, self.latest
-        finished, waiting = ends.finished, agenda.waits.waiting
+        agenda, alarm, latest = self.agenda, self.alarm, self.latest
+        end = None
         if reason is not None or not agenda.is_plain:
-            bits, reason, finished, waiting = self._ending(step, bits, reason)
+            end = bits, reason, _, _ = self._ending(step, bits, reason)
         timers, next_reading = alarm.timers, alarm.next_reading
         if is_due or bits & alarm.timer_bits:
             timers = timers.after(step, self.times_at(reading), bits, is_due)
             next_reading = alarm.reading_of(timers)
         bits &= agenda.event_bits
-        events: Any = QUIET
+        events = self.sets.of(bits)
         if bits:
-            events = self.sets.of(bits)
             self.sets.mark(events, step)
         in_hand = self.in_hand
         if in_hand:
-            is_over = reason is not None or (epoch_end and not ends.is_single_pass)
+            is_over = reason is not None or (epoch_end and not self.ends.is_single_pass)
             in_hand = [] if is_over else in_hand[step - self.step :]
         until = self._quiet_after(step, dues, timers.next_start)
         # From here on nothing is called: the steps are made as a whole
         if alarm.timed:
             alarm.clock.last = reading
         if latest.step != step:
-            latest.step, latest.size = step, max(1, step - self.step)
-            latest.timers, latest.waiting = alarm.timers, agenda.waits.waiting
+            latest.step, latest.size = step, step - self.step or 1
+            latest.timers = alarm.timers
+            if not agenda.is_plain:
+                latest.waiting = agenda.waits.waiting
         latest.events, latest.epoch_end = events, epoch_end
         latest.training_end = reason is not None
-        if reason is not None:
-            ends.stop_reason, ends.finished = reason, finished
-        agenda.waits.waiting = waiting
+        if end is not None:
+            _, self.ends.stop_reason, self.ends.finished, agenda.waits.waiting = end
         if epoch_end or reason is not None:
             self.opened = NO_BATCHES
+            self.conditions.answered = step
         self.batches = NO_BATCHES if in_hand else self.opened
-        if epoch_end or step >= self.conditions.answered:
-            self.conditions.answered, self.conditions.answer = step, 0
         alarm.timers, alarm.next_reading, agenda.dues = timers, next_reading, dues
         self.step, self.in_hand = step, in_hand
         self.quiet_until = until
@@ -1133,7 +1142,7 @@ class Lists(Steps):
         engine = self._engine
         conditions, agenda = engine.conditions, engine.agenda
         room = engine.next_due() - engine.step
-        if conditions.answer:
+        if conditions.answer and conditions.answered > engine.step:
             room = min(room, conditions.answered - engine.step)
         if agenda.requests and agenda.agreement is None:
             room = 1
