@@ -1,10 +1,13 @@
-"""Other packages with the same three step events, and a progress bar.
+"""Other packages with the same three step events and an empty body, and a progress bar.
 
-They are in the dependency group `peers`; one that is not installed is left out.
+Each is reduced to its minimum: no logger, no bar, no checkpoint, no optimizer where it can do
+without. They are in the dependency group `peers`; one that is not installed is left out.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -76,6 +79,146 @@ def pfn_extras(data: list[int]) -> Callable[[], int]:
     return run
 
 
+def fires(step: int) -> int:
+    """How many of the three events fire, by hand: the trainers below have callbacks alone."""
+    return ((step + 1) % 16 == 0) + ((step + 1) % 100 == 0) + (step == 10_000)
+
+
+def lightning(data: list[int]) -> Callable[[], int]:
+    """A Trainer, with a module that does nothing."""
+    lightning: Any = import_module("lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    n = 0
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        automatic_optimization = False
+
+        def training_step(self, batch: object, step: int) -> None: ...
+
+        def configure_optimizers(self) -> None: ...
+
+    class Count(lightning.Callback):  # type: ignore[misc]
+        def on_train_batch_end(
+            self, trainer: object, module: object, outputs: object, batch: object, step: int
+        ) -> None:
+            nonlocal n
+            n += fires(step)
+
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[Count()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+
+    def run() -> int:
+        trainer.fit(Module(), data)
+        return n
+
+    return run
+
+
+def keras(data: list[int]) -> Callable[[], int]:
+    """`Model.fit` on PyTorch, with a train_step that does nothing."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    keras: Any = import_module("keras")
+    numpy: Any = import_module("numpy")
+    n = 0
+
+    class Model(keras.Model):  # type: ignore[misc]
+        def call(self, batch: object) -> object:
+            return batch
+
+        def train_step(self, batch: object) -> dict[str, float]:
+            return {}
+
+    class Count(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, step: int, logs: object = None) -> None:
+            nonlocal n
+            n += fires(step)
+
+    model = Model()
+    model.compile(run_eagerly=True)
+    batch = (numpy.zeros(1),)  # it takes arrays alone
+
+    def run() -> int:
+        batches = (batch for _ in data)
+        model.fit(batches, steps_per_epoch=len(data), verbose=0, callbacks=[Count()], shuffle=False)
+        return n
+
+    return run
+
+
+def trainer(data: list[int]) -> Callable[[], int]:
+    """A Trainer of Hugging Face, whose training_step does nothing; its optimizer has to step."""
+    transformers: Any = import_module("transformers")
+    torch: Any = import_module("torch")
+    n = 0
+
+    class Trainer(transformers.Trainer):  # type: ignore[misc]
+        def get_train_dataloader(self) -> list[dict[str, object]]:
+            return [{} for _ in data]
+
+        def training_step(self, *arguments: object) -> Any:
+            return torch.zeros(())
+
+        def log(self, *arguments: object) -> None: ...
+
+    class Count(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, arguments: object, state: Any, control: object, **_: object) -> None:
+            nonlocal n
+            n += fires(state.global_step - 1)
+
+    arguments = transformers.TrainingArguments(
+        output_dir=tempfile.gettempdir(),
+        num_train_epochs=1,
+        per_device_train_batch_size=1,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        max_grad_norm=0,
+    )
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def run() -> int:
+        Trainer(
+            model,
+            arguments,
+            train_dataset=data,
+            callbacks=[Count()],
+            optimizers=(optimizer, None),
+        ).train()
+        return n
+
+    return run
+
+
+def tnt(data: list[int]) -> Callable[[], int]:
+    """`train` of TNT, with a unit that does nothing."""
+    framework: Any = import_module("torchtnt.framework")
+    n = 0
+
+    class Unit(framework.TrainUnit):  # type: ignore[misc]
+        def train_step(self, state: object, data: object) -> None: ...
+
+    class Count(framework.Callback):  # type: ignore[misc]
+        def on_train_step_end(self, state: object, unit: Any) -> None:
+            nonlocal n
+            n += fires(unit.train_progress.num_steps_completed - 1)
+
+    def run() -> int:
+        framework.train(Unit(), data, max_epochs=1, callbacks=[Count()])
+        return n
+
+    return run
+
+
 class Nowhere:
     """A file that discards the progress bar."""
 
@@ -100,27 +243,29 @@ def last_item(batches: Iterable[int]) -> int:
     return batch
 
 
-THREE_EVENTS = Side(loop_with(STEP_EVENTS), three_checks)
-
+TRAINERS = [
+    ("Ignite's Engine", ignite, "ignite"),
+    ("pytorch-pfn-extras' ExtensionsManager", pfn_extras, "pytorch_pfn_extras"),
+    ("TNT's train", tnt, "torchtnt"),
+    ("Keras' fit", keras, "keras"),
+    ("Lightning's Trainer", lightning, "lightning"),
+    ("Hugging Face's Trainer", trainer, "transformers"),
+]
 PEERS = [
-    Row(
-        "three step events / Ignite's Engine",
-        THREE_EVENTS,
-        Side(ignite, call),
-        steps=STEPS,
-        needs="ignite",
-    ),
-    Row(
-        "three step events / pytorch-pfn-extras' ExtensionsManager",
-        THREE_EVENTS,
-        Side(pfn_extras, call),
-        steps=STEPS,
-        needs="pytorch_pfn_extras",
-    ),
     Row(
         "iteration, step events / tqdm(data)",
         Side(loop_with(STEP_EVENTS), last_batch),
         Side(bar, last_item),
         needs="tqdm",
     ),
+    *[
+        Row(
+            f"three step events / {name}",
+            Side(loop_with(STEP_EVENTS), three_checks),
+            Side(peer, call),
+            steps=STEPS,
+            needs=package,
+        )
+        for name, peer, package in TRAINERS
+    ],
 ]

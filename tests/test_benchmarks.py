@@ -26,7 +26,7 @@ pytestmark = pytest.mark.no_core
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from the peers
+@pytest.mark.filterwarnings("ignore")  # of the peers
 def test_both_sides_of_a_row_return_the_same(row: rows.Row) -> None:
     data = list(range(12_000))  # enough for the events at step 10,000
     ours, rival = [side.run(side.make(data)) for side in (row.ours, row.rival)]

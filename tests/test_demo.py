@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import subprocess
@@ -13,47 +12,24 @@ from pathlib import Path
 
 import pytest
 
-import dloop
 from dloop.demo import iris
-from dloop.demo.__main__ import main
+from dloop.demo.__main__ import train
 from frameworks import needed
 
 
-def demo(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    main(list(arguments))
-    return capsys.readouterr().out
-
-
-def test_the_demo_reaches_an_accuracy_of_93_percent(capsys: pytest.CaptureFixture[str]) -> None:
-    losses = []
-    for seed in ("0", "1", "1"):
-        printed = demo(capsys, "--seed", seed)
-        accuracy = re.search(r"accuracy on the held-out flowers: (\S+)", printed)
-        assert accuracy is not None
-        assert float(accuracy[1]) >= 0.93
-        losses.append(re.findall(r"loss .*", printed))
-    assert losses[0] != losses[1] == losses[2]
-
-
-def test_the_demo_prints_the_steps_of_each_event_the_core_and_a_profile(
+def test_the_demo_shows_its_plan_and_a_profile_and_learns(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    printed = demo(capsys, "--epochs", "3", "--trace", str(tmp_path / "trace.json"))
-    assert f"{dloop.BACKEND} core: {dloop.BACKEND_REASON}" in printed
-    assert re.search(r"OptimizerStep +23 x +3, 7, 11, 15, 19, 23, \.\.\. 89$", printed, re.M)
-    assert re.search(r"LoopEvents.EPOCH_END +3 x +29, 59, 89$", printed, re.M)
-    assert re.search(r"LoopEvents.TRAINING_END +1 x +89$", printed, re.M)
-    assert "90 steps, ended by max_epochs" in printed
+    summary = train(100, tmp_path / "iris.json")
+    accuracy = re.fullmatch(r"done: accuracy (\S+), weights [0-9a-f]{12}", summary)
+    assert accuracy is not None
+    assert float(accuracy[1]) >= 0.93
+    printed = capsys.readouterr().out
+    assert re.search(r"^Evaluate +every 10,000 steps or at the", printed, re.M)
+    assert "! 'DropLR': at_step=20000 never fires" in printed
+    assert re.search(r"^step   2999  loss .* accuracy ", printed, re.M)
     assert re.search(r"^waiting +\d", printed, re.M)
-    trace = json.loads((tmp_path / "trace.json").read_text())
-    assert "OptimizerStep" in {event["name"] for event in trace["traceEvents"]}
-
-
-def test_the_plan_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = demo(capsys, "--epochs", "3", "--plan-only")
-    assert "90 steps" in printed
-    assert "! 'DropLR': at_step=400 never fires" in printed
-    assert "loss" not in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.no_core
@@ -70,6 +46,7 @@ def test_the_data_are_the_150_flowers_and_their_source_is_named() -> None:
 
 
 PROGRAMS = {
+    "__main__": (None, ["--epochs", "1000"]),
     "image_classifier": ("torch", ["--epochs", "4"]),
     "language_model": ("torch", ["--tokens", "90000"]),
     "jax_scan": ("jax", ["--epochs", "3"]),
@@ -77,12 +54,18 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.real
 @pytest.mark.no_core
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if package is None else pytest.mark.real)
+        for name, (package, _) in PROGRAMS.items()
+    ],
+)
 def test_a_killed_program_comes_to_the_same_weights(name: str, tmp_path: Path) -> None:
-    module, arguments = PROGRAMS[name]
-    needed(module)
+    package, arguments = PROGRAMS[name]
+    if package is not None:
+        needed(package)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
     def start(checkpoint: str) -> subprocess.Popen[str]:

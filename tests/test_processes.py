@@ -149,23 +149,24 @@ class Demo:
         assert self._process.stdout is not None
         self.lines = iter(self._process.stdout.readline, "")
 
-    def last_line(self) -> str:
-        """What it prints last, once it has ended."""
+    def rest(self) -> list[str]:
+        """What it still prints, once it has ended."""
         try:
-            *_, last = self.lines
+            lines = list(self.lines)
             assert self._process.wait(60) == 0, self._errors.read_text()
         finally:
             self._process.kill()
             self._process.communicate()
-        return last
+        return lines
 
 
 def test_the_demo_that_is_interrupted_comes_to_the_same_weights(tmp_path: Path) -> None:
     needed("torch")
     needed("sklearn")
     (tmp_path / "whole").mkdir()
-    whole = Demo(tmp_path / "whole").last_line()
-    assert whole.startswith("done after step 1349: accuracy 0.9")
+    *_, evaluated, _checkpoint, whole = Demo(tmp_path / "whole").rest()
+    assert re.match(r"step  1349 .* accuracy 0\.9", evaluated)
+    assert whole.startswith("done after step 1349: weights ")
     stopped = Demo(tmp_path)
     output = ""
     for line in stopped.lines:
@@ -175,8 +176,8 @@ def test_the_demo_that_is_interrupted_comes_to_the_same_weights(tmp_path: Path) 
     # Lines of the two may stand in one
     (process,) = re.findall(r"rank 1 is process (\d+)", output)
     os.kill(int(process), signal.SIGTERM)  # to one of the two
-    assert stopped.last_line().startswith("stopped by a signal after step")
-    assert Demo(tmp_path).last_line() == whole
+    assert stopped.rest()[-1].startswith("stopped by a signal after step")
+    assert Demo(tmp_path).rest()[-1] == whole
 
 
 @pytest.mark.parametrize("way", ["raises", "killed"])

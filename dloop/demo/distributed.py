@@ -15,11 +15,11 @@ import argparse
 import hashlib
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dloop
-from dloop import Event, Loop, LoopEvents
+from dloop import Event, Loop, LoopEvents, sync
 
 try:
     import torch
@@ -28,42 +28,29 @@ try:
     from torch.nn.parallel import DistributedDataParallel
     from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 except ImportError as error:
-    raise SystemExit(
-        f"dloop.demo.distributed needs PyTorch and scikit-learn: pip install torch scikit-learn "
-        f"({error})"
-    ) from error
-
-HELD_OUT = 360
-"""Images on which the model is not trained."""
+    raise SystemExit(f"this demo needs PyTorch and scikit-learn ({error})") from error
 
 
 def train(epochs: int, seconds: float, checkpoint: Path) -> str:
-    """Train, from the checkpoint on if there is one; return a summary.
-
-    Args:
-        epochs: the number of epochs.
-        seconds: the time between two checkpoints.
-        checkpoint: the file of the checkpoint.
-    """
-    rank = distributed.get_rank()
+    """Train, from the checkpoint on if there is one; return a summary."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    say: Any = partial(print, flush=True) if rank == 0 else lambda text: None
     torch.manual_seed(0)
     pixels, digits = load_digits(return_X_y=True)
-    images = torch.tensor(pixels / 16, dtype=torch.float32)
-    labels = torch.tensor(digits)
-    data = TensorDataset(images[:-HELD_OUT], labels[:-HELD_OUT])
+    images, labels = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(digits)
+    data = TensorDataset(images[:-360], labels[:-360])
+    held_out, right_ones = images[-360:][rank::size], labels[-360:][rank::size]
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    loss_of = torch.nn.CrossEntropyLoss()
-
     loop: Loop[list[Any]] = Loop(
         DataLoader(data, batch_size=16, sampler=DistributedSampler(data, seed=0)),
         max_epochs=epochs,
         signals=signal.SIGTERM,
-        sync=dloop.sync.torch_distributed(every=10),
+        sync=sync.torch_distributed(every=10),
         events={
             "Checkpoint": Event(every_n_seconds=seconds) | LoopEvents.TRAINING_END,
-            "Log": Event(every_n_steps=200) | LoopEvents.TRAINING_END,
+            "Evaluate": Event(every_n_epochs=5) | LoopEvents.TRAINING_END,
         },
     )
     if checkpoint.exists():
@@ -71,61 +58,41 @@ def train(epochs: int, seconds: float, checkpoint: Path) -> str:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         loop.load_state_dict(saved["loop"])
-        say(rank, f"resuming after step {loop.global_step}")
+        say(f"resuming after step {loop.global_step}")
 
     for (inputs, targets), events in loop:
-        loss = loss_of(parallel(inputs), targets)
+        loss = torch.nn.functional.cross_entropy(parallel(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-        if "Log" in events:
-            say(rank, f"step {loop.global_step:5}  epoch {loop.epoch:3}  loss {loss.item():.4f}")
+        if "Evaluate" in events:  # each process evaluates its part
+            right = (model(held_out).argmax(1) == right_ones).sum()
+            distributed.all_reduce(right)
+            say(f"step {loop.global_step:5}  loss {loss:.4f}  accuracy {right.item() / 360:.3f}")
         if "Checkpoint" in events and rank == 0:
+            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             draft = checkpoint.with_suffix(".draft")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "loop": loop.state_dict(),
-                },
-                draft,
-            )
+            torch.save({**states, "loop": loop.state_dict()}, draft)
             draft.replace(checkpoint)
-            say(rank, f"step {loop.global_step:5}  checkpoint")
+            say(f"step {loop.global_step:5}  checkpoint")
 
     if loop.stop_reason == "SIGTERM":
         return f"stopped by a signal after step {loop.global_step}; the same command resumes"
-    with torch.no_grad():
-        right = (model(images[-HELD_OUT:]).argmax(1) == labels[-HELD_OUT:]).float().mean().item()
     weights = b"".join(each.numpy().tobytes() for each in model.state_dict().values())
     digest = hashlib.sha256(weights).hexdigest()[:12]
-    return f"done after step {loop.global_step}: accuracy {right:.3f}, weights {digest}"
-
-
-def say(rank: int, text: str) -> None:
-    """Print, on one of the processes."""
-    if rank == 0:
-        print(text, flush=True)
-
-
-def main() -> None:
-    """Run the demo from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="torchrun --nproc-per-node 2 -m dloop.demo.distributed", description=__doc__
-    )
-    parser.add_argument("--epochs", type=int, default=20, help="the number of epochs")
-    parser.add_argument("--seconds", type=float, default=0.5, help="between two checkpoints")
-    parser.add_argument(
-        "--checkpoint", type=Path, default=Path("digits.pt"), help="the file to save to"
-    )
-    asked = parser.parse_args()
-    distributed.init_process_group("gloo")
-    print(f"rank {distributed.get_rank()} is process {os.getpid()}", flush=True)
-    found = train(asked.epochs, asked.seconds, asked.checkpoint)
-    say(distributed.get_rank(), found)
-    distributed.destroy_process_group()
+    return f"done after step {loop.global_step}: weights {digest}"
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.5, help="between two checkpoints")
+    parser.add_argument("--checkpoint", type=Path, default=Path("digits.pt"))
+    asked = parser.parse_args()
+    distributed.init_process_group("gloo")
+    print(f"rank {distributed.get_rank()} is process {os.getpid()}", flush=True)
+    summary = train(asked.epochs, asked.seconds, asked.checkpoint)
+    if distributed.get_rank() == 0:
+        print(summary)
+    distributed.destroy_process_group()

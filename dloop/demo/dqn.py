@@ -15,7 +15,6 @@ import copy
 import hashlib
 import random
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ try:
 except ImportError as error:
     raise SystemExit(f"this demo needs PyTorch and gymnasium ({error})") from error
 
-BATCH, DISCOUNT = 64, 0.99
-
 
 def train(episodes: int, checkpoint: Path) -> str:
     """Play so many episodes, from the checkpoint on if there is one; return a summary."""
@@ -37,20 +34,20 @@ def train(episodes: int, checkpoint: Path) -> str:
     model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
     target = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    modules = model, target, optimizer
     memory: deque[Any] = deque(maxlen=10_000)
     environment = gymnasium.make("CartPole-v1", max_episode_steps=200)
 
-    def play() -> Iterator[Any]:
+    def play() -> Any:
         while True:
             state, _ = environment.reset(seed=loop.counts.get("episodes", 0))
-            over = False
-            while not over:
+            ends = cut = False
+            while not (ends or cut):
                 action = int(model(torch.from_numpy(state)).argmax())
                 if chance.random() < max(0.05, 1 - loop.steps_done / 3000):
                     action = chance.randrange(2)
                 following, reward, ends, cut, _ = environment.step(action)
-                over = ends or cut
-                yield state.tolist(), action, float(reward), following.tolist(), ends, over
+                yield (state.tolist(), action, reward, following.tolist(), float(ends)), ends or cut
                 state = following
 
     loop = Loop(
@@ -66,44 +63,38 @@ def train(episodes: int, checkpoint: Path) -> str:
     )
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
-        for module, state_of in zip((model, target, optimizer), saved["states"]):
+        for module, state_of in zip(modules, saved["states"]):
             module.load_state_dict(state_of)
         chance, memory = saved["chance"], saved["memory"]
         loop.load_state_dict(saved["loop"])
-    steps = 0.0
-    for (state, action, reward, following, ends, over), fired in loop:
-        memory.append((state, action, reward, following, float(ends)))
+    for (made, is_over), fired in loop:
+        memory.append(made)
         if "Learn" in fired:
-            chosen = zip(*chance.choices(memory, k=BATCH))
+            chosen = zip(*chance.choices(memory, k=64))
             states, actions, rewards, nexts, final = map(torch.tensor, chosen)
-            with torch.no_grad():
-                wanted = rewards + DISCOUNT * (1 - final) * target(nexts).max(1).values
+            wanted = rewards + 0.99 * (1 - final) * target(nexts).max(1).values.detach()
             values = model(states).gather(1, actions[:, None])[:, 0]
             optimizer.zero_grad()
             torch.nn.functional.smooth_l1_loss(values, wanted).backward()
             optimizer.step()
         if "Target" in fired:
             target.load_state_dict(model.state_dict())
-        if over:
-            fired = loop.count("episodes")
+        fired = loop.count("episodes", int(is_over))
         if "Log" in fired:
             lap = loop.lap("Log")
-            steps = lap.steps / lap.counts["episodes"]
-            print(f"episode {loop.counts['episodes']:4}  {steps:.0f} steps per episode")
+            length = lap.steps / lap.counts["episodes"]
+            print(f"{loop.counts['episodes']} episodes, the latest of {length:.0f} steps")
         if "Checkpoint" in fired:
-            states_of = [each.state_dict() for each in (model, target, optimizer)]
-            saved = {"states": states_of, "chance": chance, "memory": memory}
-            torch.save({**saved, "loop": loop.state_dict()}, f"{checkpoint}.new")
+            saved = {"states": [each.state_dict() for each in modules], "loop": loop.state_dict()}
+            torch.save({**saved, "chance": chance, "memory": memory}, f"{checkpoint}.new")
             Path(f"{checkpoint}.new").replace(checkpoint)
             print("checkpoint", flush=True)
     weights = b"".join(each.numpy().tobytes() for each in model.state_dict().values())
-    digest = hashlib.sha256(weights).hexdigest()[:12]
-    return f"done: {steps:.0f} steps per episode, weights {digest}"
+    return f"done: {loop.steps_done} steps, weights {hashlib.sha256(weights).hexdigest()[:12]}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--checkpoint", type=Path, default=Path("dqn.pt"))
-    asked = parser.parse_args()
-    print(train(asked.episodes, asked.checkpoint))
+    print(train(**vars(parser.parse_args())))

@@ -24,9 +24,6 @@ try:
 except ImportError as error:
     raise SystemExit(f"this demo needs JAX ({error})") from error
 
-SIZES = (64, 8, 1)
-"""Steps in a list: the function is compiled once for each of these."""
-
 
 def samples(count: int) -> Any:
     """Return points in the plane, and whether each lies within the unit circle."""
@@ -79,7 +76,7 @@ def train(epochs: int, checkpoint: Path) -> str:
         saved = json.loads(checkpoint.read_text())
         weights = {name: jnp.array(each, jnp.float32) for name, each in saved["weights"].items()}
         loop.load_state_dict(saved["loop"])
-    for steps, fired in loop.chunks(SIZES):
+    for steps, fired in loop.chunks((64, 8, 1)):  # compiled once for each of these lengths
         weights, latest = train_on(weights, jnp.stack(steps))
         if "Log" in fired:
             speed = loop.lap("Log").steps_per_second

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from math import exp, log
-from pathlib import Path
 
 from .iris import Row
 
@@ -57,7 +55,3 @@ class Softmax:
             probabilities = self.predict(features)
             hits += probabilities.index(max(probabilities)) == label
         return hits / len(rows)
-
-    def save(self, path: Path) -> None:
-        """Write the weights as JSON."""
-        path.write_text(json.dumps(self.weights), encoding="utf-8")
