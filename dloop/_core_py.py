@@ -105,7 +105,8 @@ class EventSets:
         self._places = places
         self._on_unknown = on_unknown
         self._sets: dict[int, Any] = {0: QUIET}
-        self._fired = dict.fromkeys(names, (-1, -1))  # the last two steps, by name
+        # by name, the last two steps at which it fired
+        self._fired: dict[Hashable, tuple[int, int]] = dict.fromkeys(names, (-1, -1))
 
     def of(self, bits: int) -> Any:
         """Return the set of the names whose bits are given."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, SupportsIndex, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from . import checks, loaders
 
@@ -12,12 +12,10 @@ Item = TypeVar("Item")
 
 
 @overload
-def batched(loader: Iterable[Item], n: SupportsIndex) -> Iterable[list[Item]]: ...
+def batched(loader: Iterable[Item], n: int) -> Iterable[list[Item]]: ...
 @overload
-def batched(
-    loader: Callable[[], Iterable[Item]], n: SupportsIndex
-) -> Callable[[], Iterable[list[Item]]]: ...
-def batched(loader: Any, n: SupportsIndex) -> Any:
+def batched(loader: Callable[[], Iterable[Item]], n: int) -> Callable[[], Iterable[list[Item]]]: ...
+def batched(loader: Any, n: int) -> Any:
     """Return a loader whose batches are lists of `n` batches of another.
 
     The last list of an epoch may be shorter. Its length, `set_epoch`, state and end are those of

@@ -7,7 +7,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from operator import index
 from types import FunctionType
-from typing import SupportsFloat, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 from .errors import not_stop
 
@@ -20,11 +20,13 @@ SECOND = 10**9
 
 
 def shown(value: object) -> str:
-    """Return the repr of `value` for a message: one line of at most 100 characters."""
+    """Return the repr of `value` for a message, at most 100 characters; of a table, its type."""
     try:
-        text = " ".join(repr(value).split())
+        text = repr(value)
     except Exception:  # a broken __repr__ must not hide what the message is about
         text = object.__repr__(value)
+    if "\n" in text:
+        return f"<{type(value).__name__}>"
     return text if len(text) <= 100 else text[:97] + "..."
 
 
@@ -127,7 +129,7 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
-def in_nanoseconds(clock: Callable[[], SupportsFloat]) -> Callable[[], int]:
+def in_nanoseconds(clock: Callable[[], float]) -> Callable[[], int]:
     """Return a clock in nanoseconds that reads the user's `clock` and never goes backwards.
 
     It raises TypeError or ValueError if `clock` returns no usable number.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsFloat, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from . import checks
 
@@ -47,10 +47,11 @@ _CHANGES = {
 
 _OTHER_NAMES = {
     **dict.fromkeys(
-        ("every", "every_steps", "every_n_step", "steps", "n", "freq"), "every_n_steps"
+        ("every", "every_steps", "every_n_step", "steps", "n_steps", "n", "freq"), "every_n_steps"
     ),
     **dict.fromkeys(("every_epochs", "every_epoch", "epochs"), "every_n_epochs"),
-    **dict.fromkeys(("every_seconds", "seconds", "interval"), "every_n_seconds"),
+    **dict.fromkeys(("every_seconds", "seconds", "interval", "minutes"), "every_n_seconds"),
+    **dict.fromkeys(("every_n_minutes", "every_n_hours"), "every_n_seconds"),
     **dict.fromkeys(("step", "at_steps", "on_step"), "at_step"),
     **dict.fromkeys(("time", "at_seconds", "after"), "at_time"),
     **dict.fromkeys(("condition", "function", "fn"), "condition_function"),
@@ -148,19 +149,19 @@ class Event:
         self,
         condition_function: Callable[[LoopState], object] | None = None,
         *,
-        every_n_steps: SupportsIndex | None = None,
-        at_step: SupportsIndex | Iterable[SupportsIndex] | None = None,
-        every_n_seconds: SupportsFloat | timedelta | None = None,
-        at_time: SupportsFloat | timedelta | Iterable[SupportsFloat | timedelta] | None = None,
-        at_timestamp: SupportsFloat | datetime | Iterable[SupportsFloat | datetime] | None = None,
-        every_n_epochs: SupportsFloat | SupportsIndex | None = None,
-        at_epoch: SupportsIndex | Iterable[SupportsIndex] | None = None,
-        every_n: SupportsIndex | None = None,
-        at: SupportsIndex | Iterable[SupportsIndex] | None = None,
+        every_n_steps: int | None = None,
+        at_step: int | Iterable[int] | None = None,
+        every_n_seconds: float | timedelta | None = None,
+        at_time: float | timedelta | Iterable[float | timedelta] | None = None,
+        at_timestamp: float | datetime | Iterable[float | datetime] | None = None,
+        every_n_epochs: float | None = None,
+        at_epoch: int | Iterable[int] | None = None,
+        every_n: int | None = None,
+        at: int | Iterable[int] | None = None,
         of: str | None = None,
-        first_at_step: SupportsIndex | None = None,
-        from_step: SupportsIndex | None = None,
-        until_step: SupportsIndex | None = None,
+        first_at_step: int | None = None,
+        from_step: int | None = None,
+        until_step: int | None = None,
         per_epoch: bool | None = None,
         per_launch: bool | None = None,
         wait_for: Hashable = None,
@@ -334,7 +335,8 @@ def _check_together(values: dict[str, Any]) -> None:
             )
     for name in COUNTER_CRITERIA:
         if name in is_given and "of" not in is_given:
-            raise ValueError(f"{name}={values[name]}: add of=, the name of the counter")
+            steps = {"every_n": "every_n_steps", "at": "at_step"}[name]
+            raise ValueError(f"{name}={values[name]}: add of=, a counter's name, or use {steps}=")
     if values["per_epoch"] and values["per_launch"]:
         raise ValueError("per_launch=True: step numbers count per epoch already; pass one of them")
 

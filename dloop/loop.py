@@ -17,8 +17,6 @@ from typing import (
     Generic,
     Literal,
     NamedTuple,
-    SupportsFloat,
-    SupportsIndex,
     TypeVar,
 )
 
@@ -52,7 +50,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("callbacks", "triggers", "handlers", "event"), "events"),
     **dict.fromkeys(("stop", "until", "stop_condition"), "stop_when"),
     **dict.fromkeys(("initial_step", "global_step", "resume_from"), "start_step"),
-    **dict.fromkeys(("checkpoint", "state", "path"), "state_file"),
+    **dict.fromkeys(("checkpoint", "state", "path", "resume"), "state_file"),
     **dict.fromkeys(("bar", "tqdm", "verbose"), "progress"),
     "distributed": "sync",
 }
@@ -120,22 +118,23 @@ class Loop(Generic[Batch]):
         dataloader: Iterable[Batch] | Callable[[], Iterable[Batch]],
         events: Mapping[Any, Event | None] | None = None,
         *,
-        max_epochs: SupportsFloat | SupportsIndex | None = None,
-        max_steps: SupportsIndex | None = None,
-        max_seconds: SupportsFloat | timedelta | None = None,
+        max_epochs: float | None = None,
+        max_steps: int | None = None,
+        max_seconds: float | timedelta | None = None,
         stop_when: Event | None = None,
-        dataloader_len: SupportsIndex | None = None,
+        dataloader_len: int | None = None,
         lookahead: bool | None = None,
-        start_step: SupportsIndex = 0,
+        start_step: int = 0,
         fast_forward: bool = True,
-        clock: Callable[[], SupportsFloat] | None = None,
+        clock: Callable[[], float] | None = None,
         state_file: str | os.PathLike[str] | None = None,
-        signals: SupportsIndex | Iterable[SupportsIndex] = (),
+        signals: int | Iterable[int] = (),
         on_exception: Literal["raise", "event"] = "raise",
         sync: Sync | Literal[False] | None = None,
         progress: bool | Callable[..., Any] | Any = False,
-        profile: bool | SupportsIndex = False,
+        profile: bool | int = False,
     ) -> None:
+        self._schedule = Schedule(events, stop_when, max_epochs, max_steps, max_seconds)
         _check_one_limit(
             stop_when, max_epochs=max_epochs, max_steps=max_steps, max_seconds=max_seconds
         )
@@ -144,7 +143,6 @@ class Loop(Generic[Batch]):
         if on_exception not in ("raise", "event"):
             raise ValueError(f'on_exception={checks.shown(on_exception)}: pass "raise" or "event"')
         self._dataloader = dataloader
-        self._schedule = Schedule(events, stop_when, max_epochs, max_steps, max_seconds)
         by_epochs = None if max_epochs is None else checks.epochs("max_epochs", max_epochs)
         self._sync = _checked_sync(sync)
         ahead = self._sync.ahead if isinstance(self._sync, Sync) else 1
@@ -189,7 +187,7 @@ class Loop(Generic[Batch]):
             self._schedule, source, self._tick, position, agreement, self._on_exception, leave
         )
         if type(self).count is Loop.count:  # without a frame in between: bodies count often
-            self.count = self._run.engine.count  # type: ignore[assignment,method-assign]
+            self.count = self._run.engine.count  # type: ignore[method-assign]
         self._profile = Profile(self._last_steps) if self._last_steps else None
         self._laps: dict[Hashable, tuple[int, int, Mapping[str, int], Lap]] = {}
         self._entered = False
@@ -225,7 +223,7 @@ class Loop(Generic[Batch]):
         return self._enter(None)
 
     def chunks(
-        self, sizes: SupportsIndex | Iterable[SupportsIndex]
+        self, sizes: int | Iterable[int]
     ) -> Iterator[tuple[list[Batch], AbstractSet[Hashable]]]:
         """Return an iterator over lists of batches, for bodies that make many steps at once.
 
@@ -485,7 +483,7 @@ class Loop(Generic[Batch]):
         """
         return self._run.engine.amend(0, True, None)
 
-    def count(self, name: str, n: SupportsIndex = 1) -> AbstractSet[Hashable]:
+    def count(self, name: str, n: int = 1) -> AbstractSet[Hashable]:
         """Add to a counter, and return this step's new events, with those that this makes due.
 
         Args:
@@ -508,7 +506,7 @@ class Loop(Generic[Batch]):
             or False {'words': 3}
             not to be True {'words': 6}
         """
-        return self._run.engine.count(name, n)  # type: ignore[arg-type]
+        return self._run.engine.count(name, n)
 
     @property
     def counts(self) -> Mapping[str, int]:

@@ -208,8 +208,8 @@ class Schedule:
         self.max_time = NEVER if max_seconds is None else _period("max_seconds", max_seconds)
         self.events = _checked_events(events)
         self.stop_when = stop_when
-        if stop_when is not None and not isinstance(stop_when, Event):
-            raise TypeError(f"stop_when={checks.shown(stop_when)}: pass an Event")
+        if stop_when is not None:
+            _check_event("stop_when", stop_when)
         self.names = Names([*LoopEvents, *self.events])
         self.steps: list[StepRow] = []
         self.epochs: list[StepRow] = []
@@ -554,19 +554,25 @@ def _checked_events(events: Mapping[Any, Event | None] | None) -> dict[Any, Even
     for name, event in events.items():
         if isinstance(name, Member):
             raise ValueError(f"events: {name!r} fires by itself; pass another name")
-        if event is not None and not isinstance(event, Event):
-            meant = "an Event, or None"
-            if callable(event):
-                meant = "Event(function), which fires when function(state) is true"
-            elif isinstance(event, int):
-                meant = f"Event(every_n_steps={event}), or Event(at_step={event})"
-            raise TypeError(f"events[{checks.shown(name)}]={checks.shown(event)}: pass {meant}")
+        if event is not None:
+            _check_event(f"events[{checks.shown(name)}]", event)
         other = keys.setdefault(key_of(name), name)
         if other is not name:
             raise ValueError(
                 f"events: {other!r} and {name!r} would be the same name in a state; rename one"
             )
     return {name: Event() if event is None else event for name, event in events.items()}
+
+
+def _check_event(name: str, value: object) -> None:
+    if isinstance(value, Event):
+        return
+    meant = "an Event, or None"
+    if callable(value):
+        meant = "Event(function), which fires when function(state) is true"
+    elif isinstance(value, int):
+        meant = f"Event(every_n_steps={value}), or Event(at_step={value})"
+    raise TypeError(f"{name}={checks.shown(value)}: pass {meant}")
 
 
 def key_of(name: Hashable) -> str:

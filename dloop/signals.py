@@ -171,6 +171,8 @@ def checked_signals(given: object) -> tuple[signal.Signals, ...]:
     """
     found: dict[signal.Signals, None] = {}
     for each in given if checks.is_collection(given) else (given,):
+        if isinstance(each, str):
+            raise TypeError(f"signals={each!r}: pass members of signal, such as signal.SIGTERM")
         try:
             number = signal.Signals(checks.count("signals", each))
         except ValueError:

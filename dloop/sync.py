@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib import import_module
 from signal import Signals
 from time import time_ns
-from typing import Any, SupportsIndex
+from typing import Any
 from zlib import crc32
 
 from . import checks
@@ -43,7 +43,7 @@ class Sync:
             end is exchanged before its step.
     """
 
-    def __init__(self, exchange: Exchange, every: SupportsIndex) -> None:
+    def __init__(self, exchange: Exchange, every: int) -> None:
         self.exchange = exchange
         self.every = checks.count("every", every)
         self.ahead = 2 * self.every + 1
@@ -297,7 +297,7 @@ def _described(event: Event) -> list[object]:
 # Exchanges
 
 
-def maximum(function: Callable[[list[int]], Sequence[int]], *, every: SupportsIndex) -> Sync:
+def maximum(function: Callable[[list[int]], Sequence[int]], *, every: int) -> Sync:
     """Let processes agree by any function that takes a maximum over all of them.
 
     Args:
@@ -328,7 +328,7 @@ def _at_once(function: Callable[[list[int]], Sequence[int]]) -> Exchange:
     return start
 
 
-def torch_distributed(*, every: SupportsIndex, group: Any = None) -> Sync:
+def torch_distributed(*, every: int, group: Any = None) -> Sync:
     """Let the processes of `torch.distributed` agree, by an all-reduce beside the training.
 
     All processes have to call this. It never waits for a GPU: without a gloo backend, it makes a
@@ -389,7 +389,7 @@ def _has_gloo(distributed: Any, group: Any) -> bool:
     return "gloo" in str(distributed.get_backend_config(group))
 
 
-def mpi(*, every: SupportsIndex, comm: Any = None) -> Sync:
+def mpi(*, every: int, comm: Any = None) -> Sync:
     """Let the processes of MPI agree, by mpi4py's `Iallreduce`, which runs beside the training.
 
     All processes have to call this. Use `with loop:` or `loop.close()`, so that no exchange is
@@ -424,7 +424,7 @@ def mpi(*, every: SupportsIndex, comm: Any = None) -> Sync:
     return Sync(start, every)
 
 
-def jax_processes(*, every: SupportsIndex) -> Sync:
+def jax_processes(*, every: int) -> Sync:
     """Let the processes of `jax.distributed` agree, by `jax.experimental.multihost_utils`.
 
     It waits for all processes at each exchange, so `every` should not be small.

@@ -338,6 +338,7 @@ def test_an_error_names_parameter_and_value_in_one_line(
         ("every", "every_n_steps"),
         ("every_n_step", "every_n_steps"),
         ("seconds", "every_n_seconds"),
+        ("every_n_minutes", "every_n_seconds"),
         ("epoch", "at_epoch"),
         ("condition", "condition_function"),
         ("untill_step", "until_step"),
@@ -346,6 +347,12 @@ def test_an_error_names_parameter_and_value_in_one_line(
 def test_an_unknown_argument_names_the_one_that_was_meant(wrong: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"^{wrong}= is no argument; did you mean {meant}=\?$"):
         Event(**{wrong: 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "of_steps"), [("every_n", "every_n_steps"), ("at", "at_step")])
+def test_a_count_of_nothing_names_the_count_of_steps(name: str, of_steps: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}=3: add of=, a .*, or use {of_steps}=$"):
+        Event(**{name: 3})  # type: ignore[arg-type]
 
 
 def test_an_error_says_what_to_pass() -> None:

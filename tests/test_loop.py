@@ -239,6 +239,22 @@ def test_events_are_a_set_and_say_so() -> None:
 def test_what_is_no_event_names_the_form_that_was_meant(value: Any, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"^events\['A'\]=.*: pass {meant}$"):
         Loop(Untouched(), {"A": value}, max_epochs=1)
+    with pytest.raises(TypeError, match=rf"^stop_when=.*: pass {meant}$"):
+        Loop(Untouched(), stop_when=value)
+
+
+def test_a_table_is_named_by_its_type() -> None:
+    class Table:
+        def __repr__(self) -> str:
+            return "   a  b\n0  1  2\n1  3  4"
+
+    with pytest.raises(TypeError, match=r"^max_steps=<Table>: pass a whole number"):
+        Loop(Untouched(), max_steps=Table())  # type: ignore[arg-type]
+
+
+def test_a_limit_in_the_place_of_events_is_told_so() -> None:
+    with pytest.raises(TypeError, match=r"^events=3: pass a mapping of names to Events$"):
+        Loop(Untouched(), 3)  # type: ignore[arg-type]
 
 
 EVENT = Event(every_n_steps=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from datetime import datetime, timedelta, timezone
 from enum import Enum
-from fractions import Fraction
 from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +128,7 @@ Event()
 Event(every_n_steps=16, first_at_step=0, from_step=1, until_step=20_000)
 Event(every_n_steps=None, at_step=None, every_n_seconds=None, at_time=None, per_epoch=None)
 Event(every_n_seconds=timedelta(hours=1), at_time=[timedelta(minutes=5), 3])
-Event(every_n_seconds=Fraction(1, 2), at_time=50 * 60, per_launch=True)
+Event(every_n_seconds=0.5, at_time=50 * 60, per_launch=True)
 Event(at_timestamp=[datetime.now(timezone.utc), 1.5e9])
 for steps in ([1, 2], (1, 2), {1, 2}, range(3)):
     Event(at_step=steps, every_n_epochs=2, at_epoch=steps, per_epoch=True)
