@@ -24,7 +24,8 @@ def _choose(asked: str) -> tuple[object, str, str]:
     except ImportError as error:
         missing = f"the compiled core does not load ({error})"
         if not _is_there():
-            missing = "the compiled core is not installed (dloop was built without a C compiler)"
+            folder = os.path.dirname(__file__)
+            missing = f"no compiled core is in {folder}: pip builds it, with a C compiler"
         if asked == "cython":
             raise ImportError(f"DLOOP_BACKEND=cython, but {missing}") from error
         from . import _core_py

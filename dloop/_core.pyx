@@ -592,7 +592,7 @@ cdef class Conditions:
     """The condition functions of a run.
 
     Attributes:
-        start: the first step at which any of them is called; `stop`: the step before the last.
+        start: the first step at which any of them is called; `stop`: one after the last.
         answered: the step up to which they were called while a list is gathered.
         answer: the bits of those that were true at that step.
         origins: the steps that windows count from: the run's, the launch's and the epoch's first.

@@ -377,7 +377,7 @@ class Conditions:
     """The condition functions of a run.
 
     Attributes:
-        start: the first step at which any of them is called; `stop`: the step before the last.
+        start: the first step at which any of them is called; `stop`: one after the last.
         answered: the step up to which they were called while a list is gathered.
         answer: the bits of those that were true at that step.
         origins: the steps that windows count from: the run's, the launch's and the epoch's first.
@@ -920,7 +920,7 @@ class Engine:
         return self.turn
 
     def _is_in_use(self) -> bool:
-        """Return whether a step is being made, so that this is called by what it calls."""
+        """Return whether this is called from within a step that is being made."""
         frame = sys._getframe(1)
         steps, lists = Steps.pairs.__code__, Lists.pairs.__code__
         while frame.f_back is not None:
@@ -932,7 +932,7 @@ class Engine:
 
 
 def lasting(generate: Callable[[None], Iterator[Any]], lives: list[None]) -> Iterator[Any]:
-    """Return what a generator yields, and after an exception, which ends it, what another yields.
+    """Return an iterator that goes on with a new generator after an exception ended one.
 
     Args:
         generate: makes a generator. It adds to `lives` as it begins, and clears them at its end.

@@ -18,8 +18,8 @@ def batched(loader: Callable[[], Iterable[Item]], n: int) -> Callable[[], Iterab
 def batched(loader: Any, n: int) -> Any:
     """Return a loader whose batches are lists of `n` batches of another.
 
-    The last list of an epoch may be shorter. Its length, `set_epoch`, state and end are those of
-    `loader`; a single-pass `loader` stays single-pass.
+    The last list of an epoch may be shorter. `len()` counts lists; `set_epoch`, state and
+    end are those of `loader`. A single-pass `loader` stays single-pass.
 
     Args:
         loader: any iterable, or a callable that returns one for each epoch.

@@ -101,7 +101,7 @@ class Event:
         of: the name of the counter that `every_n` and `at` refer to.
         first_at_step: the first step at which every_n_steps fires, from 0; n - 1 by default.
         from_step: the first step at which the Event can fire.
-        until_step: the step before which it can fire last.
+        until_step: it can fire only before this step.
         per_epoch: all step numbers of the Event count within the epoch.
         per_launch: all step numbers of the Event count from this launch's first step, and its
             seconds from this launch's first request for a batch. A resume starts afresh.

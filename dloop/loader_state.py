@@ -57,9 +57,8 @@ class TrackedBatches:
 
     It is taken after the first batch, which is the earliest that it can be relied upon, and then
     every `MOST_AGAIN` batches. A state is a dict: `state` is the loader's own after `at` batches of
-    the epoch; `whole` says that it is that of the end of the epoch before, and `cut` that the
-    epoch before was not exhausted; `rest` is how many batches end the epoch before, if the state
-    is from within that.
+    the epoch. `whole`: it was taken at the end of the epoch before; `cut`: that epoch was not
+    exhausted. `rest`: how many batches to fetch to end the epoch before, if the state lies in it.
 
     Args:
         batches: the loader's iterator.

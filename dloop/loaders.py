@@ -193,8 +193,8 @@ def _attribute(part: Any, name: str) -> Any:
 def set_epoch(loader: object, epoch: int) -> list[Any]:
     """Call `set_epoch` on the loader and on what it is made of.
 
-    Returns the samplers whose `epoch`, and so whose order, is now this one; none if the loader has
-    a `set_epoch` of its own, and so sets no other.
+    Returns the samplers whose `epoch` is now this one; none if the loader itself has `set_epoch`,
+    since such a loader does not change it later.
     """
     every_part = parts(loader)
     found = [part for part in every_part if has_set_epoch(part)]

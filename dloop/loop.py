@@ -83,8 +83,8 @@ class Loop(Generic[Batch]):
         signals: a signal, or a collection of them, that ends the run like `stop()`.
         on_exception: "event" yields one more step for an exception of the dataloader, or of a body
             under `guard()`, and raises the exception after it; "raise" raises it at once.
-        sync: lets all processes of a training end and fire alike: what one of the functions in
-            `dloop.sync` returns. False says that they need not.
+        sync: what a function in `dloop.sync` returns; all processes then stop and fire events at
+            the same step. False says that they may differ.
         progress: True shows a tqdm bar; or a tqdm, or a callable that makes one.
         profile: True measures where the time goes, see `loop.profile`; or how many steps its trace
             holds.
@@ -93,6 +93,8 @@ class Loop(Generic[Batch]):
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range, or arguments contradict each other.
         StateError: `state_file` is damaged, or is another file.
+        FileNotFoundError: the folder of `state_file` does not exist.
+        ImportError: `progress=True` needs tqdm, which is not installed.
 
     Iterating raises what the dataloader, a condition or the clock raises; `DataLengthError` if an
     epoch is shorter than its length; `DataExhaustedError` if it is empty; `LoopError` after the
@@ -233,9 +235,8 @@ class Loop(Generic[Batch]):
         effect at the next list.
 
         Args:
-            sizes: the greatest number of batches in a list; or a collection with 1 in it: each
-                list then has one of these lengths, so that a function that is compiled per length
-                is compiled only so often.
+            sizes: the greatest number of batches in a list; or a collection of all lengths that a
+                list may have, with 1 in it, for functions that are compiled for each length.
 
         Raises:
             LoopError: the run has ended.
@@ -313,7 +314,7 @@ class Loop(Generic[Batch]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the latest step, from 0; while a batch is fetched, the epoch of that.
+        """The epoch of the latest step, from 0; during a fetch, the epoch of its batch.
 
         Example:
             >>> from dloop import Loop
@@ -519,6 +520,8 @@ class Loop(Generic[Batch]):
     def stop(self) -> None:
         """Make the next step the last; it has `LoopEvents.TRAINING_END`. Any thread may call this.
 
+        With `sync`, it ends all processes at the step at which the next exchange is read.
+
         Example:
             >>> from dloop import Loop
             >>> loop = Loop(range(9), max_epochs=1)
@@ -538,8 +541,9 @@ class Loop(Generic[Batch]):
     def trigger(self, name: Hashable) -> None:
         """Make `name` fire at the next step. Any thread and any signal handler may call this.
 
-        If parts of the event wait for another, it waits like them, and that is saved. Otherwise it
-        is not saved. After the last step it does nothing.
+        If the event has parts with `wait_for`, the request waits and is saved. Otherwise it
+        is not saved. After the last step it does nothing. With `sync`, the name fires in all
+        processes when the next exchange is read.
 
         Raises:
             KeyError: the loop has no such event, or it is a member of LoopEvents.
@@ -564,8 +568,8 @@ class Loop(Generic[Batch]):
     def lap(self, label: Hashable) -> Lap:
         """Return the steps and the seconds of training since the previous `lap(label)`.
 
-        Its `counts` are what was counted in between, by the name of the counter. The first lap
-        counts from the begin of this launch. In the same step, the same lap is returned again.
+        Its `counts` hold the growth of each counter, by name. The first lap begins with this
+        launch. A second call in the same step returns the same lap.
         Laps are not saved.
 
         Args:
@@ -616,10 +620,10 @@ class Loop(Generic[Batch]):
     # Seeing the run
 
     def plan(self) -> Plan:
-        """Return when each event will fire, and what is wrong with that.
+        """Return when each event will fire, and likely mistakes.
 
-        It is a dry run over the whole run, and reads nothing but `len(dataloader)`. Timers and
-        conditions are in words. All epochs count as long as the first.
+        It is a dry run from where this launch begins, and fetches nothing. What a clock, a
+        condition or a counter decides is in words. All epochs count as long as the first.
 
         Example:
             >>> from dloop import Event, Loop
@@ -714,9 +718,7 @@ class Loop(Generic[Batch]):
         )
         if position.epoch_steps and not position.epoch_end:
             repeats = not self._fast_forward or self._run.source.may_repeat_its_order()
-            self._warn_once(
-                "order", not repeats, f"{_SHUFFLES}, and resumes in another; {_TO_REPEAT}"
-            )
+            self._warn_once("order", not repeats, f"{_SHUFFLES}; {_TO_REPEAT}")
         return as_dict(position)
 
     def _warn_once(self, key: str, is_so: bool, message: str) -> None:
@@ -808,7 +810,7 @@ class Loop(Generic[Batch]):
         self._begin(self._start_position())
 
     def close(self) -> None:
-        """End the run, and close the dataloader's iterator and so its workers.
+        """Close the dataloader's iterator and so its workers; the loop cannot continue.
 
         A DataLoader keeps its persistent workers, and an iterator that was passed as the dataloader
         stays open. `with loop:` closes the loop at its end.
@@ -906,7 +908,7 @@ class Guard:
         return True
 
 
-_SHUFFLES = "this dataloader shuffles in an order that cannot be known to repeat"
+_SHUFFLES = "this dataloader may shuffle in another order after a resume"
 _TO_REPEAT = "use a sampler with set_epoch, or a dataloader with state_dict"
 
 

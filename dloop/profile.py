@@ -19,7 +19,7 @@ MOST_SHOWN = 10  # costs of events in the table
 
 
 class EventCost(NamedTuple):
-    """What the steps at which certain events fire together, and no others, cost."""
+    """The cost of the steps at which exactly these events fire."""
 
     names: tuple[Hashable, ...]
     times: int  # how many such steps there were
@@ -176,7 +176,7 @@ class Profile(drawing.Drawn):
 
     def _summary(self) -> str:
         speed = self.steps / self.total if self.steps else 0.0
-        return f"{self.steps:,} steps in {spelled(self.total)}: {speed:.4g} a second"
+        return f"{self.steps:,} steps in {spelled(self.total)}: {speed:,.1f} a second"
 
     def _parts(self) -> list[tuple[str, str, str, float]]:
         """Return the parts of the time: title, duration, share in words, share from 0 to 1."""

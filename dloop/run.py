@@ -229,6 +229,8 @@ class Run:
     def _open_epoch(self, turn: int) -> None:
         engine, source, agreement = self.engine, self.source, self._agreement
         batches = source.open(engine.epoch, self._place(), engine)
+        if not self.clock.ticking:
+            self._start_clock()
         length = source.length
         if agreement is not None:
             end = agreement.open_epoch(engine.epoch, self._known_end(), engine.step)
@@ -247,8 +249,6 @@ class Run:
             is_over = engine.ends.last_step(engine.epoch, engine.epoch_start) <= engine.step
         if is_over:
             engine.ends.stop_reason = engine.ends.by_steps
-        if not self.clock.ticking:
-            self._start_clock()
         if turn != engine.turn:  # the loop was closed or restarted
             self.check(turn)
         if is_over or (length is not None and length <= engine.step + 1 - engine.epoch_start):

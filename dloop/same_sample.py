@@ -53,7 +53,7 @@ class SavedPlace:
             return place
         reached = place * before // now
         if length:
-            reached = min(reached, length - 1)  # what is dropped as incomplete has its epoch's end
+            reached = min(reached, length - 1)  # one batch stays, so that EPOCH_END fires
         again = place * before - reached * now
         log("%d steps of %d samples are %d of %d samples", place, before, reached, now)
         if again:

@@ -188,8 +188,8 @@ class Schedule:
         counters: criteria of counters, by the counter's name.
         waits: the parts that wait for other events.
         places: how many places there are; those from `stop_place + 2` on are of parts that wait.
-        timer_bits: of the places that have a period in seconds, and of their events.
-        stop_bits: of `stop_when`: of criteria that count over launches, and of those that do not.
+        timer_bits: the bits of places with a period in seconds, and of their events.
+        stop_bits: two bits of `stop_when`: for criteria that outlast a launch, and for others.
         timed: whether each step has to know the time.
     """
 

@@ -485,8 +485,9 @@ class Source:
 
     @property
     def has_epochs(self) -> bool:
-        """Whether the run has epochs: a stream has none."""
-        return not self.single_pass or self._by_epochs or self.fixed_len() is not None
+        """Whether the run has epochs: a stream has none, unless it is looked ahead."""
+        knows_end = self.fixed_len() is not None or self._lookahead is True
+        return not self.single_pass or self._by_epochs or knows_end
 
     def _set_length(self, length: int | None) -> None:
         self.length = self.promised = length
@@ -551,7 +552,7 @@ def _tell_of_dropped(epoch: int, dropped: int, batches: Iterator[Any], seconds: 
 
 def _warn_of_order(place: int, epoch: int) -> None:
     warn(
-        f"epoch {epoch} is resumed after {place} batches, but the dataloader shuffles in an order "
-        "that cannot be known to repeat: samples may come twice or never; use a sampler with "
-        "set_epoch, or a dataloader with state_dict"
+        f"epoch {epoch} is resumed after {place} batches, but the dataloader may shuffle in "
+        "another order now: samples may come twice or never; use a sampler with set_epoch, or a "
+        "dataloader with state_dict"
     )

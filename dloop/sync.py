@@ -121,9 +121,8 @@ class Agreement:
         ]
         if differing:
             raise LoopError(
-                f"sync: the processes differ in {', '.join(differing)}; compute once what may "
-                "differ, as a deadline, and share it; for events of rank 0, ask for the rank in "
-                "the body"
+                f"sync: the processes differ in {', '.join(differing)}; compute a value such as a "
+                "deadline on one rank and share it; to act on rank 0, check the rank in the body"
             )
 
     def open_epoch(self, epoch: int, end: int, step: int) -> int:

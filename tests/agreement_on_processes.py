@@ -68,7 +68,7 @@ def shards_of_unequal_length() -> Trace:
 
 
 def streams_of_unequal_length() -> Trace:
-    """Of no batch more than one to three windows and more, over several epochs, and resumed."""
+    """Lengths differ by up to three windows, over several epochs, also after a resume."""
     found: Trace = []
     for seed in range(40):
         same, own = random.Random(seed), random.Random(1000 * seed + RANK)

@@ -243,6 +243,14 @@ def test_a_stream_has_no_epochs() -> None:
     )
 
 
+def test_an_iterator_that_is_looked_ahead_in_has_an_epoch_of_unknown_length() -> None:
+    plan = plan_of(EPOCH_END, Stream(), max_steps=5, lookahead=True)
+    assert plan.rows[0].times is None
+    assert plan.warnings == (
+        "the length of an epoch is not known; with dataloader_len, a plan tells more",
+    )
+
+
 def test_stop_when_ends_the_run_that_is_planned() -> None:
     plan = plan_of(Event(at_step=20), max_steps=20, stop_when=Event(holds))
     assert plan.summary == "at most 20 steps, 0 to 19; epochs of 10 steps"
@@ -410,7 +418,7 @@ def test_an_order_that_cannot_repeat_is_told() -> None:
     loader = Stream()
     loader.sampler = RandomSampler()  # type: ignore[attr-defined]
     (warning,) = Loop(loader, max_steps=5).plan().warnings
-    assert "shuffles" in warning
+    assert "may shuffle in another order" in warning
 
 
 def test_stop_when_that_never_fires_is_told() -> None:

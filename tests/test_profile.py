@@ -213,7 +213,7 @@ def test_it_can_be_read_at_any_time(clock: Nanoseconds) -> None:
     loop = Loop(batches(clock, 10, 1), max_steps=10, profile=True)
     assert (loop.profile.total, loop.profile.steps, loop.profile.events) == (0, 0, [])
     assert loop.profile.waits == (0, 0, 0, 0)
-    assert "0 steps in 0 ns: 0 a second" in str(loop.profile)
+    assert "0 steps in 0 ns: 0.0 a second" in str(loop.profile)
     with loop.pause_clock():  # before the first step
         clock.advance(1)
     for _ in loop:
@@ -274,7 +274,7 @@ def test_the_table(clock: Nanoseconds) -> None:
     assert (
         str(profiled(clock))
         == """\
-100 steps in 11 s: 9.091 a second
+100 steps in 11 s: 9.1 a second
 
            time  share   median     95%     99%  longest
 -------  ------  -----  -------  ------  ------  -------

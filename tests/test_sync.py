@@ -313,6 +313,19 @@ def test_a_stream_is_looked_ahead_in_if_that_is_asked_for() -> None:
         assert same_on_all(2, run) == ([29], "exhausted")
 
 
+def test_the_batches_that_are_looked_ahead_in_count_as_training_time() -> None:
+    clock = ManualClock()
+
+    def batches() -> Iterator[int]:
+        for batch in range(20):
+            clock.now += 1
+            yield batch
+
+    loop = Loop(batches, max_epochs=1, sync=ALONE, clock=clock)
+    next(iter(loop))
+    assert loop.lap("First").seconds == 10  # it and the 9 that are fetched ahead
+
+
 def test_a_process_without_a_batch_ends_all_with_an_error() -> None:
     def run(rank: int, agreed: Any) -> list[int]:
         return ends_of(Loop(lambda: iter(range(9 * rank)), max_epochs=1, sync=agreed))

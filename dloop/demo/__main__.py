@@ -48,8 +48,9 @@ def train(epochs: int, checkpoint: Path) -> str:
         saved = json.loads(checkpoint.read_text())
         model.weights, learning_rate = saved["weights"], saved["learning_rate"]
         loop.load_state_dict(saved["loop"])
-        print(f"resuming after step {loop.global_step}")
-    print(loop.plan(), "\n")
+        print(f"resuming after step {loop.global_step}\n")
+    else:
+        print(loop.plan(), "\n")
 
     for batch, events in loop:
         loss = model.backward(batch)
