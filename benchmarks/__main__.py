@@ -43,7 +43,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def compare(row: Row, rounds: int) -> dict[str, Any]:
-    """Run both in turns, of which every second begins with the other one."""
+    """Run both in turns; every second turn begins with the other one."""
     result = {"name": row.name, "target": row.target, "stretch": row.stretch, "unit": "ns per step"}
     if row.needs is not None and find_spec(row.needs) is None:
         return {**result, "missing": row.needs}

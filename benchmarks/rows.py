@@ -84,7 +84,7 @@ def last_batch(pairs: Iterable[tuple[Any, object]]) -> Any:
 
 
 def with_repeat(data: list[int]) -> Iterator[tuple[int, None]]:
-    """The cheapest way to hand over pairs."""
+    """The cheapest way to yield pairs."""
     return zip(data, repeat(None))
 
 

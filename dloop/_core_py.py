@@ -932,7 +932,7 @@ class Engine:
 
 
 def lasting(generate: Callable[[None], Iterator[Any]], lives: list[None]) -> Iterator[Any]:
-    """Return an iterator that goes on with a new generator after an exception ended one.
+    """Return an iterator that continues with a new generator after an exception ended one.
 
     Args:
         generate: makes a generator. It adds to `lives` as it begins, and clears them at its end.

@@ -53,7 +53,7 @@ class Source:
         single_pass: whether the batches can be iterated only once.
         epoch: the epoch that was opened last; -1 before the first.
         length: its length, if that is what ends it.
-        promised: its length as far as it is known, of which fractions are counted.
+        promised: its length, if it is known; fractions of an epoch refer to it.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class Agreement:
         now: the training time of all processes, as last read; `launch_now`: the time of the launch.
         stop_code: the greatest reason to stop of this process, as a number; 0 for none.
         amendments: a number for all changes that bodies made to their steps.
-        wall_time: the greatest Unix time of all processes at the begin, in nanoseconds.
+        wall_time: the greatest Unix time of all processes at the start, in nanoseconds.
         end: the last step of the open epoch, as far as any process knows it.
     """
 
