@@ -588,6 +588,20 @@ cdef class Agenda:
 
 
 @final
+cdef class Condition:
+    """A condition function, and the window in which it is called."""
+
+    cdef object bit, function
+    cdef Py_ssize_t place
+    cdef int origin
+    cdef int64_t start, stop
+
+    def __init__(self, row):
+        self.place, self.function, self.origin, self.start, self.stop = row
+        self.bit = 1 << self.place
+
+
+@final
 cdef class Conditions:
     """The condition functions of a run.
 
@@ -608,8 +622,8 @@ cdef class Conditions:
     cdef object answer
 
     def __init__(self, schedule, int64_t launch, bint is_alone):
-        self._events = schedule.conditions
-        self._stops = schedule.stop_conditions
+        self._events = list(map(Condition, schedule.conditions))
+        self._stops = list(map(Condition, schedule.stop_conditions))
         if not is_alone:  # then `stop_when` fires at an agreement
             self._events, self._stops = [*self._stops, *self._events], []
         self._blame = schedule.blame
@@ -621,9 +635,13 @@ cdef class Conditions:
     cdef int begin_epoch(self, int64_t epoch_start) except -1:
         """Count windows that are per epoch from `epoch_start`."""
         self.origins[EPOCH] = epoch_start
-        rows, origins = [*self._events, *self._stops], self.origins
-        self.start = min([origins[row.origin] + row.start for row in rows], default=NEVER)
-        self.stop = max([min(NEVER, origins[row.origin] + row.stop) for row in rows], default=0)
+        cdef Condition row
+        cdef int64_t origin
+        self.start, self.stop = NEVER, 0
+        for row in [*self._events, *self._stops]:
+            origin = self.origins[row.origin]
+            self.start = min(self.start, origin + row.start)
+            self.stop = max(self.stop, origin + min(row.stop, NEVER - origin))
         return 0
 
     cdef object ask(self, LoopState state, bint stops):
@@ -639,17 +657,17 @@ cdef class Conditions:
         return bits | self._true_ones(self._events, state)
 
     cdef object _true_ones(self, list rows, LoopState state):
-        cdef Py_ssize_t place = 0
-        cdef int64_t start, stop
-        cdef int origin
+        cdef Condition row = None
+        cdef int64_t count
         bits = 0
         try:
-            for place, function, origin, start, stop in rows:
-                if start <= state.global_step - self.origins[origin] < stop and function(state):
-                    bits |= <object>1 << place
+            for row in rows:
+                count = state.global_step - self.origins[row.origin]
+                if row.start <= count < row.stop and row.function(state):
+                    bits |= row.bit
         except Exception as exception:
             failure = errors.not_stop(exception)
-            self._blame(failure, place)
+            self._blame(failure, row.place)
             raise failure
         return bits
 
@@ -1132,7 +1150,7 @@ cdef class Engine:
         cdef bint restarts
         end = timers = None
         if reason is None and agenda.is_plain:
-            events = self.events_of(bits)
+            events = self.events_of(bits) if bits else QUIET
             restarts = events is not QUIET and (<EventSet>events)._restarts
         else:
             end = self.ending(step, bits, reason)
@@ -1186,9 +1204,11 @@ cdef class Engine:
         bits, waiting = waits.settle(step, bits, origins)
         if bits & stop_bits and (reason is None or reason == "exhausted"):
             reason = "stop_when"
-        is_lasting = bits & stop_bits & stop_bits >> 1 or ends.finished is not None
-        is_finished = reason == "finish" or (reason == "stop_when" and is_lasting)
-        finished = reason if is_finished else None
+        finished = ends.finished
+        if reason == "finish":
+            finished = reason
+        elif bits & stop_bits & stop_bits >> 1:  # a signal's last step may be this one too
+            finished = "stop_when"
         if reason is not None:  # what waits for TRAINING_END fires too
             bits, waiting = waits.settle(step, bits | ends.on_training_end, origins)
         return bits, reason, finished, waiting
@@ -1210,7 +1230,7 @@ cdef class Engine:
         return clock.elapsed(reading), reading - clock.launched
 
     cdef int keep_in_hand(self, batch) except -1:
-        """Have the batch of a step that was not made in hand for the next request."""
+        """Keep a batch for the next request, since its step was not made."""
         self.in_hand = [batch]
         self.batches = NO_BATCHES
         return 0

@@ -399,9 +399,10 @@ class Conditions:
     def begin_epoch(self, epoch_start: int) -> None:
         """Count windows that are per epoch from `epoch_start`."""
         self.origins[EPOCH] = epoch_start
-        rows = [*self._events, *self._stops]
-        self.start = min([self.origins[row.origin] + row.start for row in rows], default=NEVER)
-        self.stop = max([self.origins[row.origin] + row.stop for row in rows], default=0)
+        self.start, self.stop = NEVER, 0
+        for _, _, origin, start, stop in [*self._events, *self._stops]:
+            self.start = min(self.start, self.origins[origin] + start)
+            self.stop = max(self.stop, self.origins[origin] + stop)
 
     def ask(self, state: LoopState, stops: bool) -> int:
         """Call those of `stop_when`, then the others; return the bits of the true ones.
@@ -875,9 +876,11 @@ class Engine:
         bits, waiting = waits.settle(step, bits, origins)
         if bits & stop_bits and reason in (None, "exhausted"):
             reason = "stop_when"
-        is_lasting = bool(bits & stop_bits & stop_bits >> 1) or ends.finished is not None
-        is_finished = reason == "finish" or (reason == "stop_when" and is_lasting)
-        finished = reason if is_finished else None
+        finished = ends.finished
+        if reason == "finish":
+            finished = reason
+        elif bits & stop_bits & stop_bits >> 1:  # a signal's last step may be this one too
+            finished = "stop_when"
         if reason is not None:  # what waits for TRAINING_END fires too
             bits, waiting = waits.settle(step, bits | ends.on_training_end, origins)
         return bits, reason, finished, waiting
@@ -890,7 +893,7 @@ class Engine:
         return clock.elapsed(reading), reading - clock.launched
 
     def keep_in_hand(self, batch: Any) -> None:
-        """Have the batch of a step that was not made in hand for the next request."""
+        """Keep a batch for the next request, since its step was not made."""
         self.in_hand = [batch]
         self.batches = NO_BATCHES
 
@@ -971,10 +974,11 @@ class Lookahead:
         return self
 
     def __next__(self) -> Any:
-        if self._held < self._count:
+        held, count, following = self._held, self._count, MISSING
+        if held < count:
             self._fill()
-        ring, first, following = self._ring, self._first, MISSING
-        if self._held == self._count:
+            held = self._held
+        if held == count:
             try:
                 # A batch comes out of `for`, where no signal can strike before it has a name
                 for following in self._batches:  # noqa: B007
@@ -983,11 +987,14 @@ class Lookahead:
                     self._end()
             except Exception as error:
                 self._batches, self._is_over = raising(error), True
-        if not self._held:
+        if not held:
             return next(self._batches)
+        ring, first = self._ring, self._first
         batch, ring[first] = ring[first], following
-        self._first = (first + 1) % self._count
-        self._held -= following is MISSING
+        first += 1
+        self._first = first if first < count else 0
+        if following is MISSING:
+            self._held = held - 1
         return batch
 
     def _fill(self) -> None:

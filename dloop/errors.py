@@ -81,7 +81,7 @@ class LoopWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Warn at the line outside of dloop that led here; the cores differ in frames in between."""
+    """Warn at the user's line that led here; the cores have different frames in between."""
     frame = sys._getframe(1)
     level = 2
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):

@@ -83,8 +83,8 @@ class Event:
         every_n_steps: a period in steps: fires when `(global_step + 1) % every_n_steps == 0`.
         at_step: a step, or a collection of steps, from 0.
         every_n_seconds: a period in seconds of training time, or a timedelta: fires at the first
-            step at which that long has passed since its name last fired, by any of its criteria or
-            by `trigger()`; at first, since training began. Missed periods are skipped.
+            step at which it has passed since training began, or since its name last fired, by any
+            criterion or by `trigger()`. Missed periods are skipped.
         at_time: seconds of training time, or a timedelta, or a collection: fires once for each, at
             the first step at or after it.
         at_timestamp: a moment of the wall clock in seconds, as `time.time()` returns, or an aware

@@ -11,10 +11,10 @@ from .batch_lists import BatchLists
 from .errors import NEVER, log
 
 MOST_AGAIN = 100
-"""Batches: how often a loader's state is taken, and so how many are fetched again at most.
+"""Batches between two states of a loader, and so the most that are fetched again.
 
-And after how many batches the state of a resumed loader is right: torchdata's workers know their
-places only once each has given a batch.
+The state of a resumed loader is used only after that many: torchdata's workers know their places
+only once each has given a batch.
 """
 
 

@@ -253,9 +253,9 @@ def samples_per_step(loader: Any) -> int:
 
 
 def begins_with_the_same_samples(loader: Any) -> bool:
-    """Return whether n samples are the same ones at any batch size and number of processes.
+    """Return whether the first n samples are the same at any batch size and number of processes.
 
-    Sequences are, and what PyTorch's own samplers draw.
+    They are for sequences and PyTorch's samplers.
     """
     loader, _ = unwrapped(loader)
     if type(loader) in PLAIN or _is_indexed(loader):

@@ -73,7 +73,8 @@ class Loop(Generic[Batch]):
         stop_when: an Event; the step at which it fires is the last.
         dataloader_len: batches per epoch; an epoch is cut there. By default `len()` counts.
         lookahead: True fetches one batch ahead, to find the end of an epoch in the data; False
-            never does. By default the loop looks ahead if no length is known.
+            never does. By default the loop looks ahead if no length is known; in an iterator only
+            under `max_epochs`.
         start_step: begins as a run that has done so many steps, for a checkpoint that holds only a
             number. An existing `state_file` wins.
         fast_forward: False leaves the dataloader as it is when a run begins at `start_step` or at a
@@ -280,7 +281,7 @@ class Loop(Generic[Batch]):
 
     @property
     def _end_of_run(self) -> str | None:
-        """Why the position from which the run begins is that of a finished run, or None."""
+        """Why the run was finished before this launch began it; None if it was not."""
         position = self._position
         if position.finished is not None:
             return position.finished
@@ -370,9 +371,9 @@ class Loop(Generic[Batch]):
         return self.stop_reason is None and self._run.stop_requested
 
     def steps_since(self, name: Hashable) -> int:
-        """Return the number of steps since `name` fired before the latest step.
+        """Return the number of steps since the previous firing of `name`.
 
-        At a step at which it fires, this is the length of its window: the steps since it fired
+        If it fires at the latest step, this is the length of its window: the steps since it fired
         before, or since the run began.
 
         Raises:
@@ -406,7 +407,7 @@ class Loop(Generic[Batch]):
         return None if self.stop_reason is not None else self._run.steps_to_next_event()
 
     def __len__(self) -> int:
-        """Return the number of steps to come.
+        """Return the number of steps to come; a `stop_when` may end the run earlier.
 
         Raises:
             TypeError: it is not known.
@@ -462,8 +463,8 @@ class Loop(Generic[Batch]):
     def finish_epoch(self) -> AbstractSet[Hashable]:
         """Make this step its epoch's last, and return its new events, with `EPOCH_END`.
 
-        The next batch is the first of the next epoch. The rest of this one is dropped; of a
-        single-pass dataloader nothing is dropped, since its epochs are only numbers.
+        The next batch is the first of the next epoch. The rest of this one is dropped. A
+        single-pass dataloader drops nothing and continues with its next batch.
 
         Raises:
             LoopError: no body of a step runs in this thread.
@@ -520,7 +521,7 @@ class Loop(Generic[Batch]):
     def stop(self) -> None:
         """Make the next step the last; it has `LoopEvents.TRAINING_END`. Any thread may call this.
 
-        With `sync`, it ends all processes at the step at which the next exchange is read.
+        With `sync`, it ends all processes at the same step, up to `2 * every` steps later.
 
         Example:
             >>> from dloop import Loop
@@ -543,7 +544,7 @@ class Loop(Generic[Batch]):
 
         If the event has parts with `wait_for`, the request waits and is saved. Otherwise it
         is not saved. After the last step it does nothing. With `sync`, the name fires in all
-        processes when the next exchange is read.
+        processes at the same step, up to `2 * every` steps later.
 
         Raises:
             KeyError: the loop has no such event, or it is a member of LoopEvents.
@@ -622,8 +623,8 @@ class Loop(Generic[Batch]):
     def plan(self) -> Plan:
         """Return when each event will fire, and likely mistakes.
 
-        It is a dry run from where this launch begins, and fetches nothing. What a clock, a
-        condition or a counter decides is in words. All epochs count as long as the first.
+        It is a dry run from where this launch begins, and fetches nothing. It does not
+        predict clocks, conditions or counters, and assumes equally long epochs.
 
         Example:
             >>> from dloop import Event, Loop
@@ -695,8 +696,8 @@ class Loop(Generic[Batch]):
         It is made of plain values, and of the dataloader's own state if it has one.
 
         Args:
-            step_done: True means that the latest step (or list) is done, and a resumed run begins
-                with the next; False that it is not, as in `except`, and comes again.
+            step_done: True if the latest step (or list) is done: a resumed run begins with the
+                next. False if it is not, as in an `except`: a resumed run repeats it.
 
         Example:
             >>> from dloop import Loop
@@ -764,8 +765,8 @@ class Loop(Generic[Batch]):
     def guard(self) -> Guard:
         """Return a context for bodies; with `on_exception="event"` it catches their exceptions.
 
-        An Exception that leaves the context ends the run: the next step has no batch, but
-        EXCEPTION and TRAINING_END; after it the exception is raised.
+        After an Exception inside, one more step is yielded: its batch is None, and
+        EXCEPTION and TRAINING_END fire. Then the exception is raised.
 
         Raises:
             LoopError: the loop is not used as `with loop:`, without which a `break` would swallow

@@ -137,7 +137,7 @@ class Criterion(NamedTuple):
 def criteria_of(
     event: Event, events: Mapping[Any, Event], most_points: int = 1
 ) -> Iterator[Criterion]:
-    """Yield the criteria of an event; up to so many points of a collection are criteria each.
+    """Yield an event's criteria: one for each point of a collection of up to `most_points`.
 
     `events` are those that it can wait for.
     """

@@ -441,7 +441,7 @@ class Run:
         return None if due >= NEVER - 1 else due - engine.step
 
     def steps_since(self, name: Hashable) -> int:
-        """Return the number of steps since a name fired before the latest step."""
+        """Return the number of steps since the previous firing of a name."""
         engine = self.engine
         is_own = name in tuple(LoopEvents)
         begin = -1 if is_own else self.first_step - 1

@@ -447,7 +447,8 @@ class Timers:
         origins: the first steps of the run (0), the launch and the epoch.
 
     Attributes:
-        next_time: the training time from which a criterion can fire; `next_launch_time`: of the launch.
+        next_time: the training time from which a criterion can fire.
+        next_launch_time: the time of the launch from which one can.
         next_start: the next step at which a window opens.
     """
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .state import Position
 
 LONG = 10
-"""Seconds: a way to a place that takes longer is warned of."""
+"""Seconds: if reaching a place takes longer, dloop warns."""
 _WRITTEN_IN_C: Any = (
     () if issubclass(FunctionType, WrapperDescriptorType) else WrapperDescriptorType
 )
@@ -155,7 +155,7 @@ class Source:
                 return self._open_plain(epoch, place)
             if self.keeps_iterator:
                 assert self._batches is not None
-                self._begin(self._loader, epoch)  # its epochs are only numbers
+                self._begin(self._loader, epoch)  # its iterator continues
                 self.epoch = epoch
                 return self._batches
             self.forget()  # frees workers before new ones begin

@@ -1,7 +1,7 @@
 """Processes that agree on time, stops, conditions and triggers, so that all do the same.
 
-At every n-th step the processes begin to exchange what each of them has, and at the n-th step after
-that they read the maximum. So the answer is the same everywhere, and nobody waits for it.
+At every n-th step each process sends what it has. All read the maximum n steps later, so the answer
+is the same in all, and an exchange in the background keeps nobody waiting.
 """
 
 from __future__ import annotations

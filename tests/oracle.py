@@ -545,7 +545,7 @@ class Oracle:
         is_final |= settle() or self._next.finished
         if "stop_when" in names and reason in (None, "exhausted"):
             reason = "stop_when"
-        finished = reason == "finish" or (reason == "stop_when" and is_final)
+        finished = reason == "finish" or is_final
         if reason is not None:
             names |= joined_with({"TRAINING_END"}, self.events) | {"TRAINING_END"}
             settle()

@@ -418,6 +418,21 @@ def test_stop_when_finishes_a_run_unless_it_is_of_the_launch(
     assert next(iter(resumed(make(), state)))[0] == 3
 
 
+@pytest.mark.parametrize("ends_too", ["stop", "max_steps"])
+def test_what_stop_when_ends_is_finished_though_another_reason_ends_it_too(ends_too: str) -> None:
+    limit = {"max_steps": 3 if ends_too == "max_steps" else None}
+
+    def make(**limit: Any) -> Loop[int]:
+        return Loop(range(9), stop_when=Event(at_step=2), **limit)
+
+    loop = make(**limit)
+    for batch, _ in loop:
+        if batch == 1 and ends_too == "stop":
+            loop.stop()
+    assert (loop.stop_reason, loop.global_step) == (ends_too, 2)
+    assert flat(resumed(make(), json_of(loop))) == []
+
+
 def test_a_finish_is_kept_through_lives_and_undone_with_its_step() -> None:
     def make() -> Loop[int]:
         return Loop(range(9), max_epochs=1, stop_when=Event(at_step=2))
