@@ -1150,7 +1150,7 @@ cdef class Engine:
         cdef bint restarts
         end = timers = None
         if reason is None and agenda.is_plain:
-            events = self.events_of(bits) if bits else QUIET
+            events = self.events_of(bits)
             restarts = events is not QUIET and (<EventSet>events)._restarts
         else:
             end = self.ending(step, bits, reason)
@@ -1217,7 +1217,7 @@ cdef class Engine:
         """Return the set of events of `bits`; a trigger that fires alone keeps its own."""
         cdef Trigger only = self.agenda.only
         if only is None or bits is not only.bit:
-            return self.sets.of(bits)
+            return self.sets.of(bits) if bits else QUIET
         if only.events is None:
             only.events = self.sets.of(bits)
         return only.events
