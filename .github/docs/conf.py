@@ -15,6 +15,7 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "dloop"
+html_show_copyright = False
 exclude_patterns = ["site"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
