@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from typing import Any, Protocol, TypeAlias
 
-from .schedule import CounterRow, Schedule, Timers, Waits
+from .schedule import CounterRow, Ends, Schedule, Timers, Waits
 
 Sizes: TypeAlias = int | tuple[int, ...]
 """The greatest length of a list, or all lengths that it may have, from the greatest to 1."""
@@ -108,25 +108,15 @@ class Agenda:
     def waits(self) -> Waits: ...
     @property
     def agreement(self) -> Any: ...
+    def __init__(self, schedule: Schedule, launch: int, agreement: Any) -> None: ...
     def begin_epoch(
         self, step: int, epoch: int, epoch_start: int, length: int | None, ends: Ends
     ) -> None: ...
+    def next_due(self, step: int) -> int: ...
 
 class Conditions:
     @property
     def origins(self) -> list[int]: ...
-
-class Ends:
-    is_single_pass: bool
-    length: int | None
-    needs_length: bool
-    @property
-    def by_steps(self) -> str: ...
-    def last_step(self, epoch: int, epoch_start: int) -> int: ...
-    by_source: str | None
-    stop_reason: str | None
-    @property
-    def finished(self) -> str | None: ...
 
 class Alarm:
     timers: Timers

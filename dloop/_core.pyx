@@ -579,7 +579,7 @@ cdef class Agenda:
             self._heap.replace_top((<Trigger>self._triggers[number]).step_after(step), number)
         return 0
 
-    cdef inline int64_t next_due(self, int64_t step) noexcept:
+    cpdef inline int64_t next_due(self, int64_t step) noexcept:
         """Return the next step after `step` at which anything but the bar has a say."""
         cdef int64_t due = min(min(self._heap.heap[0].due, self.epoch_last), self.last_step)
         if self.every:

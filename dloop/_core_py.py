@@ -363,9 +363,9 @@ class Agenda:
                     dues[number] = trigger.step_after(step)
         return bits, dues
 
-    def next_due(self, step: int, dues: list[int]) -> int:
+    def next_due(self, step: int, dues: list[int] | None = None) -> int:
         """Return the next step after `step` at which anything but the bar has a say."""
-        due = min(dues)
+        due = min(self.dues if dues is None else dues)
         if due > self.epoch_last:
             due = self.epoch_last
         if due > self.last_step:
@@ -703,7 +703,7 @@ class Engine:
 
     def next_due(self) -> int:
         """Return the next step at which anything is scheduled; NEVER if there is none."""
-        return self.agenda.next_due(self.step, self.agenda.dues)
+        return self.agenda.next_due(self.step)
 
     def look_ahead(self) -> None:
         """Find out how far the next steps are quiet, and where their batches come from."""

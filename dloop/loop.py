@@ -754,7 +754,8 @@ class Loop(Generic[Batch]):
         Raises:
             LoopError: the loop has no `state_file`.
             StateError: the dataloader's state holds what JSON cannot.
-            OSError: the file cannot be written; it still holds what it held.
+            OSError: the file cannot be written, and holds what it held; or it was written, and
+                the folder cannot be synced.
         """
         if self._state_file is None:
             raise LoopError("save_state() needs state_file=, a path to write to")

@@ -429,16 +429,21 @@ class Run:
 
     def steps_to_next_event(self) -> int | None:
         """Return the number of steps to the next that is scheduled; None if there is none."""
-        engine = self.engine
+        engine, ends = self.engine, self.schedule.ends(self.first_step)
         if self.closed or self.stop_reason is not None:
             return None
-        if self.is_between_epochs:  # opening the epoch plans again
-            first = engine.step + 1 if engine.ended_epoch else engine.epoch_start
-            epoch, length = engine.epoch + engine.ended_epoch, self.source.epoch_len()
-            engine.ends.length = length
-            engine.agenda.begin_epoch(engine.step + 1, epoch, first, length, engine.ends)
-        due = engine.next_due()
-        return None if due >= NEVER - 1 else due - engine.step
+        step, epoch, start = engine.step, engine.epoch, engine.epoch_start
+        ends.length, length, last = engine.ends.length, None, engine.agenda.epoch_last
+        if self.is_between_epochs:
+            ends.length = length = self.source.epoch_len()
+            last = NEVER
+            if engine.ended_epoch:
+                epoch, start = epoch + 1, step + 1
+        # An agenda of its own: a question changes nothing
+        agenda = _backend.core.Agenda(self.schedule, self.first_step, None)
+        agenda.begin_epoch(step + 1, epoch, start, length, ends)
+        due = min(agenda.next_due(step), last)
+        return None if due >= NEVER - 1 else due - step
 
     def steps_since(self, name: Hashable) -> int:
         """Return the number of steps since the previous firing of a name."""
@@ -466,6 +471,8 @@ class Run:
         for row, last in timers_then.saved():
             kind = "every" if row.period else "at"
             timers.setdefault(self._key_of(1 << row.owner), []).append((kind, last))
+        for requested, _ in engine.agenda.requests:
+            waiting |= requested
         waiting = engine.agenda.waits.open_at(steps - 1, waiting, engine.conditions.origins)
         waits: dict[str, list[bool]] = {}
         for wait in self.schedule.waits if waiting else ():

@@ -19,8 +19,8 @@ Handler = Any
 class StopSignals:
     """The signals that request one run to stop.
 
-    The first signal requests every run that handles it to stop, and restores the handlers from
-    before dloop; so a second one acts as it would without dloop.
+    The first signal requests every run that handles it to stop, and restores its handler from
+    before dloop; so the same signal again acts as it would without dloop.
 
     Args:
         numbers: the signals.

@@ -7,6 +7,7 @@ import os
 import stat
 from contextlib import suppress
 from fractions import Fraction
+from itertools import count
 from typing import Any, NamedTuple
 
 from . import checks
@@ -160,13 +161,15 @@ def write(path: str, state: dict[str, Any]) -> None:
 
     Raises:
         StateError: the state holds what JSON cannot.
-        OSError: the file cannot be written; it still holds what it held.
+        OSError: the file cannot be written, and holds what it held; or the folder cannot be
+            synced, so that the file may hold that again after a power failure.
     """
     text = json.dumps(_exact(state, "state"))
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
     # A signal's handler may save during a save: each has a draft of its own
-    draft = os.path.join(folder, f".{name}.{len(_drafts)}.draft")
+    names = (os.path.join(folder, f".{name}.{number}.draft") for number in count())
+    draft = next(each for each in names if each not in _drafts)
     _drafts.append(draft)
     try:
         with open(draft, "w", encoding="utf-8") as file:

@@ -444,6 +444,18 @@ def test_what_waits_is_saved_and_triggers_wait_too() -> None:
     assert [step for step, names in seen if "A" in names] == [3, 7, 9]
 
 
+def test_a_trigger_that_waits_is_saved_in_the_body_that_calls_it() -> None:
+    def make() -> Loop[Any]:
+        events = {"A": Event(at_step=99, wait_for="Update"), "Update": UPDATE}
+        return Loop(range(12), events, max_epochs=1)
+
+    for _ in islice(loop := make(), 2):
+        pass
+    loop.trigger("A")
+    seen = run(resumed(make(), loop.state_dict()), at(0, id))
+    assert [step for step, names in seen if "A" in names] == [3]
+
+
 @pytest.mark.parametrize(
     ("events", "stop_when", "expected"),
     [

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dloop import Event, Loop, LoopError, LoopEvents
+from dloop import Event, Loop, LoopError, LoopEvents, sync
 from loops import ENTER, fired
 from manual_clock import ManualClock
 from recording_loaders import RecordingLoader, SizedLoader
@@ -417,6 +417,29 @@ def test_steps_to_next_event(
     assert loop.steps_to_next_event() == before
     loop.close()
     assert loop.steps_to_next_event() is None
+
+
+def test_steps_to_next_event_changes_nothing() -> None:
+    class Shuffled:
+        """Draws another order each time that it was exhausted."""
+
+        order = 0
+
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Iterator[int]:
+            yield from ([0, 1, 2], [2, 1, 0])[self.order % 2]
+            self.order += 1
+
+    loop = Loop(Shuffled(), max_epochs=2)
+    assert [(batch, loop.steps_to_next_event())[0] for batch, _ in loop] == [0, 1, 2, 2, 1, 0]
+
+
+def test_steps_to_next_event_does_not_count_agreements() -> None:
+    loop = Loop(range(100), max_epochs=1, sync=sync.maximum(list, every=10))
+    next(iter(loop))
+    assert loop.steps_to_next_event() == 99
 
 
 @pytest.mark.parametrize("enter", ENTER)

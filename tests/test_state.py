@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import stat
+import threading
 from collections.abc import Callable, Hashable, Iterator
 from itertools import count, islice, product, repeat
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopError, LoopEvents, StateError, batched
 from dloop import loader_state as tracking
+from dloop.state import read, write
 from loops import ENTER, after, flat, resumed
 from manual_clock import ManualClock
 from programs import needs_posix
@@ -747,6 +750,36 @@ def test_an_error_of_the_loader_leaves_the_state_from_before() -> None:
             seen.extend(batch for batch, _ in loop)
         seen += flat(resumed(Loop(StatefulLoader(), max_epochs=3), json_of(loop)))
         assert_each_once(seen)
+
+
+def test_saves_of_several_threads_each_have_a_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "state.json")
+    real, held = os.fsync, {name: threading.Event() for name in "ABC"}
+    writing: queue.Queue[str] = queue.Queue()
+
+    def wait(file: int) -> None:
+        name = threading.current_thread().name
+        if not stat.S_ISDIR(os.fstat(file).st_mode):
+            writing.put(name)
+            held[name].wait(60)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    threads = {}
+    for name in "ABC":  # B is still writing when A has ended and C begins
+        threads[name] = threading.Thread(target=write, args=(path, {"who": name}), name=name)
+        threads[name].start()
+        assert writing.get(timeout=60) == name
+        if name == "B":
+            held["A"].set()
+            threads["A"].join()
+    for name in "BC":
+        held[name].set()
+        threads[name].join()
+        assert read(path) == {"who": name}
+    assert [each.name for each in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_triggers_are_not_saved() -> None:
