@@ -48,7 +48,8 @@ def names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     mocks["backward"].return_value = mocks["evaluate"].return_value = 1.0
     episodes = [{"done": step % 10 == 9} for step in range(1000)]
     data = {"dataloader": range(5000), "short_texts": range(10), "long_texts": range(20)}
-    own = {"Loop": Loop, "Event": Event, "LoopEvents": LoopEvents, "sync": sync}
+    own = {"Loop": Loop, "Event": Event, "LoopEvents": LoopEvents, "dloop": dloop, "sync": sync}
+    own |= {"signal": signal}
     return {
         **mocks, **data, **own,
         "SIGTERM": signal.SIGTERM, "transitions": lambda: iter(episodes), "folder": folder,
@@ -70,6 +71,7 @@ def test_the_blocks_of_a_page_run(
     assert {language for language, _ in blocks(page)} <= {
         "python",
         "console",
+        "text",
         "{toctree}",
         "{eval-rst}",
     }
@@ -93,6 +95,13 @@ def test_they_call_the_users_functions_at_their_steps(
     assert len(calls("processes.md", "write_checkpoint")) == 1
     assert len(calls("lists.md", "update_parameters")) == 625
     assert len(calls("idioms.md", "train_generator")) == 1000
+
+
+def test_the_plan_in_the_readme_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    found = blocks(PAGES[0])
+    (place,) = [place for place, (language, _) in enumerate(found) if language == "text"]
+    exec(found[place - 1][1], {"Loop": Loop, "Event": Event})
+    assert capsys.readouterr().out == found[place][1]
 
 
 @pytest.mark.parametrize("page", EXAMPLES, ids=[page.name for page in EXAMPLES])
