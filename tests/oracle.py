@@ -334,8 +334,6 @@ class Oracle:
         self._true_length = source.steps(source.length(place.epoch))
         if self._known_length == 0:
             raise DataExhaustedError
-        if self._started is None:
-            self._started = self._world.now
         if not source.single_pass:
             is_left_as_it_is = self._is_first_epoch and not plan.fast_forward
             self._index = 0 if is_left_as_it_is else place.epoch_steps
@@ -344,6 +342,11 @@ class Oracle:
         self._looks_ahead = looks_ahead and self._known_length is None and not source.says_end
         if not source.single_pass:
             self._ahead, self._late = [], None
+        if self._started is None:
+            # The order of a resumed part shows only once a batch was fetched
+            if source.nested and source.sets_epoch and place.epoch and not place.epoch_steps:
+                self._has(1)
+            self._started = self._world.now
         self._is_open, self._was_left = True, False
 
     def _has(self, k: int) -> bool:

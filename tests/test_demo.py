@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -91,4 +92,12 @@ def test_a_killed_program_comes_to_the_same_weights(name: str, tmp_path: Path) -
                 process.kill()
                 break
     assert process.returncode != 0
+    if name == "__main__" and os.name == "posix":
+        with start("killed") as process:
+            assert process.stdout is not None
+            assert "checkpoint\n" in iter(process.stdout.readline, "")
+            process.send_signal(signal.SIGINT)
+            *_, summary = process.stdout
+        assert summary.startswith("stopped after step ")
+        assert summary.endswith(": the same command resumes\n")
     assert last_line("killed") == whole
