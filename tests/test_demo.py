@@ -47,7 +47,7 @@ def test_the_data_are_the_150_flowers_and_their_source_is_named() -> None:
 
 
 PROGRAMS = {
-    "__main__": (None, ["--epochs", "1000"]),
+    "__main__": (None, ["--epochs", "1500"]),
     "image_classifier": ("torch", ["--epochs", "4"]),
     "language_model": ("torch", ["--tokens", "90000"]),
     "jax_scan": ("jax", ["--epochs", "3"]),
@@ -93,11 +93,12 @@ def test_a_killed_program_comes_to_the_same_weights(name: str, tmp_path: Path) -
                 break
     assert process.returncode != 0
     if name == "__main__" and os.name == "posix":
-        with start("killed") as process:
+        with start("stopped") as process:
             assert process.stdout is not None
             assert "checkpoint\n" in iter(process.stdout.readline, "")
             process.send_signal(signal.SIGINT)
             *_, summary = process.stdout
         assert summary.startswith("stopped after step ")
         assert summary.endswith(": the same command resumes\n")
+        assert last_line("stopped") == whole
     assert last_line("killed") == whole
