@@ -52,7 +52,7 @@ def resumed_at(loader: Any, resumed: dict[str, Any]) -> tuple[list[Any], Iterato
     return first, batches
 
 
-class TrackedBatches:
+class TrackedBatches(Iterator[Any]):
     """The batches of an epoch from a loader that keeps state, which is taken now and then.
 
     It is taken after the first batch, which is the earliest that it can be relied upon, and then
@@ -99,9 +99,6 @@ class TrackedBatches:
         self._few = 1 + ahead // MOST_AGAIN
         self._at_end: dict[str, Any] | None = None
         self._ended = False  # whether the iterator did
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
 
     def __next__(self) -> Any:
         if self._taken % MOST_AGAIN == 1 and not self._is_unsure:

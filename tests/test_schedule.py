@@ -168,6 +168,8 @@ def test_a_fraction_needs_the_length_of_the_epoch() -> None:
     ):
         with pytest.raises(ValueError, match=r"length of epoch 0 is not known.*dataloader_len"):
             next(iter(Loop(lambda: iter(range(9)), **arguments)))  # type: ignore[arg-type]
+    loop = Loop(lambda: iter(range(9)), {"E": Event(every_n_epochs=0.5)}, max_epochs=1)
+    assert loop.steps_to_next_event() is None
 
 
 def test_step_numbers_and_windows_of_a_launch_count_from_its_first_step() -> None:

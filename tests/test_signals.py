@@ -441,6 +441,24 @@ def summing(path: str, epochs: int) -> Loop[int]:
     return Loop(Summing(), {"E": Event(every_n_steps=3)}, max_epochs=epochs, state_file=path)
 
 
+@needs_posix
+def test_a_forked_child_keeps_sigint_where_the_loop_does_not_handle_it(core: str) -> None:
+    code = """
+    loop = Loop(range(4), max_epochs=1, signals=signal.SIGTERM)
+    def body(batch):
+        child = os.fork()
+        if not child:
+            handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            sys.exit(3 if handled else 4)
+        _, status = os.waitpid(child, 0)
+        say("child", os.waitstatus_to_exitcode(status))
+        loop.stop()
+    train(loop, body)
+    """
+    lines, exit_code, errors = run_until(program(core, code))
+    assert (lines, exit_code) == (["child 3", "child 3", "trained"], 0), errors
+
+
 def train_and_save(path: str, marks: int) -> None:
     """Tell the step after each save."""
     loop = summing(path, 100_000)

@@ -672,6 +672,13 @@ def test_a_length_that_was_given_holds_for_a_stream_in_other_lists() -> None:
     ]  # fmt: skip
 
 
+def test_an_epoch_of_unknown_length_continues_at_the_same_sample_too() -> None:
+    _, state = after(2, Loop(OfSamples(24, 2), max_epochs=1, lookahead=True))
+    again = Loop(OfSamples(24, 4), max_epochs=1, lookahead=True)
+    again.load_state_dict(state)
+    assert flat(again) == [*range(4, 24)]
+
+
 def test_numbers_of_processes_count_in_samplers_alone() -> None:
     def load(preprocesses: int) -> OfSamples:
         loader = OfSamples(24, 2)

@@ -614,6 +614,48 @@ def test_wrong_arguments_are_refused(
         make()
 
 
+def test_torch_distributed_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.distributed", None)
+    with pytest.raises(ImportError, match=r"needs PyTorch: pip install torch$"):
+        sync.torch_distributed(every=5)
+    torch = SimpleNamespace(
+        is_initialized=lambda: False,
+        get_backend=lambda group: "nccl",
+        get_backend_config=lambda group: "cuda:nccl",
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(distributed=torch))
+    monkeypatch.setitem(sys.modules, "torch.distributed", torch)
+    with pytest.raises(
+        RuntimeError, match=r"call torch.distributed.init_process_group\(\) before$"
+    ):
+        sync.torch_distributed(every=5)
+    torch.is_initialized = lambda: True
+    with pytest.raises(ValueError, match=r"^group: its backend is nccl; pass one that has gloo$"):
+        sync.torch_distributed(every=5, group="a group")
+
+
+def test_torch_distributed_makes_a_gloo_group_beside_another_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+
+    def new_group(backend: str) -> str:
+        made.append(backend)
+        return backend
+
+    torch = SimpleNamespace(
+        is_initialized=lambda: True,
+        group=SimpleNamespace(WORLD=object()),
+        get_backend_config=lambda group: "gloo" if group == "gloo" else "nccl",
+        new_group=new_group,
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(distributed=torch))
+    monkeypatch.setitem(sys.modules, "torch.distributed", torch)
+    sync.torch_distributed(every=5)
+    sync.torch_distributed(every=5)
+    assert made == ["gloo"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
