@@ -493,7 +493,6 @@ cdef class Agenda:
         interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
         agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
         requests: what was requested since the latest step: bits, and a reason to stop or None.
-        waits: the parts of events that wait for others.
         stop_bits: the bits of `stop_when`; `event_bits`: those of names.
     """
 
@@ -509,7 +508,6 @@ cdef class Agenda:
     cdef readonly object agreement
     cdef int64_t every
     cdef public list requests
-    cdef readonly object waits
     cdef object stop_bits
     cdef object event_bits
     cdef bint is_plain  # without a `stop_when`, and without parts that wait
@@ -528,7 +526,6 @@ cdef class Agenda:
         self.stop_bits = schedule.stop_bits
         self.event_bits = schedule.event_bits
         self.is_plain = not schedule.stop_bits and not schedule.waits
-        self.waits = schedule.new_waits()
         self.agreement = agreement
         self.every = 0 if agreement is None else agreement.every
 
@@ -615,17 +612,19 @@ cdef class Conditions:
     cdef list _events
     cdef list _stops
     cdef object _blame
+    cdef object _agreement
     cdef readonly int64_t[3] origins
     cdef int64_t start
     cdef int64_t stop
     cdef int64_t answered
     cdef object answer
 
-    def __init__(self, schedule, int64_t launch, bint is_alone):
+    def __init__(self, schedule, int64_t launch, agreement):
         self._events = list(map(Condition, schedule.conditions))
         self._stops = list(map(Condition, schedule.stop_conditions))
-        if not is_alone:  # then `stop_when` fires at an agreement
+        if agreement is not None:  # then `stop_when` fires at an agreement
             self._events, self._stops = [*self._stops, *self._events], []
+        self._agreement = agreement
         self._blame = schedule.blame
         self.origins = (0, launch, 0)
         self.start = NEVER
@@ -647,14 +646,23 @@ cdef class Conditions:
     cdef object ask(self, LoopState state, bint stops):
         """Call those of `stop_when`, then the others; return the bits of the true ones.
 
+        Processes that agree keep them for the next exchange, and none is true now.
+
         Args:
             state: their argument; training_end is true for the others if `stop_when` fires.
             stops: whether `stop_when` fires by another criterion.
         """
+        cdef int64_t step = state.global_step
+        if step <= self.answered:
+            return self.answer if step == self.answered else 0
         bits = self._true_ones(self._stops, state) if self._stops else 0
         if (bits or stops) and not state.training_end:
             state = state.at_training_end()
-        return bits | self._true_ones(self._events, state)
+        bits |= self._true_ones(self._events, state)
+        if self._agreement is not None:
+            self._agreement.keep(step, bits)
+            return 0
+        return bits
 
     cdef object _true_ones(self, list rows, LoopState state):
         cdef Condition row = None
@@ -852,7 +860,7 @@ cdef class Engine:
     ):
         cdef int64_t launch = state.global_step + 1
         self.agenda = Agenda(schedule, launch, agreement)
-        self.conditions = Conditions(schedule, launch, agreement is None)
+        self.conditions = Conditions(schedule, launch, agreement)
         names = schedule.names
         self.sets = EventSets(
             names.names, names.places, names.warn_of_unknown, schedule.timer_bits
@@ -885,8 +893,7 @@ cdef class Engine:
         """Let the next step be the first of the next epoch."""
         self.latest_state()  # while the epoch is that of the step
         if not self.agenda.is_plain:
-            waits = self.agenda.waits
-            waits.waiting = waits.open_at(self.step, waits.waiting, self.conditions.origins)
+            self.ends.waits.end_epoch(self.step, self.conditions.origins)
         self.epoch += 1
         self.epoch_start = self.step + 1
 
@@ -971,8 +978,7 @@ cdef class Engine:
         if epoch_end and not was_end:
             bits |= ends.bits_at(step, self.epoch, self.epoch_start)
             reason = ends.by_epochs(self.epoch)
-        if reason is None or (reason == "max_epochs" and ends.stop_reason != "stop_when"):
-            reason = ends.stop_reason or reason
+        reason = ends.first_reason([reason, ends.stop_reason])
         epoch_end |= was_end
         events = self.conclude(step, bits, reason, epoch_end, self.alarm.clock.last, False, 0)
         if self.agenda.agreement is not None:
@@ -1060,7 +1066,7 @@ cdef class Engine:
             latest.events = QUIET
             latest.epoch_end = latest.training_end = False
             latest.timers = self.alarm.timers
-            latest.waiting = self.agenda.waits.waiting
+            latest.waiting = self.ends.waits.waiting
         return QUIET
 
     cdef object decide(self, run, int64_t turn, int64_t count, int64_t reading):
@@ -1086,7 +1092,7 @@ cdef class Engine:
             bits |= more
             agenda.epoch_last = min(agenda.epoch_last, <int64_t>agenda.agreement.end)
         elif requests:
-            more, stop = self.requested(requests)
+            more, stop = self.ends.of_requests(agenda.requests[:requests])
             bits |= more
         if alarm.timed:
             is_due = reading >= alarm.next_reading or step >= alarm.next_start
@@ -1100,7 +1106,7 @@ cdef class Engine:
         if self.conditions.start <= step < self.conditions.stop:
             elapsed = alarm.clock.elapsed(reading) if alarm.timed else -1
             state = self.state_at(step, epoch_end, reason is not None, elapsed)
-            bits |= self.ask(state, bits & agenda.stop_bits)
+            bits |= self.conditions.ask(state, bits & agenda.stop_bits)
         if turn != self.turn and run is not None:  # the loop was closed or restarted
             run.check(turn)
         if step >= agenda.bar_step and agenda.bar is not None:
@@ -1110,27 +1116,6 @@ cdef class Engine:
                 step, agenda.requests[:requests], alarm.clock, self.counters, agenda.epoch_last
             )
         return self.conclude(step, bits, reason, epoch_end, reading, is_due, requests)
-
-    cdef object ask(self, LoopState state, bint stops):
-        """Return the bits of the conditions that are true; call them, unless that was done."""
-        cdef Conditions conditions = self.conditions
-        cdef int64_t step = state.global_step
-        if step <= conditions.answered:
-            return conditions.answer if step == conditions.answered else 0
-        found = conditions.ask(state, stops)
-        if self.agenda.agreement is None:
-            return found
-        self.agenda.agreement.keep(step, found)
-        return 0
-
-    cdef tuple requested(self, Py_ssize_t count):
-        """Return the bits of the first `count` requests, and the reason if one is to stop."""
-        bits, stop = 0, None
-        for more, reason in self.agenda.requests[:count]:
-            bits |= more
-            if reason is not None and (stop is None or more):  # a signal's has bits
-                stop = reason
-        return bits, stop
 
     cdef inline object conclude(
         self,
@@ -1153,7 +1138,7 @@ cdef class Engine:
             events = self.events_of(bits)
             restarts = events is not QUIET and (<EventSet>events)._restarts
         else:
-            end = self.ending(step, bits, reason)
+            end = self.ends.after(step, bits, reason, self.conditions.origins)
             bits = end[0]
             ends = end[1] is not None
             events = self.sets.of(bits & agenda.event_bits)
@@ -1172,14 +1157,14 @@ cdef class Engine:
             if alarm.has_timers:
                 latest.timers = alarm.timers
             if not agenda.is_plain:
-                latest.waiting = agenda.waits.waiting
+                latest.waiting = self.ends.waits.waiting
         latest.events = events
         latest.epoch_end = epoch_end
         latest.training_end = ends
         if timers is not None:
             alarm.set(timers)
         if end is not None:
-            _, self.ends.stop_reason, self.ends.finished, agenda.waits.waiting = end
+            _, self.ends.stop_reason, self.ends.finished, self.ends.waits.waiting = end
         if epoch_end or ends:
             self.opened = NO_BATCHES
             self.conditions.answered = step
@@ -1192,26 +1177,6 @@ cdef class Engine:
             del agenda.requests[:requests]
         self.look_ahead()
         return events
-
-    cdef tuple ending(self, int64_t step, bits, reason):
-        """Return what follows from the bits that are met: whether the run ends, what waits.
-
-        Returns the bits that fire, the reason to end, the one for a resumed run, and those that
-        wait.
-        """
-        ends, waits, stop_bits = self.ends, self.agenda.waits, self.agenda.stop_bits
-        cdef list origins = self.conditions.origins
-        bits, waiting = waits.settle(step, bits, origins)
-        if bits & stop_bits and (reason is None or reason == "exhausted"):
-            reason = "stop_when"
-        finished = ends.finished
-        if reason == "finish":
-            finished = reason
-        elif bits & stop_bits & stop_bits >> 1:  # a signal's last step may be this one too
-            finished = "stop_when"
-        if reason is not None:  # what waits for TRAINING_END fires too
-            bits, waiting = waits.settle(step, bits | ends.on_training_end, origins)
-        return bits, reason, finished, waiting
 
     cdef inline object events_of(self, bits):
         """Return the set of events of `bits`; a trigger that fires alone keeps its own."""
@@ -1532,9 +1497,6 @@ cdef class Lists(Steps):
         except BaseException as exception:
             self.run.fail_step(exception, self.turn)
             raise
-        if engine.agenda.agreement is not None:
-            engine.agenda.agreement.keep(step, found)
-            found = 0
         conditions.answered = step
         conditions.answer = found
         return found != 0

@@ -308,7 +308,6 @@ class Agenda:
         interrupted_at: the place, in steps, at which the fetch of a single-pass source was.
         agreement: what lets processes agree, or None; `every`: its period in steps, or 0.
         requests: what was requested since the latest step: bits, and a reason to stop or None.
-        waits: the parts of events that wait for others.
         dues: for each step criterion, the next step at which it is met; one more is never due.
         stop_bits: the bits of `stop_when`; `event_bits`: those of names.
         is_plain: whether there is no `stop_when`, and no part that waits.
@@ -316,7 +315,7 @@ class Agenda:
 
     __slots__ = (
         "_triggers", "agreement", "bar", "bar_step", "dues", "epoch_last", "event_bits", "every",
-        "interrupted_at", "is_plain", "last_step", "requests", "stop_bits", "waits",
+        "interrupted_at", "is_plain", "last_step", "requests", "stop_bits",
     )  # fmt: skip
 
     def __init__(self, schedule: Schedule, launch: int, agreement: Agreement | None) -> None:
@@ -329,7 +328,6 @@ class Agenda:
         self.interrupted_at = -2
         self.stop_bits, self.event_bits = schedule.stop_bits, schedule.event_bits
         self.is_plain = not schedule.stop_bits and not schedule.waits
-        self.waits = schedule.new_waits()
         self.agreement = agreement
         self.every = 0 if agreement is None else agreement.every
         self.requests: list[tuple[int, str | None]] = []
@@ -354,13 +352,11 @@ class Agenda:
 
     def triggers_at(self, step: int) -> tuple[int, list[int]]:
         """Return the bits of the step criteria that are met at `step`, and the dues after it."""
-        bits, dues = 0, self.dues
-        if step in dues:
-            dues = dues.copy()
-            for number, trigger in enumerate(self._triggers):
-                if dues[number] == step:
-                    bits |= trigger.bit
-                    dues[number] = trigger.step_after(step)
+        bits, dues = 0, self.dues.copy()
+        for number, trigger in enumerate(self._triggers):
+            if dues[number] == step:
+                bits |= trigger.bit
+                dues[number] = trigger.step_after(step)
         return bits, dues
 
     def next_due(self, step: int, dues: list[int] | None = None) -> int:
@@ -383,13 +379,17 @@ class Conditions:
         origins: the steps that windows count from: the run's, the launch's and the epoch's first.
     """
 
-    __slots__ = ("_blame", "_events", "_stops", "answer", "answered", "origins", "start", "stop")
+    __slots__ = (
+        "_agreement", "_blame", "_events", "_stops", "answer", "answered", "origins", "start",
+        "stop",
+    )  # fmt: skip
 
-    def __init__(self, schedule: Schedule, launch: int, is_alone: bool) -> None:
+    def __init__(self, schedule: Schedule, launch: int, agreement: Agreement | None) -> None:
         self._events = schedule.conditions
         self._stops = schedule.stop_conditions
-        if not is_alone:  # then `stop_when` fires at an agreement
+        if agreement is not None:  # then `stop_when` fires at an agreement
             self._events, self._stops = [*self._stops, *self._events], []
+        self._agreement = agreement
         self._blame = schedule.blame
         self.origins = [0, launch, 0]
         self.answered = -1
@@ -407,14 +407,23 @@ class Conditions:
     def ask(self, state: LoopState, stops: bool) -> int:
         """Call those of `stop_when`, then the others; return the bits of the true ones.
 
+        Processes that agree keep them for the next exchange, and none is true now.
+
         Args:
             state: their argument; training_end is true for the others if `stop_when` fires.
             stops: whether `stop_when` fires by another criterion.
         """
+        step = state.global_step
+        if step <= self.answered:
+            return self.answer if step == self.answered else 0
         bits = self._true_ones(self._stops, state) if self._stops else 0
         if (bits or stops) and not state.training_end:
             state = state._at_training_end()
-        return bits | self._true_ones(self._events, state)
+        bits |= self._true_ones(self._events, state)
+        if self._agreement is not None:
+            self._agreement.keep(step, bits)
+            return 0
+        return bits
 
     def _true_ones(self, rows: list[ConditionRow], state: Any) -> int:
         bits = place = 0
@@ -458,7 +467,7 @@ class Alarm:
         return min(reading, clock.launched + min(timers.next_launch_time, LONGEST))
 
 
-NO_BATCHES: Iterator[Any] = iter(())
+NO_BATCHES: Iterable[Any] = iter(())
 
 
 class Counter:
@@ -554,7 +563,7 @@ class Engine:
     ) -> None:
         launch = state.global_step + 1
         self.agenda = Agenda(schedule, launch, agreement)
-        self.conditions = Conditions(schedule, launch, agreement is None)
+        self.conditions = Conditions(schedule, launch, agreement)
         names = schedule.names
         self.sets = EventSets(names.names, names.places, names.warn_of_unknown)
         self.ends = schedule.ends(launch)
@@ -573,7 +582,7 @@ class Engine:
 
     # Epochs
 
-    def begin_epoch(self, batches: Iterator[Any], length: int | None) -> None:
+    def begin_epoch(self, batches: Iterable[Any], length: int | None) -> None:
         """Fetch from `batches`, the rest of an epoch of this length, if it is known."""
         self.opened = batches
         self.agenda.begin_epoch(self.step + 1, self.epoch, self.epoch_start, length, self.ends)
@@ -585,8 +594,7 @@ class Engine:
         """Let the next step be the first of the next epoch."""
         self.latest_state()  # while the epoch is that of the step
         if not self.agenda.is_plain:
-            waits = self.agenda.waits
-            waits.waiting = waits.open_at(self.step, waits.waiting, self.conditions.origins)
+            self.ends.waits.end_epoch(self.step, self.conditions.origins)
         self.epoch, self.epoch_start = self.epoch + 1, self.step + 1
 
     def ends_in(self, count: int) -> None:
@@ -658,8 +666,7 @@ class Engine:
         if epoch_end and not was_end:
             bits |= ends.bits_at(step, self.epoch, self.epoch_start)
             reason = ends.by_epochs(self.epoch)
-        if reason is None or (reason == "max_epochs" and ends.stop_reason != "stop_when"):
-            reason = ends.stop_reason or reason
+        reason = ends.first_reason([reason, ends.stop_reason])
         epoch_end |= was_end
         reading, dues = self.alarm.clock.last, self.agenda.dues
         events = self._conclude(step, bits, reason, epoch_end, reading, False, dues, 0)
@@ -717,13 +724,16 @@ class Engine:
     def _quiet_after(self, step: int, dues: list[int], next_start: int) -> int:
         """Return how far the steps after `step` are quiet, but for the clock."""
         agenda, conditions = self.agenda, self.conditions
+        asks = step + 1 < conditions.stop
+        if asks and step + 1 >= conditions.start:
+            return step
         until = agenda.next_due(step, dues)
         if until > agenda.bar_step:
             until = agenda.bar_step
         if until > next_start:
             until = next_start
-        if step + 1 < conditions.stop and until > conditions.start:
-            until = step + 1 if step >= conditions.start else conditions.start
+        if asks and until > conditions.start:
+            until = conditions.start
         return until - 1
 
     def jump(self, step: int) -> Any:
@@ -741,7 +751,7 @@ class Engine:
         self.batches = NO_BATCHES if rest else self.opened
         latest.step, latest.size, latest.events = last, count, QUIET
         latest.epoch_end = latest.training_end = False
-        latest.timers, latest.waiting = self.alarm.timers, self.agenda.waits.waiting
+        latest.timers, latest.waiting = self.alarm.timers, self.ends.waits.waiting
         self.step, self.in_hand = last, rest
         return QUIET
 
@@ -756,7 +766,9 @@ class Engine:
         requests = len(agenda.requests)
         stop: str | None = None
         is_due = False
-        bits, dues = agenda.triggers_at(step)
+        bits, dues = 0, agenda.dues
+        if step in dues:
+            bits, dues = agenda.triggers_at(step)
         reason = ends.by_steps if step == agenda.last_step else None
         if epoch_end:
             bits |= ends.bits_at(step, self.epoch, self.epoch_start)
@@ -766,7 +778,7 @@ class Engine:
             bits |= more
             agenda.epoch_last = min(agenda.epoch_last, agenda.agreement.end)
         elif requests:
-            more, stop = self._requested(requests)
+            more, stop = ends.of_requests(agenda.requests[:requests])
             bits |= more
         if alarm.timed:
             is_due = reading >= alarm.next_reading or step >= alarm.timers.next_start
@@ -778,7 +790,7 @@ class Engine:
         if self.conditions.start <= step < self.conditions.stop:
             elapsed = alarm.clock.elapsed(reading) if alarm.timed else -1
             state = self.state_at(step, epoch_end, reason is not None, elapsed)
-            bits |= self._ask(state, bool(bits & agenda.stop_bits))
+            bits |= self.conditions.ask(state, bool(bits & agenda.stop_bits))
         if turn != self.turn and run is not None:  # the loop was closed or restarted
             run.check(turn)
         if agenda.bar is not None and step >= agenda.bar_step:
@@ -788,26 +800,6 @@ class Engine:
                 step, agenda.requests[:requests], alarm.clock, self.counters, agenda.epoch_last
             )
         return self._conclude(step, bits, reason, epoch_end, reading, is_due, dues, requests)
-
-    def _ask(self, state: LoopState, stops: bool) -> int:
-        """Return the bits of the conditions that are true; call them, unless that was done."""
-        conditions, step = self.conditions, state.global_step
-        if step <= conditions.answered:
-            return conditions.answer if step == conditions.answered else 0
-        found = conditions.ask(state, stops)
-        if self.agenda.agreement is None:
-            return found
-        self.agenda.agreement.keep(step, found)
-        return 0
-
-    def _requested(self, count: int) -> tuple[int, str | None]:
-        """Return the bits of the first `count` requests, and the reason if one is to stop."""
-        bits, stop = 0, None
-        for more, reason in self.agenda.requests[:count]:
-            bits |= more
-            if reason is not None and (stop is None or more):  # a signal's has bits
-                stop = reason
-        return bits, stop
 
     def _conclude(
         self,
@@ -821,21 +813,23 @@ class Engine:
         requests: int,
     ) -> Any:
         """Make the steps up to `step`, at which `bits` are met; return its events."""
-        agenda, alarm, latest = self.agenda, self.alarm, self.latest
+        agenda, ends, alarm, latest = self.agenda, self.ends, self.alarm, self.latest
         end = None
         if reason is not None or not agenda.is_plain:
-            end = bits, reason, _, _ = self._ending(step, bits, reason)
+            end = ends.after(step, bits, reason, self.conditions.origins)
+            bits, reason, _, _ = end
         timers, next_reading = alarm.timers, alarm.next_reading
         if is_due or bits & alarm.timer_bits:
             timers = timers.after(step, self.times_at(reading), bits, is_due)
             next_reading = alarm.reading_of(timers)
         bits &= agenda.event_bits
-        events = self.sets.of(bits)
+        events = QUIET
         if bits:
+            events = self.sets.of(bits)
             self.sets.mark(events, step)
         in_hand = self.in_hand
         if in_hand:
-            is_over = reason is not None or (epoch_end and not self.ends.is_single_pass)
+            is_over = reason is not None or (epoch_end and not ends.is_single_pass)
             in_hand = [] if is_over else in_hand[step - self.step :]
         until = self._quiet_after(step, dues, timers.next_start)
         # From here on nothing is called: the steps are made as a whole
@@ -845,11 +839,11 @@ class Engine:
             latest.step, latest.size = step, step - self.step or 1
             latest.timers = alarm.timers
             if not agenda.is_plain:
-                latest.waiting = agenda.waits.waiting
+                latest.waiting = ends.waits.waiting
         latest.events, latest.epoch_end = events, epoch_end
         latest.training_end = reason is not None
         if end is not None:
-            _, self.ends.stop_reason, self.ends.finished, agenda.waits.waiting = end
+            _, ends.stop_reason, ends.finished, ends.waits.waiting = end
         if epoch_end or reason is not None:
             self.opened = NO_BATCHES
             self.conditions.answered = step
@@ -862,28 +856,6 @@ class Engine:
         if agenda.requests:
             self.quiet_until = -1
         return events
-
-    def _ending(
-        self, step: int, bits: int, reason: str | None
-    ) -> tuple[int, str | None, str | None, int]:
-        """Return what follows from the bits that are met: whether the run ends, what waits.
-
-        Returns the bits that fire, the reason to end, the one for a resumed run, and those that
-        wait.
-        """
-        ends, waits, stop_bits = self.ends, self.agenda.waits, self.agenda.stop_bits
-        origins = self.conditions.origins
-        bits, waiting = waits.settle(step, bits, origins)
-        if bits & stop_bits and reason in (None, "exhausted"):
-            reason = "stop_when"
-        finished = ends.finished
-        if reason == "finish":
-            finished = reason
-        elif bits & stop_bits & stop_bits >> 1:  # a signal's last step may be this one too
-            finished = "stop_when"
-        if reason is not None:  # what waits for TRAINING_END fires too
-            bits, waiting = waits.settle(step, bits | ends.on_training_end, origins)
-        return bits, reason, finished, waiting
 
     def times_at(self, reading: int) -> tuple[int, int]:
         """Return the times of training and of the launch, at a reading or as agreed on."""
@@ -954,7 +926,7 @@ class Lookahead:
     __slots__ = ("_batches", "_count", "_engine", "_first", "_held", "_is_over", "_ring")
 
     def __init__(self, batches: Iterator[Any], engine: Engine, count: int) -> None:
-        self._batches = batches
+        self._batches: Iterable[Any] = batches
         self._engine: Callable[[], Any] = ref(engine)  # which refers to this
         self._count = count
         self._ring = [MISSING] * count  # `_held` of its places are in use, from `_first` on
@@ -970,32 +942,27 @@ class Lookahead:
         self._fill()
         return self._held if self._batches is NO_BATCHES else None
 
-    def __iter__(self) -> Lookahead:
-        return self
-
-    def __next__(self) -> Any:
-        held, count, following = self._held, self._count, MISSING
-        if held < count:
-            self._fill()
-            held = self._held
-        if held == count:
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches; each iterator continues where the one before was left."""
+        self._fill()
+        ring, count, first = self._ring, self._count, self._first
+        if self._held == count:
             try:
                 # A batch comes out of `for`, where no signal can strike before it has a name
-                for following in self._batches:  # noqa: B007
-                    break
-                else:
-                    self._end()
+                for batch in self._batches:
+                    ring[first], batch = batch, ring[first]
+                    first = first + 1 if first + 1 < count else 0
+                    self._first = first
+                    yield (batch, batch := MISSING)[0]
+                self._end()
             except Exception as error:
                 self._batches, self._is_over = raising(error), True
-        if not held:
-            return next(self._batches)
-        ring, first = self._ring, self._first
-        batch, ring[first] = ring[first], following
-        first += 1
-        self._first = first if first < count else 0
-        if following is MISSING:
-            self._held = held - 1
-        return batch
+        while self._held:
+            batch, ring[first] = ring[first], MISSING
+            first = first + 1 if first + 1 < count else 0
+            self._first, self._held = first, self._held - 1
+            yield (batch, batch := MISSING)[0]
+        yield from self._batches
 
     def _fill(self) -> None:
         """Fetch ahead; the end, or an error, comes after the batches that are held."""
@@ -1195,9 +1162,6 @@ class Lists(Steps):
         except BaseException as exception:
             self._run.fail_step(exception, self._turn)
             raise
-        if engine.agenda.agreement is not None:
-            engine.agenda.agreement.keep(step, found)
-            found = 0
         conditions.answered, conditions.answer = step, found
         return found != 0
 

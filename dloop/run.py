@@ -77,7 +77,7 @@ class Run:
         self.engine.ends.is_single_pass = source.single_pass
         for name, total in position.counts.items():
             self.engine.counters[name] = core.Counter(total, schedule.counters.get(name, []))
-        self.engine.agenda.waits.waiting = self._saved_waits(position)
+        self.engine.ends.waits.waiting = self._saved_waits(position)
         self._is_open = False  # whether there is an iterator for the epoch
         self._was_left = False  # whether the loop was left in this epoch and entered again
         self.error: Exception | None = None
@@ -381,11 +381,11 @@ class Run:
             self._on_leave(self)
             raise errors.not_stop(exception)
         self._has_error_step = True
-        bits = self._on_exception
-        for more, _ in self.engine.agenda.requests:
-            bits |= more
         engine = self.engine
-        bits, _ = engine.agenda.waits.settle(engine.step, bits, engine.conditions.origins)
+        requested, _ = engine.ends.of_requests(engine.agenda.requests)
+        bits, _ = engine.ends.waits.settle(
+            engine.step, requested | self._on_exception, engine.conditions.origins
+        )
         return None, engine.sets.of(bits & self.schedule.event_bits)
 
     def _end_with(self, exception: Exception, leaves: bool = True) -> None:
@@ -464,16 +464,15 @@ class Run:
         epoch_steps = latest.epoch_step + 1 - undone
         epoch_end = latest.epoch_end and not undone
         steps = engine.step + 1 - undone
-        timers_then, waiting = engine.alarm.timers, engine.agenda.waits.waiting
+        timers_then, waiting = engine.alarm.timers, engine.ends.waits.waiting
         if undone and decided.step >= steps:
             timers_then, waiting = decided.timers, decided.waiting
         timers: dict[str, list[tuple[str, int]]] = {}
         for row, last in timers_then.saved():
             kind = "every" if row.period else "at"
             timers.setdefault(self._key_of(1 << row.owner), []).append((kind, last))
-        for requested, _ in engine.agenda.requests:
-            waiting |= requested
-        waiting = engine.agenda.waits.open_at(steps - 1, waiting, engine.conditions.origins)
+        waiting |= engine.ends.of_requests(engine.agenda.requests)[0]
+        waiting = engine.ends.waits.open_at(steps - 1, waiting, engine.conditions.origins)
         waits: dict[str, list[bool]] = {}
         for wait in self.schedule.waits if waiting else ():
             waits.setdefault(self._key_of(wait.owner), []).append(bool(waiting & wait.bit))

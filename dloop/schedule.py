@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import checks
@@ -131,6 +133,10 @@ class Waits:
         self.rows = rows
         self.waiting = 0
         self._bits = sum([row.bit for row in rows])
+
+    def end_epoch(self, step: int, origins: Sequence[int]) -> None:
+        """Forget those whose window is over at `step`, the last of an epoch."""
+        self.waiting = self.open_at(step, self.waiting, origins)
 
     def settle(self, step: int, bits: int, origins: Sequence[int]) -> tuple[int, int]:
         """Return the bits that fire at `step`, where `bits` are met, and those that wait after."""
@@ -312,10 +318,6 @@ class Schedule:
         """The bits of the members of LoopEvents and of the names."""
         return (1 << self.stop_place) - 1
 
-    def new_waits(self) -> Waits:
-        """Return the waits of a new run: none."""
-        return Waits(self.waits)
-
     @staticmethod
     def checked_count(name: object, n: object) -> int:
         """Return `n`, which a body counts of `name`.
@@ -376,6 +378,13 @@ class Schedule:
         annotate(exception, f"in the condition of {whose}")
 
 
+REASONS = (
+    "exception", "finish", "a signal", "stop", "max_seconds", "max_steps", "max_epochs",
+    "stop_when", "exhausted",
+)  # fmt: skip
+"""Why a run ends; of several that apply, `Loop.stop_reason` is the first."""
+
+
 class Ends:
     """The limits, what fires at the ends of epochs and of the run, and how the run ended.
 
@@ -384,6 +393,7 @@ class Ends:
         needs_length: whether anything is a fraction of an epoch, whose length has to be known.
         length: the steps of the open epoch, if that is so.
         by_source: "exhausted" if the run ends with the source's epoch; else None.
+        waits: the parts of events that wait for others.
         stop_reason: why the run ends, from its last step on.
         finished: the reason for which a resumed run does not train on either.
     """
@@ -393,6 +403,7 @@ class Ends:
         self._launch = launch  # the first step of the launch
         self._max_epochs = schedule.max_epochs
         self._max_steps = schedule.max_steps
+        self._stop_bits = schedule.stop_bits
         self._on_epoch_end = schedule.bits_with(LoopEvents.EPOCH_END)
         self.on_training_end = schedule.bits_with(LoopEvents.TRAINING_END)
         self.is_single_pass = False
@@ -400,6 +411,7 @@ class Ends:
         self.needs_length = isinstance(schedule.max_epochs, Fraction) or bool(fractions)
         self.length: int | None = None
         self.by_source: str | None = None
+        self.waits = Waits(schedule.waits)
         self.stop_reason: str | None = None
         self.finished: str | None = None
 
@@ -432,6 +444,38 @@ class Ends:
     def by_steps(self) -> str:
         """The reason to end with that step."""
         return "max_epochs" if self._max_steps == NEVER else "max_steps"
+
+    @staticmethod
+    def first_reason(reasons: Iterable[str | None]) -> str | None:
+        """Return the reason that counts, of those that are not None."""
+        found = [each for each in reasons if each is not None]
+        ranks = [REASONS.index(each if each in REASONS else "a signal") for each in found]
+        return min(zip(ranks, found), default=(0, None))[1]
+
+    def of_requests(self, requests: Sequence[tuple[int, str | None]]) -> tuple[int, str | None]:
+        """Return the bits that were requested, and the reason to end, if there is one."""
+        bits = [bits for bits, _ in requests]
+        return reduce(or_, bits, 0), self.first_reason([reason for _, reason in requests])
+
+    def after(
+        self, step: int, bits: int, reason: str | None, origins: Sequence[int]
+    ) -> tuple[int, str | None, str | None, int]:
+        """Return what follows if `bits` are met at `step`: whether the run ends, what waits.
+
+        Returns the bits that fire, the reason to end, the one for a resumed run, and the bits that
+        wait.
+        """
+        bits, waiting = self.waits.settle(step, bits, origins)
+        finished = self.finished
+        if bits & self._stop_bits:
+            reason = self.first_reason([reason, "stop_when"])
+        if reason == "finish":
+            finished = reason
+        elif bits & self._stop_bits & self._stop_bits >> 1:  # its criterion outlasts the launch
+            finished = "stop_when"
+        if reason is not None:  # what waits for TRAINING_END fires too
+            bits, waiting = self.waits.settle(step, bits | self.on_training_end, origins)
+        return bits, reason, finished, waiting
 
 
 class Timers:

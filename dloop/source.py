@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
 from time import monotonic
 from types import FunctionType, WrapperDescriptorType
@@ -89,7 +89,7 @@ class Source:
         self._saved = SavedPlace()
         self._open: Any = None  # the loader of the latest epoch
         self.epoch = -1
-        self._batches: Iterator[Any] | None = None  # the iterator of the loader
+        self._batches: Iterable[Any] | None = None  # the iterator of the loader
         self._rest: Iterator[Any] | None = None  # what is asked once more after the last batch
         self._end_finder: Lookahead | None = None
         self._tracked: TrackedBatches | None = None  # the batches, if the loader keeps state
@@ -139,7 +139,7 @@ class Source:
         epoch: int,
         place: int,
         engine: Engine,
-    ) -> Iterator[Any]:
+    ) -> Iterable[Any]:
         """Open `epoch` at a place and return its other batches; set `length`.
 
         Args:
@@ -165,19 +165,19 @@ class Source:
                 # Without a call in between, so that an interrupt finds both or neither
                 engine.epoch_start, self._saved.samples = engine.epoch_start + place - reached, 0
                 place = reached
-            batches = self._iterate(loader, epoch, place)
+            fetched = self._iterate(loader, epoch, place)
         except StopIteration as exception:
             raise not_stop(exception) from exception
         is_told = self._tells_its_last(loader) and self.given_len is None
-        rest = batches
+        batches: Iterable[Any] = fetched
         if is_told:
             self.length = None
-            batches = telling_its_last(loader, batches, engine)
+            batches = telling_its_last(loader, fetched, engine)
         elif self.length is None and (self._lookahead or self._looks_ahead()):
-            batches = self._end_finder = engine.ahead(batches, self._ahead)
+            batches = self._end_finder = engine.ahead(fetched, self._ahead)
         is_cut = self.given_len is not None or self._left_in(epoch) > 0 or self.single_pass
         is_asked = not is_cut and (self.length is not None or is_told)
-        self._rest = rest if is_asked else None
+        self._rest = fetched if is_asked else None
         dries = self.single_pass and self._end_finder is not None
         engine.ends.by_source = "exhausted" if dries else None
         if self.single_pass:
