@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -102,3 +104,30 @@ def test_a_killed_program_comes_to_the_same_weights(name: str, tmp_path: Path) -
         assert summary.endswith(": the same command resumes\n")
         assert last_line("stopped") == whole
     assert last_line("killed") == whole
+
+
+@pytest.mark.no_core
+@pytest.mark.parametrize("name", [name for name, (package, _) in PROGRAMS.items() if package])
+def test_a_program_without_its_framework_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, _ = PROGRAMS[name]
+    monkeypatch.setitem(sys.modules, str(package), None)
+    with pytest.raises(SystemExit, match=r"this demo needs (PyTorch|JAX)"):
+        runpy.run_module(f"dloop.demo.{name}")
+
+
+@pytest.mark.no_core
+@pytest.mark.real
+def test_the_image_classifier_stops_if_an_epoch_does_not_improve_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    needed("torch")
+    needed("sklearn")
+    module = importlib.import_module("dloop.demo.image_classifier")
+    monkeypatch.setattr(module, "PATIENCE", 1)
+    summary = module.train(60, tmp_path / "images.pt", 0)
+    best = re.match(r"done: accuracy 0\.\d+ in epoch (\d+), ", summary)
+    assert best is not None
+    epochs = re.findall(r"^epoch +(\d+)  accuracy", capsys.readouterr().out, re.M)
+    assert int(epochs[-1]) == int(best[1]) + 1 < 59
