@@ -783,8 +783,8 @@ cdef class Counter:
 
 
 @final
-cdef class Latest:
-    """The latest step, if it was decided, or the latest list; later steps are quiet ones.
+cdef class Decided:
+    """The latest step that was decided, or the latest list; steps after it are quiet.
 
     Attributes:
         step: that step; `size`: how many steps were made with it.
@@ -822,7 +822,7 @@ cdef class Engine:
         agreement: lets processes agree, or None.
 
     Attributes:
-        step: the latest step; `latest`: what it was, if it was no quiet one.
+        step: the latest step; `decided`: the latest one that was not quiet.
         epoch: the epoch of the next step; `epoch_start`: its first step.
         batches: the iterator that steps fetch from; an empty one if something else comes first.
         opened: the iterator of the open epoch.
@@ -841,7 +841,7 @@ cdef class Engine:
     cdef readonly Alarm alarm
     cdef object _checked_count
     cdef readonly dict counters
-    cdef readonly Latest latest
+    cdef readonly Decided decided
     cdef readonly int64_t step
     cdef readonly int64_t epoch
     cdef public int64_t epoch_start
@@ -870,7 +870,7 @@ cdef class Engine:
         self.counters = {name: Counter(0, rows) for name, rows in schedule.counters.items()}
         self.alarm = Alarm(clock, timers, schedule, agreement is None)
         self.step = self.over_at = state.global_step
-        self.latest = Latest(state, timers)
+        self.decided = Decided(state, timers)
         self.epoch = state.epoch + state.epoch_end
         self.epoch_start = launch if state.epoch_end else launch - state.epoch_step - 1
         self.conditions.origins[EPOCH] = self.epoch_start
@@ -908,7 +908,7 @@ cdef class Engine:
     @property
     def ended_epoch(self):
         """Whether the latest step was the last of its epoch, and that was not ended yet."""
-        return self.latest.epoch_end and self.latest.step >= self.epoch_start
+        return self.decided.epoch_end and self.decided.step >= self.epoch_start
 
     cpdef object drop_iterator(self):
         """Forget the iterator of the epoch."""
@@ -942,23 +942,23 @@ cdef class Engine:
     @critical_section
     def latest_state(self):
         """Return the LoopState of the latest step, the same object as long as it is that."""
-        cdef Latest latest = self.latest
-        cdef LoopState state = latest.state
+        cdef Decided decided = self.decided
+        cdef LoopState state = decided.state
         cdef Clock clock = self.alarm.clock
-        cdef bint is_decided = latest.step == self.step
-        cdef bint epoch_end = is_decided and latest.epoch_end
-        cdef bint training_end = is_decided and latest.training_end
+        cdef bint is_decided = decided.step == self.step
+        cdef bint epoch_end = is_decided and decided.epoch_end
+        cdef bint training_end = is_decided and decided.training_end
         cdef int64_t elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
         if state.global_step == self.step:
             if state.epoch_end == epoch_end and state.training_end == training_end:
                 return state
             elapsed = state._elapsed
-        latest.state = self.state_at(self.step, epoch_end, training_end, elapsed)
-        return latest.state
+        decided.state = self.state_at(self.step, epoch_end, training_end, elapsed)
+        return decided.state
 
     cpdef object latest_events(self):
         """Return the events of the latest step."""
-        return self.latest.events if self.latest.step == self.step else QUIET
+        return self.decided.events if self.decided.step == self.step else QUIET
 
     # What bodies change
 
@@ -969,12 +969,12 @@ cdef class Engine:
             LoopError: its body has ended, or this is another thread.
         """
         self.check_body()
-        cdef Latest latest = self.latest
+        cdef Decided decided = self.decided
         cdef int64_t step = self.step
-        cdef bint was_end = latest.step == step and latest.epoch_end
+        cdef bint was_end = decided.step == step and decided.epoch_end
         ends = self.ends
-        if latest.step == step and latest.events is not QUIET:
-            bits |= (<EventSet>latest.events)._sum
+        if decided.step == step and decided.events is not QUIET:
+            bits |= (<EventSet>decided.events)._sum
         if epoch_end and not was_end:
             bits |= ends.bits_at(step, self.epoch, self.epoch_start)
             reason = ends.by_epochs(self.epoch)
@@ -1046,7 +1046,7 @@ cdef class Engine:
     cdef object make(self, run, int64_t turn, int64_t count):
         """Make the next `count` steps; return the events of the last. The others have none."""
         cdef Clock clock = self.alarm.clock
-        cdef Latest latest = self.latest
+        cdef Decided decided = self.decided
         cdef int64_t reading = 0
         if self.alarm.timed:
             reading = self.alarm.read()
@@ -1061,12 +1061,12 @@ cdef class Engine:
             self.batches = NO_BATCHES if self.in_hand else self.opened
         self.step += count
         if count > 1:
-            latest.step = self.step
-            latest.size = count
-            latest.events = QUIET
-            latest.epoch_end = latest.training_end = False
-            latest.timers = self.alarm.timers
-            latest.waiting = self.ends.waits.waiting
+            decided.step = self.step
+            decided.size = count
+            decided.events = QUIET
+            decided.epoch_end = decided.training_end = False
+            decided.timers = self.alarm.timers
+            decided.waiting = self.ends.waits.waiting
         return QUIET
 
     cdef object decide(self, run, int64_t turn, int64_t count, int64_t reading):
@@ -1130,7 +1130,7 @@ cdef class Engine:
         """Make the steps up to `step`, at which `bits` are met; return its events."""
         cdef Agenda agenda = self.agenda
         cdef Alarm alarm = self.alarm
-        cdef Latest latest = self.latest
+        cdef Decided decided = self.decided
         cdef bint ends = False
         cdef bint restarts
         end = timers = None
@@ -1151,16 +1151,16 @@ cdef class Engine:
         agenda.advance(step)
         if alarm.timed:
             alarm.clock.last = reading
-        if latest.step != step:
-            latest.step = step
-            latest.size = max(1, step - self.step)
+        if decided.step != step:
+            decided.step = step
+            decided.size = max(1, step - self.step)
             if alarm.has_timers:
-                latest.timers = alarm.timers
+                decided.timers = alarm.timers
             if not agenda.is_plain:
-                latest.waiting = self.ends.waits.waiting
-        latest.events = events
-        latest.epoch_end = epoch_end
-        latest.training_end = ends
+                decided.waiting = self.ends.waits.waiting
+        decided.events = events
+        decided.epoch_end = epoch_end
+        decided.training_end = ends
         if timers is not None:
             alarm.set(timers)
         if end is not None:
@@ -1571,8 +1571,8 @@ cdef class Timings:
         cdef Py_ssize_t place = self.bodies.count % len(self.ring_events)
         if began < 0:
             return 0
-        if self.now.size and engine.latest.step == self.now.step == engine.step:
-            self.events = engine.latest.events  # the body may have changed them
+        if self.now.size and engine.decided.step == self.now.step == engine.step:
+            self.events = engine.decided.events  # the body may have changed them
         self.now.ended = reading
         self.ring[place] = self.now
         self.ring_events[place] = events = self.events

@@ -508,8 +508,8 @@ class Counter:
         return self.total if self.at < steps else self.before
 
 
-class Latest:
-    """The latest step, if it was decided, or the latest list; later steps are quiet ones.
+class Decided:
+    """The latest step that was decided, or the latest list; steps after it are quiet.
 
     Attributes:
         step: that step; `size`: how many steps were made with it.
@@ -542,7 +542,7 @@ class Engine:
         agreement: lets processes agree, or None.
 
     Attributes:
-        step: the latest step; `latest`: what it was, if it was no quiet one.
+        step: the latest step; `decided`: the latest one that was not quiet.
         epoch: the epoch of the next step; `epoch_start`: its first step.
         batches: the iterator that steps fetch from; an empty one if something else comes first.
         opened: the iterator of the open epoch.
@@ -571,7 +571,7 @@ class Engine:
         self.counters = {name: Counter(0, rows) for name, rows in schedule.counters.items()}
         self.alarm = Alarm(clock, timers, schedule, agreement is None)
         self.step = self.over_at = state.global_step
-        self.latest = Latest(state, timers)
+        self.decided = Decided(state, timers)
         self.epoch = state.epoch + state.epoch_end
         self.epoch_start = launch if state.epoch_end else launch - state.epoch_step - 1
         self.conditions.origins[EPOCH] = self.epoch_start
@@ -608,7 +608,7 @@ class Engine:
     @property
     def ended_epoch(self) -> bool:
         """Whether the latest step was the last of its epoch, and that was not ended yet."""
-        return self.latest.epoch_end and self.latest.step >= self.epoch_start
+        return self.decided.epoch_end and self.decided.step >= self.epoch_start
 
     def drop_iterator(self) -> None:
         """Forget the iterator of the epoch."""
@@ -634,21 +634,21 @@ class Engine:
 
     def latest_state(self) -> LoopState:
         """Return the LoopState of the latest step, the same object as long as it is that."""
-        step, latest, clock = self.step, self.latest, self.alarm.clock
-        state = latest.state
-        is_decided = latest.step == step
-        ends = is_decided and latest.epoch_end, is_decided and latest.training_end
+        step, decided, clock = self.step, self.decided, self.alarm.clock
+        state = decided.state
+        is_decided = decided.step == step
+        ends = is_decided and decided.epoch_end, is_decided and decided.training_end
         elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
         if state.global_step == step:
             if (state.epoch_end, state.training_end) == ends:
                 return state
             elapsed = state._elapsed
-        latest.state = self.state_at(step, *ends, elapsed)
-        return latest.state
+        decided.state = self.state_at(step, *ends, elapsed)
+        return decided.state
 
     def latest_events(self) -> Any:
         """Return the events of the latest step."""
-        return self.latest.events if self.latest.step == self.step else QUIET
+        return self.decided.events if self.decided.step == self.step else QUIET
 
     # What bodies change
 
@@ -659,10 +659,10 @@ class Engine:
             LoopError: its body has ended, or this is another thread.
         """
         self.check_body()
-        latest, ends, step = self.latest, self.ends, self.step
-        was_end = latest.step == step and latest.epoch_end
-        if latest.step == step and latest.events:
-            bits |= latest.events.bits
+        decided, ends, step = self.decided, self.ends, self.step
+        was_end = decided.step == step and decided.epoch_end
+        if decided.step == step and decided.events:
+            bits |= decided.events.bits
         if epoch_end and not was_end:
             bits |= ends.bits_at(step, self.epoch, self.epoch_start)
             reason = ends.by_epochs(self.epoch)
@@ -747,11 +747,11 @@ class Engine:
             return self.decide(run, turn, count, reading)
         if self.alarm.timed:
             self.alarm.clock.last = reading
-        rest, latest = self.in_hand[count:], self.latest
+        rest, decided = self.in_hand[count:], self.decided
         self.batches = NO_BATCHES if rest else self.opened
-        latest.step, latest.size, latest.events = last, count, QUIET
-        latest.epoch_end = latest.training_end = False
-        latest.timers, latest.waiting = self.alarm.timers, self.ends.waits.waiting
+        decided.step, decided.size, decided.events = last, count, QUIET
+        decided.epoch_end = decided.training_end = False
+        decided.timers, decided.waiting = self.alarm.timers, self.ends.waits.waiting
         self.step, self.in_hand = last, rest
         return QUIET
 
@@ -813,7 +813,7 @@ class Engine:
         requests: int,
     ) -> Any:
         """Make the steps up to `step`, at which `bits` are met; return its events."""
-        agenda, ends, alarm, latest = self.agenda, self.ends, self.alarm, self.latest
+        agenda, ends, alarm, decided = self.agenda, self.ends, self.alarm, self.decided
         end = None
         if reason is not None or not agenda.is_plain:
             end = ends.after(step, bits, reason, self.conditions.origins)
@@ -835,13 +835,13 @@ class Engine:
         # From here on nothing is called: the steps are made as a whole
         if alarm.timed:
             alarm.clock.last = reading
-        if latest.step != step:
-            latest.step, latest.size = step, step - self.step or 1
-            latest.timers = alarm.timers
+        if decided.step != step:
+            decided.step, decided.size = step, step - self.step or 1
+            decided.timers = alarm.timers
             if not agenda.is_plain:
-                latest.waiting = ends.waits.waiting
-        latest.events, latest.epoch_end = events, epoch_end
-        latest.training_end = reason is not None
+                decided.waiting = ends.waits.waiting
+        decided.events, decided.epoch_end = events, epoch_end
+        decided.training_end = reason is not None
         if end is not None:
             _, ends.stop_reason, ends.finished, ends.waits.waiting = end
         if epoch_end or reason is not None:

@@ -457,7 +457,7 @@ class Run:
         """Return where the run is: after the latest step, or before it or its list."""
         engine, position = self.engine, self._position
         is_done = step_done and not self._failed_in_body
-        decided = engine.latest
+        decided = engine.decided
         size = decided.size if decided.step == engine.step else 1
         undone = 0 if is_done or engine.step < self.first_step else size
         latest = engine.latest_state()
