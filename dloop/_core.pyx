@@ -8,11 +8,10 @@ other step is decided in `Engine.decide`. Where the batches end, `Run.next_epoch
 The core knows ints, bits and callables. `schedule.py` says what the places and bits of events are.
 """
 
-from bisect import bisect_left
-from collections import deque
+from bisect import bisect_right
 from weakref import ref
 
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
@@ -40,31 +39,22 @@ cdef extern from *:
     """
     #include <stdint.h>
     #include <time.h>
-    #ifdef CLOCK_MONOTONIC_COARSE
-    static int64_t in_nanoseconds(int failed, const struct timespec *time) {
-        return failed ? INT64_MAX : time->tv_sec * (int64_t)1000000000 + time->tv_nsec;
-    }
     static int64_t coarse_clock(void) {
+    #ifdef CLOCK_MONOTONIC_COARSE
         struct timespec time;
-        return in_nanoseconds(clock_gettime(CLOCK_MONOTONIC_COARSE, &time), &time);
-    }
-    static int64_t coarse_resolution(void) {
-        struct timespec time;
-        return in_nanoseconds(clock_getres(CLOCK_MONOTONIC_COARSE, &time), &time);
-    }
-    #else
-    #define coarse_clock() INT64_MAX
-    #define coarse_resolution() INT64_MAX
+        if (clock_gettime(CLOCK_MONOTONIC_COARSE, &time) == 0)
+            return time.tv_sec * (int64_t)1000000000 + time.tv_nsec;
     #endif
+        return INT64_MAX;
+    }
     """
     # What perf_counter read at the kernel's last tick, for a quarter of the price; INT64_MAX on
     # systems without such a clock
     int64_t coarse_clock() noexcept
-    int64_t coarse_resolution() noexcept
 
 cdef int64_t NEVER = INT64_MAX
 cdef int64_t LONGEST = (<int64_t>1 << 62) - 1  # the training time at which it stops growing, in ns
-cdef int64_t BEHIND = 4 * min(coarse_resolution(), NEVER >> 3)  # the coarse clock's, at most, in ns
+cdef int64_t BEHIND = 40_000_000  # the coarse clock is at most so many ns behind: 4 ticks of 10 ms
 cdef int EPOCH = 2  # the origin of rows whose step numbers count within the epoch
 cdef int MOST_SETS = 4096  # how many event sets are kept ready
 cdef int FIRST = 12  # how many names are compared by identity
@@ -84,10 +74,10 @@ cdef class NoEvents(frozenset):
         raise errors.no_attribute(name)
 
     def __repr__(self):
-        return "frozenset()"
+        return repr(frozenset(self))
 
     def __reduce__(self):
-        return frozenset, ()
+        return frozenset, (list(self),)
 
 
 cdef class EventSet(NoEvents):
@@ -120,12 +110,6 @@ cdef class EventSet(NoEvents):
             return (self._bits >> place) & 1
         return PySet_Contains(self, name)
 
-    def __repr__(self):
-        return f"EventSet({set(self)!r})"
-
-    def __reduce__(self):
-        return frozenset, (list(self),)
-
 
 cdef NoEvents QUIET = NoEvents()
 
@@ -149,7 +133,7 @@ cdef class EventSets:
     cdef int64_t *_latest  # by place, the step at which the name fired last, or -1
     cdef int64_t *_before  # and the one before that
 
-    def __init__(self, list names, dict places, on_unknown, timer_bits):
+    def __cinit__(self, list names, dict places, on_unknown, timer_bits):
         self._timer_bits = timer_bits
         self._names = names
         self._places = places
@@ -158,8 +142,8 @@ cdef class EventSets:
         self._sets = {0: QUIET}
         cdef Py_ssize_t place
         cdef size_t size = (len(names) + 1) * sizeof(int64_t)
-        self._latest = <int64_t *>PyMem_Realloc(self._latest, size)
-        self._before = <int64_t *>PyMem_Realloc(self._before, size)
+        self._latest = <int64_t *>PyMem_Malloc(size)
+        self._before = <int64_t *>PyMem_Malloc(size)
         if self._latest is NULL or self._before is NULL:
             raise MemoryError
         for place in range(len(names)):
@@ -234,7 +218,6 @@ cdef class Clock:
     cdef readonly int64_t launched  # the reading at which training began
     cdef int64_t started  # the same, later by all pauses
     cdef int64_t paused  # the reading at which the pause began, or NEVER
-    cdef int pauses  # how many contexts pause it
     cdef public int64_t last  # the reading of the latest step
 
     def __init__(self, tick, int64_t saved):
@@ -254,22 +237,18 @@ cdef class Clock:
     def start(self):
         """Start counting."""
         self.launched = self.started = self.last = self.read()
-        self.paused = self.launched if self.pauses else NEVER
+        if self.paused < NEVER:
+            self.paused = self.launched
         self.ticking = True
 
     def pause(self):
-        """Stop counting until `resume`; pauses nest."""
-        cdef int64_t reading = self.read() if self.ticking and not self.pauses else self.paused
-        self.pauses += 1
-        self.paused = reading
+        """Stop counting until `resume`."""
+        self.paused = self.read() if self.ticking else 0
 
     def resume(self):
         """Count on after a pause."""
-        cdef int64_t pause = 0
-        if self.pauses == 1 and self.paused < NEVER:
-            pause = self.read() - self.paused
-            self.paused = NEVER
-        self.pauses -= 1
+        cdef int64_t pause = self.read() - self.paused if self.ticking else 0
+        self.paused = NEVER
         self.started += pause
         self.last += pause
 
@@ -353,18 +332,6 @@ cdef class LoopState:
     def steps_done(self):
         return self.global_step + 1
 
-    cdef LoopState at_training_end(self):
-        """Return the same state for the last step of the run."""
-        cdef LoopState state = LoopState.__new__(LoopState)
-        state.epoch = self.epoch
-        state.global_step = self.global_step
-        state.epoch_step = self.epoch_step
-        state.epoch_end = self.epoch_end
-        state.training_end = True
-        state._elapsed = self._elapsed
-        state._clock = self._clock
-        return state
-
     cdef tuple _values(self):
         return tuple([getattr(self, name) for name in _FIELDS])
 
@@ -388,28 +355,27 @@ cdef struct Entry:
 
 @final
 cdef class Heap:
-    """Numbers by when they are due, the first on top. One more entry is never due."""
+    """Numbers by when they are due, the first on top; -1 is never due."""
 
     cdef Entry *heap
     cdef Py_ssize_t size
-    cdef Py_ssize_t room
+
+    def __cinit__(self, Py_ssize_t count):
+        self.heap = <Entry *>PyMem_Malloc((count + 1) * sizeof(Entry))
+        if self.heap is NULL:
+            raise MemoryError
+        self.heap[0] = Entry(NEVER, -1)
+        self.size = 1
 
     def __dealloc__(self):
         PyMem_Free(self.heap)
 
-    cdef int clear(self) except -1:
-        self.size = 0
-        return self.push(NEVER, -1)
-
-    cdef int push(self, int64_t due, Py_ssize_t number) except -1:
-        cdef Py_ssize_t place = self.size
-        if self.size == self.room:
-            self._grow()
-        self.size += 1
-        while place and self.heap[(place - 1) // 2].due > due:
-            self.heap[place] = self.heap[(place - 1) // 2]
-            place = (place - 1) // 2
-        self.heap[place] = Entry(due, number)
+    cdef int fill(self, list dues) except -1:
+        """Hold numbers by when they are due; a sorted array is a heap."""
+        cdef Py_ssize_t place
+        for place, (due, number) in enumerate(sorted(dues)):
+            self.heap[place] = Entry(due, number)
+        self.size = len(dues)
         return 0
 
     cdef void replace_top(self, int64_t due, Py_ssize_t number) noexcept:
@@ -427,58 +393,31 @@ cdef class Heap:
             child = 2 * place + 1
         heap[place] = Entry(due, number)
 
-    cdef int _grow(self) except -1:
-        cdef Py_ssize_t room = 2 * self.room + 8
-        cdef Entry *heap = <Entry *>PyMem_Realloc(self.heap, room * sizeof(Entry))
-        if heap is NULL:
-            raise MemoryError
-        self.heap = heap
-        self.room = room
-        return 0
-
 
 @final
 cdef class Trigger:
-    """Fires at every `period`-th count from `first` on, or at `points` if there is no period."""
+    """Fires at the steps of a row."""
 
-    cdef object bit
+    cdef object row, bit
     cdef object events  # the set of this event alone, once it was needed
-    cdef int64_t period
-    cdef int64_t first
-    cdef tuple points
-    cdef int origin_kind
-    cdef int64_t start
-    cdef int64_t stop
+    cdef int64_t period, stop
     cdef int64_t origin  # the step that counts as 0
-    cdef object row  # of a fraction, whose points are those of an epoch
 
     def __init__(self, row, int64_t launch):
-        place, self.period, self.first, self.points, kind, self.start, self.stop, fraction = row
-        self.row = None if fraction is None else row
-        self.bit = 1 << place
-        self.origin_kind = kind
-        self.origin = (0, launch, 0)[kind]
-
-    cdef int64_t next_step(self, int64_t step) except -1:
-        """Return the first step from `step` on at which this fires."""
-        cdef int64_t count = self.next_count(max(step - self.origin, self.start))
-        return NEVER if count >= self.stop else self.origin + count
-
-    cdef int64_t next_count(self, int64_t count) except -1:
-        """Return the first count from `count` on at which this fires, in its window or not."""
-        cdef int64_t rest
-        if not self.period:
-            place = bisect_left(self.points, count)
-            return NEVER if place == len(self.points) else <int64_t>self.points[place]
-        if count <= self.first:
-            return self.first
-        rest = (count - self.first) % self.period
-        return count + self.period - rest if rest else count
+        self.row = row
+        self.bit = 1 << row.place
+        self.period, self.stop = row.period, row.stop
+        self.origin = (0, launch, 0)[row.origin]
 
     cdef int64_t step_after(self, int64_t step) except -1:
         """Return the step at which this fires again, after it did at `step`."""
-        if not self.period:
-            return self.next_step(step + 1)
+        cdef int64_t count = NEVER
+        if not self.period:  # without a call of Python, since it ends a decision
+            points = self.row.points
+            place = bisect_right(points, step - self.origin)
+            if place < len(points):
+                count = points[place]
+            return NEVER if count >= self.stop else self.origin + count
         return NEVER if self.period >= self.stop - (step - self.origin) else step + self.period
 
 
@@ -515,10 +454,9 @@ cdef class Agenda:
     def __init__(self, schedule, int64_t launch, agreement):
         cdef Trigger trigger
         self._triggers = [Trigger(row, launch) for row in schedule.steps]
-        self._heap = Heap.__new__(Heap)
-        self._heap.clear()
+        self._heap = Heap.__new__(Heap, len(self._triggers))
         for trigger in self._triggers:
-            self._is_per_epoch |= trigger.origin_kind == EPOCH
+            self._is_per_epoch |= trigger.row.origin == EPOCH
         self.epoch_last = self.bar_step = NEVER
         self.interrupted_at = -2
         self.last_step = NEVER if schedule.max_steps == NEVER else schedule.max_steps - 1
@@ -540,15 +478,15 @@ cdef class Agenda:
             self.last_step = last if last >= step else NEVER
         elif self._heap.size > 1 and not self._is_per_epoch:
             return
-        self._heap.clear()
+        dues = [(NEVER, -1)]
         for number, trigger in enumerate(self._triggers):
-            if trigger.origin_kind == EPOCH:
+            if trigger.row.origin == EPOCH:
                 trigger.origin = epoch_start
-            if trigger.row is not None:
+            if trigger.row.fraction is not None:
                 first = epoch_start - trigger.origin
-                points = trigger.row.points_in(epoch, ends.length)
-                trigger.points = tuple([first + point for point in points])
-            self._heap.push(trigger.next_step(step), number)
+                trigger.row = trigger.row.in_epoch(epoch, ends.length, first)
+            dues.append((trigger.row.next_step(step, trigger.origin), number))
+        self._heap.fill(dues)
 
     cdef inline object bits_at(self, int64_t step):
         """Return the bits of the step criteria that are met at `step`, before which none is."""
@@ -588,14 +526,13 @@ cdef class Agenda:
 cdef class Condition:
     """A condition function, and the window in which it is called."""
 
-    cdef object bit, function
-    cdef Py_ssize_t place
+    cdef object bit, function, whose
     cdef int origin
     cdef int64_t start, stop
 
     def __init__(self, row):
-        self.place, self.function, self.origin, self.start, self.stop = row
-        self.bit = 1 << self.place
+        place, self.function, self.whose, self.origin, self.start, self.stop = row
+        self.bit = 1 << place
 
 
 @final
@@ -611,7 +548,6 @@ cdef class Conditions:
 
     cdef list _events
     cdef list _stops
-    cdef object _blame
     cdef object _agreement
     cdef readonly int64_t[3] origins
     cdef int64_t start
@@ -625,7 +561,6 @@ cdef class Conditions:
         if agreement is not None:  # then `stop_when` fires at an agreement
             self._events, self._stops = [*self._stops, *self._events], []
         self._agreement = agreement
-        self._blame = schedule.blame
         self.origins = (0, launch, 0)
         self.start = NEVER
         self.answered = -1
@@ -656,8 +591,8 @@ cdef class Conditions:
         if step <= self.answered:
             return self.answer if step == self.answered else 0
         bits = self._true_ones(self._stops, state) if self._stops else 0
-        if (bits or stops) and not state.training_end:
-            state = state.at_training_end()
+        if bits or stops:
+            state.training_end = True
         bits |= self._true_ones(self._events, state)
         if self._agreement is not None:
             self._agreement.keep(step, bits)
@@ -675,7 +610,7 @@ cdef class Conditions:
                     bits |= row.bit
         except Exception as exception:
             failure = errors.not_stop(exception)
-            self._blame(failure, row.place)
+            errors.annotate(failure, f"in the condition of {row.whose}")
             raise failure
         return bits
 
@@ -693,7 +628,6 @@ cdef class Alarm:
     cdef bint has_timers
     cdef int64_t max_time
     cdef public object timers
-    cdef int64_t next_start  # the next step at which a window of theirs opens
     cdef int64_t next_reading
     cdef int64_t coarse_until  # up to this reading the coarse clock is enough
 
@@ -710,7 +644,6 @@ cdef class Alarm:
         cdef int64_t reading = clock.reading_at(min(timers.next_time, self.max_time))
         reading = min(reading, clock.launched + min(<int64_t>timers.next_launch_time, LONGEST))
         self.timers = timers
-        self.next_start = timers.next_start
         self.next_reading = reading
         self.coarse_until = reading - BEHIND if reading > BEHIND else 0
         if clock._tick is not None or self.coarse_until <= clock.last:
@@ -748,38 +681,15 @@ cdef class Counter:
         due: the sum from which one of the criteria `rows` is met; NEVER if there is none.
     """
 
-    cdef list rows
-    cdef readonly object total
-    cdef object before
-    cdef int64_t at
-    cdef object due
+    cdef readonly object total, before
+    cdef readonly int64_t at
+    cdef object due, rows
 
-    def __init__(self, total, list rows):
+    def __init__(self, total, rows):
         self.rows = rows
         self.total = self.before = total
         self.at = -1
-        self.due = self.due_after(total)
-
-    cdef object due_after(self, total):
-        """Return the first sum above `total` at which a criterion is met."""
-        return min([row.next_after(total) for row in self.rows], default=NEVER)
-
-    cdef object bits_at(self, total, int64_t step, origins):
-        """Return the bits of the criteria that are met as the sum grows to `total` at `step`."""
-        bits = 0
-        for row in self.rows:
-            if row.is_met(self.total, total, step, origins):
-                bits |= row.bit
-        return bits
-
-    @property
-    def was_counted(self):
-        """Whether anything was counted, in this launch or an earlier one."""
-        return self.at >= 0 or self.total > 0
-
-    def total_after(self, int64_t steps):
-        """Return the sum after so many steps: all, or all but the latest or its list."""
-        return self.total if self.at < steps else self.before
+        self.due = NEVER if rows is None else rows.due_after(total)
 
 
 @final
@@ -998,13 +908,15 @@ cdef class Engine:
         cdef PyObject *known = PyDict_GetItemWithError(self.counters, name)
         cdef Counter counter
         if known is NULL:
-            counter = self.counters[name] = Counter(0, [])
+            counter = self.counters[name] = Counter(0, None)
         else:
             counter = <Counter>known
         total, due, events = counter.total + n, counter.due, self.latest_events()
         if total >= due:
-            bits = counter.bits_at(total, self.step, self.conditions.origins)
-            due = counter.due_after(total)
+            bits = counter.rows.bits_at(
+                counter.total, total, self.step, self.conditions.origins
+            )
+            due = counter.rows.due_after(total)
             events = self.amend(bits, False, None) if bits else events
         if counter.at != self.step:
             counter.at = self.step
@@ -1025,15 +937,10 @@ cdef class Engine:
 
     # The decision
 
-    cpdef int64_t next_due(self) noexcept:
-        """Return the next step at which anything is scheduled; NEVER if there is none."""
-        return self.agenda.next_due(self.step)
-
     cdef inline void look_ahead(self) noexcept:
         """Find out how far the next steps are quiet, and where their batches come from."""
         cdef int64_t step = self.step
         cdef int64_t until = min(self.agenda.next_due(step), self.agenda.bar_step)
-        until = min(until, self.alarm.next_start)
         if step + 1 < self.conditions.stop:
             until = min(until, max(step + 1, self.conditions.start))
         self.batches = NO_BATCHES if self.in_hand else self.opened
@@ -1095,7 +1002,7 @@ cdef class Engine:
             more, stop = self.ends.of_requests(agenda.requests[:requests])
             bits |= more
         if alarm.timed:
-            is_due = reading >= alarm.next_reading or step >= alarm.next_start
+            is_due = reading >= alarm.next_reading
         if is_due:
             times = self.times_at(reading)
             bits |= alarm.timers.due_at(step, times)
@@ -1193,12 +1100,6 @@ cdef class Engine:
         if self.agenda.agreement is not None:
             return self.agenda.agreement.now, self.agenda.agreement.launch_now
         return clock.elapsed(reading), reading - clock.launched
-
-    cdef int keep_in_hand(self, batch) except -1:
-        """Keep a batch for the next request, since its step was not made."""
-        self.in_hand = [batch]
-        self.batches = NO_BATCHES
-        return 0
 
     # Iterators
 
@@ -1363,7 +1264,7 @@ cdef class Steps:
             events = self.engine.make(self.run, self.turn, 1)
         except BaseException as exception:
             if self.engine.turn == self.turn:
-                self.engine.keep_in_hand(batch)
+                self.engine.in_hand, self.engine.batches = [batch], NO_BATCHES
             self.engine.busy = False
             self.engine.end_body()
             self.run.fail_step(exception, self.turn)
@@ -1459,7 +1360,7 @@ cdef class Lists(Steps):
         cdef Engine engine = self.engine
         cdef Conditions conditions = engine.conditions
         cdef list in_hand = engine.in_hand
-        cdef int64_t due = engine.next_due()
+        cdef int64_t due = engine.agenda.next_due(engine.step)
         cdef int64_t step = engine.step
         cdef int64_t last
         cdef PyObject *fetched
@@ -1549,8 +1450,7 @@ cdef class Timings:
 
     cdef readonly Durations waits, bodies
     cdef readonly dict costs  # the bodies of each set of events
-    cdef readonly int64_t steps, fruitless, paused  # requests that yielded nothing; in pauses
-    cdef readonly object pauses  # the latest, as pairs of clock readings
+    cdef readonly int64_t steps, fruitless  # requests that yielded nothing
     cdef int64_t turn  # the number of the iterator that is timed
     cdef TimedStep now  # `began` is -1 between bodies
     cdef object events, memory
@@ -1559,7 +1459,7 @@ cdef class Timings:
 
     def __cinit__(self, Py_ssize_t last_steps):
         self.waits, self.bodies, self.costs = Durations(), Durations(), {}
-        self.now.began, self.pauses = -1, deque(maxlen=last_steps)
+        self.now.began = -1
         self.ring_events = [None] * last_steps
         self.memory = bytearray(sizeof(TimedStep) * last_steps)
         self.ring = <TimedStep *><char *>self.memory
@@ -1587,12 +1487,10 @@ cdef class Timings:
             (<Durations>cost).add(reading - began)
         return 0
 
-    def pause(self, int64_t began, int64_t ended):
-        """Count a pause, or as much of it as is in the current body."""
-        if self.now.began >= 0:
-            began = max(began, self.now.began)
-            self.paused += ended - began
-            self.pauses.append((began, ended))
+    @property
+    def began(self):
+        """When the current body began; -1 between bodies."""
+        return self.now.began
 
     def last_steps(self):
         """Return the last steps, the oldest first: numbers by name, and the events."""

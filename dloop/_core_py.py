@@ -9,9 +9,9 @@ The core knows ints, bits and callables. `schedule.py` says what the places and 
 from __future__ import annotations
 
 import sys
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Set
+from dataclasses import dataclass
 from itertools import chain, islice
 from threading import get_ident
 from time import perf_counter_ns
@@ -23,7 +23,7 @@ from .errors import NEVER
 
 if TYPE_CHECKING:
     from ._core import Agreement, Bar, Pair, Run, Sizes
-    from .schedule import ConditionRow, CounterRow, Ends, Schedule, StepRow, Timers
+    from .schedule import ConditionRow, CounterRows, Ends, Schedule, StepRow, Timers
 
 LONGEST = 2**62 - 1
 """The training time, in nanoseconds, at which it stops growing."""
@@ -45,10 +45,10 @@ class NoEvents(frozenset):  # type: ignore[type-arg]
         raise errors.no_attribute(name)
 
     def __repr__(self) -> str:
-        return "frozenset()"
+        return repr(frozenset(self))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return frozenset, ()
+        return frozenset, (list(self),)
 
 
 class EventSet(NoEvents):
@@ -74,12 +74,6 @@ class EventSet(NoEvents):
             self._on_unknown(name)
         return False
 
-    def __repr__(self) -> str:
-        return f"EventSet({set(self)!r})"
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return frozenset, (list(self),)
-
 
 QUIET = NoEvents()
 
@@ -92,8 +86,6 @@ class EventSets:
         places: the place of each name.
         on_unknown: called with a name that is neither.
     """
-
-    __slots__ = ("_fired", "_names", "_on_unknown", "_places", "_sets")
 
     def __init__(
         self,
@@ -140,8 +132,6 @@ class EventSets:
 class Clock:
     """Training time in nanoseconds: it never runs backwards, and begins with what was `saved`."""
 
-    __slots__ = ("_paused", "_pauses", "_started", "last", "launched", "saved", "tick", "ticking")
-
     def __init__(self, tick: Callable[[], int] | None, saved: int) -> None:
         self.tick: Callable[[], int] = perf_counter_ns if tick is None else tick
         self.saved = saved
@@ -149,27 +139,23 @@ class Clock:
         self.launched = 0  # the reading at which training began
         self._started = 0  # the same, later by all pauses
         self._paused = NEVER  # the reading at which the pause began
-        self._pauses = 0  # how many contexts pause it
         self.last = 0  # the reading of the latest step
 
     def start(self) -> None:
         """Start counting."""
         self.launched = self._started = self.last = self.tick()
-        self._paused = self.launched if self._pauses else NEVER
+        if self._paused < NEVER:
+            self._paused = self.launched
         self.ticking = True
 
     def pause(self) -> None:
-        """Stop counting until `resume`; pauses nest."""
-        reading = self.tick() if self.ticking and not self._pauses else self._paused
-        self._pauses, self._paused = self._pauses + 1, reading
+        """Stop counting until `resume`."""
+        self._paused = self.tick() if self.ticking else 0
 
     def resume(self) -> None:
         """Count on after a pause."""
-        pause = 0
-        if self._pauses == 1 and self._paused < NEVER:
-            pause = self.tick() - self._paused
-            self._paused = NEVER
-        self._pauses -= 1
+        pause = self.tick() - self._paused if self.ticking else 0
+        self._paused = NEVER
         self._started += pause
         self.last += pause
 
@@ -190,6 +176,7 @@ class Clock:
 _FIELDS = ("epoch", "global_step", "epoch_step", "epoch_end", "training_end", "elapsed")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class LoopState:
     """Where a run is: the argument of conditions, and `loop.state`.
 
@@ -212,25 +199,13 @@ class LoopState:
         [8]
     """
 
-    __slots__ = ("_clock", "_elapsed", *_FIELDS[:-1])
-
-    def __init__(
-        self,
-        epoch: int,
-        global_step: int,
-        epoch_step: int,
-        epoch_end: bool,
-        training_end: bool,
-        elapsed: int,
-        clock: Clock,
-    ) -> None:
-        self.epoch = epoch
-        self.global_step = global_step
-        self.epoch_step = epoch_step
-        self.epoch_end = epoch_end
-        self.training_end = training_end
-        self._elapsed = elapsed  # in nanoseconds; -1 if it was not read
-        self._clock = clock
+    epoch: int
+    global_step: int
+    epoch_step: int
+    epoch_end: bool
+    training_end: bool
+    _elapsed: int  # in nanoseconds; -1 if it was not read
+    _clock: Clock
 
     @property
     def elapsed(self) -> float:
@@ -241,11 +216,6 @@ class LoopState:
     @property
     def steps_done(self) -> int:
         return self.global_step + 1
-
-    def _at_training_end(self) -> LoopState:
-        """Return the same state for the last step of the run."""
-        values = self.epoch, self.global_step, self.epoch_step, self.epoch_end
-        return LoopState(*values, True, self._elapsed, self._clock)
 
     def _values(self) -> tuple[object, ...]:
         return tuple([getattr(self, name) for name in _FIELDS])
@@ -264,38 +234,19 @@ class LoopState:
 
 
 class Trigger:
-    """Fires at every `period`-th count from `first` on, or at `points` if there is no period."""
-
-    __slots__ = (
-        "bit", "first", "origin", "origin_kind", "period", "points", "row", "start", "stop",
-    )  # fmt: skip
+    """Fires at the steps of a row."""
 
     def __init__(self, row: StepRow, launch: int) -> None:
-        place, self.period, self.first, self.points, kind, self.start, self.stop, fraction = row
-        self.row = None if fraction is None else row  # its points are those of an epoch
-        self.bit = 1 << place
-        self.origin_kind = kind
-        self.origin = (0, launch, 0)[kind]  # the step that counts as 0
-
-    def next_step(self, step: int) -> int:
-        """Return the first step from `step` on at which this fires."""
-        count = self.next_count(max(step - self.origin, self.start))
-        return NEVER if count >= self.stop else self.origin + count
-
-    def next_count(self, count: int) -> int:
-        """Return the first count from `count` on at which this fires, in its window or not."""
-        if not self.period:
-            place = bisect_left(self.points, count)
-            return NEVER if place == len(self.points) else self.points[place]
-        if count <= self.first:
-            return self.first
-        return count + -(count - self.first) % self.period
+        self.row = row
+        self.bit = 1 << row.place
+        self.origin = (0, launch, 0)[row.origin]  # the step that counts as 0
 
     def step_after(self, step: int) -> int:
         """Return the step at which this fires again, after it did at `step`."""
-        if not self.period:
-            return self.next_step(step + 1)
-        return NEVER if self.period >= self.stop - (step - self.origin) else step + self.period
+        row = self.row
+        if not row.period:
+            return row.next_step(step + 1, self.origin)
+        return NEVER if row.period >= row.stop - (step - self.origin) else step + row.period
 
 
 class Agenda:
@@ -312,11 +263,6 @@ class Agenda:
         stop_bits: the bits of `stop_when`; `event_bits`: those of names.
         is_plain: whether there is no `stop_when`, and no part that waits.
     """
-
-    __slots__ = (
-        "_triggers", "agreement", "bar", "bar_step", "dues", "epoch_last", "event_bits", "every",
-        "interrupted_at", "is_plain", "last_step", "requests", "stop_bits",
-    )  # fmt: skip
 
     def __init__(self, schedule: Schedule, launch: int, agreement: Agreement | None) -> None:
         self._triggers = [Trigger(row, launch) for row in schedule.steps]
@@ -339,16 +285,16 @@ class Agenda:
         last = NEVER if length is None else epoch_start + length - 1
         self.epoch_last = last if last >= step else NEVER
         for trigger in self._triggers:
-            if trigger.origin_kind == EPOCH:
+            if trigger.row.origin == EPOCH:
                 trigger.origin = epoch_start
-            if trigger.row is not None:
+            if trigger.row.fraction is not None:
                 first = epoch_start - trigger.origin
-                points = trigger.row.points_in(epoch, ends.length)
-                trigger.points = tuple([first + point for point in points])
+                trigger.row = trigger.row.in_epoch(epoch, ends.length, first)
         if ends.needs_length:
             last = ends.last_step(epoch, epoch_start)
             self.last_step = last if last >= step else NEVER
-        self.dues = [*[trigger.next_step(step) for trigger in self._triggers], NEVER]
+        dues = [trigger.row.next_step(step, trigger.origin) for trigger in self._triggers]
+        self.dues = [*dues, NEVER]
 
     def triggers_at(self, step: int) -> tuple[int, list[int]]:
         """Return the bits of the step criteria that are met at `step`, and the dues after it."""
@@ -379,18 +325,12 @@ class Conditions:
         origins: the steps that windows count from: the run's, the launch's and the epoch's first.
     """
 
-    __slots__ = (
-        "_agreement", "_blame", "_events", "_stops", "answer", "answered", "origins", "start",
-        "stop",
-    )  # fmt: skip
-
     def __init__(self, schedule: Schedule, launch: int, agreement: Agreement | None) -> None:
         self._events = schedule.conditions
         self._stops = schedule.stop_conditions
         if agreement is not None:  # then `stop_when` fires at an agreement
             self._events, self._stops = [*self._stops, *self._events], []
         self._agreement = agreement
-        self._blame = schedule.blame
         self.origins = [0, launch, 0]
         self.answered = -1
         self.answer = 0
@@ -400,7 +340,7 @@ class Conditions:
         """Count windows that are per epoch from `epoch_start`."""
         self.origins[EPOCH] = epoch_start
         self.start, self.stop = NEVER, 0
-        for _, _, origin, start, stop in [*self._events, *self._stops]:
+        for _, _, _, origin, start, stop in [*self._events, *self._stops]:
             self.start = min(self.start, self.origins[origin] + start)
             self.stop = max(self.stop, self.origins[origin] + stop)
 
@@ -417,8 +357,8 @@ class Conditions:
         if step <= self.answered:
             return self.answer if step == self.answered else 0
         bits = self._true_ones(self._stops, state) if self._stops else 0
-        if (bits or stops) and not state.training_end:
-            state = state._at_training_end()
+        if bits or stops:
+            state.training_end = True
         bits |= self._true_ones(self._events, state)
         if self._agreement is not None:
             self._agreement.keep(step, bits)
@@ -426,15 +366,14 @@ class Conditions:
         return bits
 
     def _true_ones(self, rows: list[ConditionRow], state: Any) -> int:
-        bits = place = 0
-        step = state.global_step
+        bits, step, whose = 0, state.global_step, ""
         try:
-            for place, function, origin, start, stop in rows:
+            for place, function, whose, origin, start, stop in rows:  # noqa: B007
                 if start <= step - self.origins[origin] < stop and function(state):
                     bits |= 1 << place
         except Exception as exception:
             failure = errors.not_stop(exception)
-            self._blame(failure, place)
+            errors.annotate(failure, f"in the condition of {whose}")
             raise failure  # noqa: B904 (it is mostly the exception itself)
         return bits
 
@@ -478,34 +417,11 @@ class Counter:
         due: the sum from which one of the criteria `rows` is met; NEVER if there is none.
     """
 
-    __slots__ = ("at", "before", "due", "rows", "total")
-
-    def __init__(self, total: int, rows: list[CounterRow]) -> None:
-        self.rows = rows
+    def __init__(self, total: int, rows: CounterRows | None) -> None:
+        self.rows: Any = rows  # if there are none, nothing is due
         self.total = self.before = total
         self.at = -1
-        self.due = self.due_after(total)
-
-    def due_after(self, total: int) -> int:
-        """Return the first sum above `total` at which a criterion is met."""
-        return min([row.next_after(total) for row in self.rows], default=NEVER)
-
-    def bits_at(self, total: int, step: int, origins: list[int]) -> int:
-        """Return the bits of the criteria that are met as the sum grows to `total` at `step`."""
-        bits = 0
-        for row in self.rows:
-            if row.is_met(self.total, total, step, origins):
-                bits |= row.bit
-        return bits
-
-    @property
-    def was_counted(self) -> bool:
-        """Whether anything was counted, in this launch or an earlier one."""
-        return self.at >= 0 or self.total > 0
-
-    def total_after(self, steps: int) -> int:
-        """Return the sum after so many steps: all, or all but the latest or its list."""
-        return self.total if self.at < steps else self.before
+        self.due = NEVER if rows is None else rows.due_after(total)
 
 
 class Decided:
@@ -518,10 +434,6 @@ class Decided:
         state: the LoopState that was made last.
         timers: the time criteria before it; `waiting`: the bits that waited before it.
     """
-
-    __slots__ = (
-        "epoch_end", "events", "size", "state", "step", "timers", "training_end", "waiting",
-    )  # fmt: skip
 
     def __init__(self, state: LoopState, timers: Timers) -> None:
         self.state = state
@@ -686,11 +598,11 @@ class Engine:
             n = self._checked_count(name, n)
         counter = self.counters.get(name)
         if counter is None:
-            counter = self.counters[name] = Counter(0, [])
+            counter = self.counters[name] = Counter(0, None)
         total, due, events = counter.total + n, counter.due, self.latest_events()
         if total >= due:
-            bits = counter.bits_at(total, self.step, self.conditions.origins)
-            due = counter.due_after(total)
+            bits = counter.rows.bits_at(counter.total, total, self.step, self.conditions.origins)
+            due = counter.rows.due_after(total)
             events = self.amend(bits, False, None) if bits else events
         if counter.at != self.step:
             counter.at, counter.before = self.step, counter.total
@@ -708,20 +620,14 @@ class Engine:
 
     # The decision
 
-    def next_due(self) -> int:
-        """Return the next step at which anything is scheduled; NEVER if there is none."""
-        return self.agenda.next_due(self.step)
-
     def look_ahead(self) -> None:
         """Find out how far the next steps are quiet, and where their batches come from."""
         self.batches = NO_BATCHES if self.in_hand else self.opened
-        self.quiet_until = self._quiet_after(
-            self.step, self.agenda.dues, self.alarm.timers.next_start
-        )
+        self.quiet_until = self._quiet_after(self.step, self.agenda.dues)
         if self.agenda.requests:
             self.quiet_until = -1
 
-    def _quiet_after(self, step: int, dues: list[int], next_start: int) -> int:
+    def _quiet_after(self, step: int, dues: list[int]) -> int:
         """Return how far the steps after `step` are quiet, but for the clock."""
         agenda, conditions = self.agenda, self.conditions
         asks = step + 1 < conditions.stop
@@ -730,8 +636,6 @@ class Engine:
         until = agenda.next_due(step, dues)
         if until > agenda.bar_step:
             until = agenda.bar_step
-        if until > next_start:
-            until = next_start
         if asks and until > conditions.start:
             until = conditions.start
         return until - 1
@@ -781,7 +685,7 @@ class Engine:
             more, stop = ends.of_requests(agenda.requests[:requests])
             bits |= more
         if alarm.timed:
-            is_due = reading >= alarm.next_reading or step >= alarm.timers.next_start
+            is_due = reading >= alarm.next_reading
         if is_due:
             times = self.times_at(reading)
             bits |= alarm.timers.due_at(step, times)
@@ -831,7 +735,7 @@ class Engine:
         if in_hand:
             is_over = reason is not None or (epoch_end and not ends.is_single_pass)
             in_hand = [] if is_over else in_hand[step - self.step :]
-        until = self._quiet_after(step, dues, timers.next_start)
+        until = self._quiet_after(step, dues)
         # From here on nothing is called: the steps are made as a whole
         if alarm.timed:
             alarm.clock.last = reading
@@ -863,11 +767,6 @@ class Engine:
         if agreement is not None:
             return agreement.now, agreement.launch_now
         return clock.elapsed(reading), reading - clock.launched
-
-    def keep_in_hand(self, batch: Any) -> None:
-        """Keep a batch for the next request, since its step was not made."""
-        self.in_hand = [batch]
-        self.batches = NO_BATCHES
 
     # Iterators
 
@@ -1043,7 +942,7 @@ class Steps:
                 batches = NO_BATCHES  # the traceback must not keep the iterator alive
                 if batch is not QUIET:  # its step was not made
                     if engine.turn == turn:
-                        engine.keep_in_hand(batch)
+                        engine.in_hand, engine.batches = [batch], NO_BATCHES
                     batch = QUIET
                     engine.end_body()
                     run.fail_step(exception, turn)
@@ -1116,7 +1015,7 @@ class Lists(Steps):
         """Fetch the batches of a list; return how many steps it may have."""
         engine = self._engine
         conditions, agenda = engine.conditions, engine.agenda
-        room = engine.next_due() - engine.step
+        room = agenda.next_due(engine.step) - engine.step
         if conditions.answer and conditions.answered > engine.step:
             room = min(room, conditions.answered - engine.step)
         if agenda.requests and agenda.agreement is None:
@@ -1179,8 +1078,6 @@ def fitting(sizes: Sizes, most: int) -> int:
 class Durations:
     """A histogram of durations in nanoseconds; its bins are 3 % wide."""
 
-    __slots__ = ("bins", "count", "longest", "total")
-
     def __init__(self) -> None:
         self.bins = [0] * (64 << 5)  # 32 from one power of two to the next
         self.count = self.total = self.longest = 0
@@ -1200,8 +1097,7 @@ class Timings:
     def __init__(self, last_steps: int) -> None:
         self.waits, self.bodies = Durations(), Durations()
         self.costs: dict[Set[Hashable], Durations] = {}  # the bodies of each set of events
-        self.steps = self.fruitless = self.paused = 0  # requests that yielded nothing; in pauses
-        self.pauses: deque[tuple[int, int]] = deque(maxlen=last_steps)  # clock readings
+        self.steps = self.fruitless = 0  # requests that yielded nothing
         self.turn = 0  # the number of the iterator that is timed
         self.step = self.epoch = self.before = self.asked = 0
         self.began = -1  # between bodies
@@ -1227,13 +1123,6 @@ class Timings:
             cost = self.costs[self.events] = Durations()
         if cost is not None:
             cost.add(reading - began)
-
-    def pause(self, began: int, ended: int) -> None:
-        """Count a pause, or as much of it as is in the current body."""
-        if self.began >= 0:
-            began = max(began, self.began)
-            self.paused += ended - began
-            self.pauses.append((began, ended))
 
     def last_steps(self) -> list[tuple[dict[str, int], Set[Hashable]]]:
         """Return the last steps, the oldest first: numbers by name, and the events."""

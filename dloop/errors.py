@@ -99,21 +99,6 @@ def log(message: str, *values: object) -> None:
     logging.getLogger("dloop").info(message, *values)
 
 
-def ended() -> LoopError:
-    """Return the error of entering a run after its last step."""
-    return LoopError("this run has ended; restart() begins a new one")
-
-
-def replaced() -> LoopError:
-    """Return the error of an iterator after a newer one was made."""
-    return LoopError("this iterator was replaced: the loop was entered again")
-
-
-def closed() -> LoopError:
-    """Return the error of entering a closed loop."""
-    return LoopError("this loop was closed; restart() begins a new run")
-
-
 def in_use() -> LoopError:
     """Return the error of requesting a step while another is being made."""
     return LoopError(
@@ -152,13 +137,6 @@ def no_mapping(name: object) -> TypeError:
 def no_attribute(name: str) -> AttributeError:
     """Return the error of `events.Log`."""
     return AttributeError(f"events are a set, without {name!r}: write `{name!r} in events`")
-
-
-def failed(first: BaseException) -> LoopError:
-    """Return the error of entering a run that ended with the exception `first`."""
-    error = LoopError("this run ended with an exception; restart() begins a new one")
-    error.__cause__ = first
-    return error
 
 
 def not_stop(exception: Exception) -> Exception:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from fractions import Fraction
 from functools import partial, wraps
+from time import perf_counter_ns
 from types import MappingProxyType, TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -23,7 +24,7 @@ from typing import (
 from . import checks, errors
 from .errors import LoopError, StateError, log, warn
 from .events import Event, LoopEvents, Member
-from .plan import Plan, forecast
+from .plan import Forecast, Plan
 from .profile import LAST_STEPS, Profile
 from .progress import Progress
 from .progress import checked as checked_progress
@@ -265,13 +266,12 @@ class Loop(Generic[Batch]):
             return iter(())
         if not self._entered and self._sync is None:
             warn_if_distributed(self._schedule, bool(self._signals.numbers))
-        keep_alive: list[object] = []
-        steps = self._run.enter(sizes, keep_alive)
+        steps = self._run.enter(sizes)
         self._entered = True
         try:
             if not self._run.stop_requested:
-                keep_alive.append(self._signals.install(self._run.on_signal))
-            keep_alive.append(self._progress.show(self._run))
+                self._signals.install(self._run.on_signal)
+            self._progress.show(self._run)
         except BaseException:
             _leave(self._signals, self._progress, self._run)
             raise
@@ -647,15 +647,10 @@ class Loop(Generic[Batch]):
             missing["EXCEPTION"] = "this Loop has no on_exception='event'"
         if not self._run.source.may_repeat_its_order():
             notes.append(f"{_SHUFFLES}; {_TO_REPEAT}")
-        return forecast(
-            self._schedule,
-            self._run.start_state,
-            self._run.source.epoch_len(),
-            self._run.source.has_epochs,
-            self._end_of_run is not None,
-            missing,
-            notes,
-        )
+        run, source, is_finished = self._run, self._run.source, self._end_of_run is not None
+        start, length = run.start_state, source.epoch_len()
+        told = Forecast(self._schedule, start, length, source.has_epochs, is_finished)
+        return told.plan(missing, notes)
 
     @property
     def progress(self) -> Progress:
@@ -870,15 +865,14 @@ class Lap(_Lap):
 
 @contextmanager
 def _pause(run: Run, profile: Profile | None) -> Iterator[None]:
+    began = perf_counter_ns()
     run.pause_clock()
-    if profile is not None:
-        profile.begin_pause()
     try:
         yield
     finally:
         run.resume_clock()
-        if profile is not None:
-            profile.end_pause()
+        if profile is not None and not run.pauses:
+            profile.pause(began, perf_counter_ns())
 
 
 class Guard:

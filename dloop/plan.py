@@ -198,7 +198,7 @@ class DryRun:
         engine.ends.length = length
         engine.begin_epoch(iter(()), length)
         jumps = 0
-        while (step := engine.next_due()) < NEVER:
+        while (step := engine.agenda.next_due(engine.step)) < NEVER:
             jumps += 1
             if OWN in engine.jump(step):
                 steps.append(step)
@@ -213,48 +213,27 @@ class DryRun:
         return steps, False
 
 
-def forecast(
-    schedule: Schedule,
-    start: LoopState,
-    length: int | None,
-    has_epochs: bool,
-    is_over: bool,
-    missing: Mapping[str, str],
-    notes: Sequence[str],
-) -> Plan:
-    """Return the plan of a run.
-
-    Args:
-        schedule: its events and limits.
-        start: the step before its first.
-        length: the steps of an epoch; None if unknown.
-        has_epochs: False for a stream, whose epoch does not end.
-        is_over: whether the run is finished.
-        missing: why INTERRUPT or EXCEPTION cannot fire in it.
-        notes: further warnings.
-    """
-    told = Forecast(schedule, start, length, has_epochs, is_over or length == 0)
-    warnings = [*notes, *told.warnings(missing)]
-    if is_over or length == 0:
-        warnings = ["the run is finished" if is_over else "the dataloader is empty: its len() is 0"]
-    axis = told.axis()
-    rows, lanes = zip(*[told.row(number, axis) for number in range(len(told.events))])
-    counts = told.dry.first, told.count if told.is_exact else None, told.epochs, length
-    return Plan(rows, tuple(warnings), *counts, told.summary(), axis, lanes)
-
-
 @dataclass
 class Forecast:
-    """What a plan tells, from a dry run; its arguments are those of `forecast`."""
+    """What a plan tells, from a dry run.
+
+    Args:
+        schedule: the events and limits.
+        start: the step before the first.
+        length: the steps of an epoch; None if unknown.
+        has_epochs: False for a stream, whose epoch does not end.
+        is_finished: whether the run is finished.
+    """
 
     schedule: Schedule
     start: LoopState
     length: int | None
     has_epochs: bool
-    is_over: bool
+    is_finished: bool
 
     def __post_init__(self) -> None:
-        schedule, start, length, is_over = self.schedule, self.start, self.length, self.is_over
+        schedule, start, length = self.schedule, self.start, self.length
+        is_over = self.is_finished or length == 0
         first, epoch = start.global_step + 1, start.epoch + start.epoch_end
         epoch_start = first if start.epoch_end else start.global_step - start.epoch_step
         if length and first - epoch_start >= length:  # epochs have become shorter
@@ -285,6 +264,18 @@ class Forecast:
             *[(each, each) for each in (EPOCH_END, TRAINING_END)],
         ]
         self.firings = [self.dry.fire(self._known(each), self.dry.most) for _, each in self.events]
+
+    def plan(self, missing: Mapping[str, str], notes: Sequence[str]) -> Plan:
+        """Return the plan; `missing` tells why INTERRUPT or EXCEPTION cannot fire."""
+        warnings = [*notes, *self.warnings(missing)]
+        if self.is_finished:
+            warnings = ["the run is finished"]
+        elif self.length == 0:
+            warnings = ["the dataloader is empty: its len() is 0"]
+        axis, count = self.axis(), self.count if self.is_exact else None
+        rows, lanes = zip(*[self.row(number, axis) for number in range(len(self.events))])
+        counts = self.dry.first, count, self.epochs, self.length
+        return Plan(rows, tuple(warnings), *counts, self.summary(), axis, lanes)
 
     def _known(self, event: Event, most_points: int = 1) -> list[Criterion]:
         """Return the criteria that depend neither on an unknown length nor an unknown end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Hashable, Iterator
 from os import PathLike
 from time import perf_counter_ns, time_ns
@@ -49,25 +50,20 @@ class Profile(drawing.Drawn):
     def __init__(self, last_steps: int) -> None:
         self._core = _backend.core
         self._timings = self._core.Timings(last_steps)
-        self._pauses = 0  # how many contexts are open
-        self._pause_began = 0
+        self._paused = 0  # in nanoseconds
+        self._pauses: deque[tuple[int, int]] = deque(maxlen=last_steps)  # clock readings
         self._to_unix = time_ns() - perf_counter_ns()
 
     def around(self, steps: Iterator[Any], engine: Engine) -> Iterator[Any]:
         """Return an iterator that yields what `steps` yields, and measures."""
         return self._core.TimedSteps(steps, engine, self._timings)
 
-    def begin_pause(self) -> None:
-        """Note that `loop.pause_clock()` was entered. Nested pauses count once."""
-        self._pauses += 1
-        if self._pauses == 1:
-            self._pause_began = perf_counter_ns()
-
-    def end_pause(self) -> None:
-        """Note that `loop.pause_clock()` was left."""
-        self._pauses -= 1
-        if self._pauses == 0:
-            self._timings.pause(self._pause_began, perf_counter_ns())
+    def pause(self, began: int, ended: int) -> None:
+        """Count a pause, or as much of it as is in the current body."""
+        if self._timings.began >= 0:
+            began = max(began, self._timings.began)
+            self._paused += ended - began
+            self._pauses.append((began, ended))
 
     @property
     def steps(self) -> int:
@@ -82,12 +78,12 @@ class Profile(drawing.Drawn):
     @property
     def bodies(self) -> float:
         """The seconds in bodies, without pauses."""
-        return (self._timings.bodies.total - self._timings.paused) / 1e9
+        return (self._timings.bodies.total - self._paused) / 1e9
 
     @property
     def paused(self) -> float:
         """The seconds of bodies within `loop.pause_clock()`."""
-        return self._timings.paused / 1e9
+        return self._paused / 1e9
 
     @property
     def total(self) -> float:
@@ -163,7 +159,7 @@ class Profile(drawing.Drawn):
             for name in sorted(map(drawing.title_of, events)):
                 mark = {"name": name, "ph": "i", "s": "t", **where}
                 lines.append(_with_times(mark, ts=times["began"] + self._to_unix))
-        for began, ended in self._timings.pauses:
+        for began, ended in self._pauses:
             if steps and began >= steps[0][0]["began"]:
                 lines.append(self._span("pause", began, ended, place))
         with open(path, "w", encoding="utf-8") as file:

@@ -69,14 +69,14 @@ class Progress:
         write = getattr(self.bar, "write", print)
         write(" ".join(map(str, values)))
 
-    def show(self, run: Run) -> Shown | None:
-        """Open a bar, which closes when the returned object is freed. None without a bar.
+    def show(self, run: Run) -> None:
+        """Open a bar, if there is one.
 
         Raises:
             TypeError: the callable that makes bars returned something else.
         """
         if self._make is None:
-            return None
+            return
         if self._run is not None:
             self.leave(self._run)
         step = run.engine.step + 1
@@ -98,7 +98,6 @@ class Progress:
         self._interval = OFTEN if is_seen else SELDOM  # each update takes a line of a file
         self._latest = step, perf_counter()
         run.engine.agenda.bar, run.engine.agenda.bar_step = self, step
-        return Shown(self, bar, run)
 
     def at_step(self, step: int) -> int:
         """Update the bar before `step` is yielded, if it is time to; return when to be called."""
@@ -143,20 +142,6 @@ class Progress:
         if postfix:
             bar.set_postfix(postfix, refresh=False)
         bar.update(place - bar.n)
-
-
-class Shown:
-    """Keeps a bar shown until it is freed; each iterator of a loop has one."""
-
-    progress = None
-
-    def __init__(self, progress: Progress, bar: Any, run: Run) -> None:
-        self.bar, self.run = bar, run
-        self.progress = progress
-
-    def __del__(self) -> None:
-        if self.progress is not None and self.progress.bar is self.bar:
-            self.progress.leave(self.run)
 
 
 def checked(progress: object) -> Progress:

@@ -76,7 +76,7 @@ class Run:
         self.engine = core.Engine(schedule, self.clock, timers, self.start_state, agreement)
         self.engine.ends.is_single_pass = source.single_pass
         for name, total in position.counts.items():
-            self.engine.counters[name] = core.Counter(total, schedule.counters.get(name, []))
+            self.engine.counters[name] = core.Counter(total, schedule.counters.get(name))
         self.engine.ends.waits.waiting = self._saved_waits(position)
         self._is_open = False  # whether there is an iterator for the epoch
         self._was_left = False  # whether the loop was left in this epoch and entered again
@@ -85,6 +85,7 @@ class Run:
         self._has_error_step = False  # whether the pending error has had its step
         self._failed_in_body = False
         self.closed = False
+        self.pauses = 0
 
     def _saved_times(self, position: Position) -> tuple[int, ...]:
         """Return when each timer fired last; that of a new event counts from here."""
@@ -111,7 +112,7 @@ class Run:
 
     # Entering and leaving
 
-    def enter(self, sizes: Sizes | None, keep_alive: object) -> Iterator[Any]:
+    def enter(self, sizes: Sizes | None) -> Iterator[Any]:
         """Return a new iterator, in place of the current one; over lists if there are `sizes`.
 
         Raises:
@@ -120,22 +121,25 @@ class Run:
         engine = self.engine
         self.check(engine.turn)
         if engine.ends.stop_reason is not None and self.pending is None:
-            raise errors.ended()
+            raise errors.LoopError("this run has ended; restart() begins a new one")
+        keep_alive = WhileIterated(self, self._on_leave)
         if sizes is None:
             steps = engine.steps(self, keep_alive)
         else:
             steps = engine.lists(self, sizes, keep_alive)
+        keep_alive.turn = engine.turn
         self._was_left = self._is_open
         return steps
 
     def check(self, turn: int) -> None:
         """Raise LoopError if the iterator of this number may not continue."""
         if self.closed:
-            raise errors.closed()
+            raise errors.LoopError("this loop was closed; restart() begins a new run")
         if turn != self.engine.turn:
-            raise errors.replaced()
+            raise errors.LoopError("this iterator was replaced: the loop was entered again")
         if self.error is not None and self.pending is None:
-            raise errors.failed(self.error)
+            what = "this run ended with an exception; restart() begins a new one"
+            raise errors.LoopError(what) from self.error
 
     def leave(self) -> None:
         """Close the source's iterator; every iterator of the loop counts as replaced."""
@@ -172,11 +176,15 @@ class Run:
 
     def pause_clock(self) -> None:
         """Stop counting training time; pauses nest."""
-        self.clock.pause()
+        if not self.pauses:
+            self.clock.pause()
+        self.pauses += 1
 
     def resume_clock(self) -> None:
         """Count training time again."""
-        self.clock.resume()
+        self.pauses -= 1
+        if not self.pauses:
+            self.clock.resume()
         self.engine.alarm.set(self.engine.alarm.timers)
         self.engine.quiet_until = -1
 
@@ -220,7 +228,7 @@ class Run:
     def _warn_of_uncounted(self) -> None:
         counters = self.engine.counters
         for name in self.schedule.counters:
-            if not counters[name].was_counted:
+            if counters[name].at < 0 and not counters[name].total:
                 counted = [each for each, counter in counters.items() if counter.total]
                 near = get_close_matches(name, counted, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -357,7 +365,6 @@ class Run:
             engine.drop_batches()
         self._is_open = False
         self.source.prepare_to_reopen(engine.epoch, self._place())
-        self.source.renew_workers()
 
     def fail_step(self, exception: BaseException, turn: int) -> None:
         """Note an exception in a decision: an Exception ends the run, an interrupt does not."""
@@ -508,7 +515,24 @@ class Run:
             finished=finished,
             timers=timers,
             waits=waits,
-            counts={name: each.total_after(steps) for name, each in engine.counters.items()},
+            counts={
+                name: each.total if each.at < steps else each.before
+                for name, each in engine.counters.items()
+            },
             windows=windows,
             loader=self.source.state(done, ahead, latest.epoch, epoch_end),
         )
+
+
+class WhileIterated:
+    """Lets a run be left when its iterator is freed, unless a newer one was made."""
+
+    turn = 0  # until there is an iterator
+
+    def __init__(self, run: Run, on_leave: Callable[[Run], object]) -> None:
+        self._run = run
+        self._on_leave = on_leave
+
+    def __del__(self) -> None:
+        if self.turn and self.turn == self._run.engine.turn:
+            self._on_leave(self._run)

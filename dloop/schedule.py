@@ -6,7 +6,7 @@ for `stop_when`. The bit of a place is `1 << place`, and the events of a step ar
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
@@ -15,7 +15,7 @@ from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import checks
-from .errors import NEVER, annotate, warn
+from .errors import NEVER, warn
 from .events import Event, LoopEvents, Member, checked_counter
 
 if TYPE_CHECKING:
@@ -41,6 +41,23 @@ class StepRow(NamedTuple):
     start: int
     stop: int
     fraction: Fraction | None = None
+
+    def next_step(self, step: int, origin: int) -> int:
+        """Return the first step from `step` on at which this is met; `origin` counts as 0."""
+        count = max(step - origin, self.start)
+        if not self.period:
+            place = bisect_left(self.points, count)
+            count = NEVER if place == len(self.points) else self.points[place]
+        elif count <= self.first:
+            count = self.first
+        else:
+            count += -(count - self.first) % self.period
+        return NEVER if count >= self.stop else origin + count
+
+    def in_epoch(self, epoch: int, length: int | None, first: int) -> StepRow:
+        """Return the row with its points in an epoch; they count from `first`."""
+        points = [first + point for point in self.points_in(epoch, length)]
+        return self._replace(points=tuple(points))
 
     def points_in(self, epoch: int, length: int | None) -> Sequence[int]:
         """Return the steps of an epoch at which a multiple of the fraction is reached."""
@@ -75,10 +92,11 @@ class TimeRow(NamedTuple):
 
 
 class ConditionRow(NamedTuple):
-    """A condition."""
+    """A condition, and the event that it belongs to, in words."""
 
     place: int
     function: Callable[[LoopState], object]
+    whose: str
     origin: int
     start: int
     stop: int
@@ -101,9 +119,21 @@ class CounterRow(NamedTuple):
         place = bisect_right(self.points, total)
         return NEVER if place == len(self.points) else self.points[place]
 
-    def is_met(self, before: int, total: int, step: int, origins: Sequence[int]) -> bool:
-        """Return whether this is met at `step`, in which the sum grew from `before` to `total`."""
-        return is_open(self, step, origins) and self.next_after(before) <= total
+
+class CounterRows(list[CounterRow]):
+    """The criteria of one counter."""
+
+    def due_after(self, total: int) -> int:
+        """Return the first sum above `total` at which one is met."""
+        return min([row.next_after(total) for row in self], default=NEVER)
+
+    def bits_at(self, before: int, total: int, step: int, origins: Sequence[int]) -> int:
+        """Return the bits of those that are met at `step`, in which the sum grew."""
+        bits = 0
+        for row in self:
+            if is_open(row, step, origins) and row.next_after(before) <= total:
+                bits |= row.bit
+        return bits
 
 
 def is_open(row: StepRow | TimeRow | CounterRow, step: int, origins: Sequence[int]) -> bool:
@@ -223,7 +253,7 @@ class Schedule:
         self.timestamps: list[TimeRow] = []
         self.conditions: list[ConditionRow] = []
         self.stop_conditions: list[ConditionRow] = []
-        self.counters: dict[str, list[CounterRow]] = {}
+        self.counters: dict[str, CounterRows] = {}
         self.timer_bits = 0
         self._joined = {member: 1 << place for place, member in enumerate(LoopEvents)}
         self.stop_place = len(self.names.names)
@@ -250,7 +280,10 @@ class Schedule:
             self._add_times(counted, of_launch, owner, part)
             self._add_counter(counted, part)
             if part.condition_function is not None:
-                conditions.append(ConditionRow(place, part.condition_function, *_window(part)))
+                of_stop = owner == self.stop_place
+                whose = "stop_when" if of_stop else f"event {self.names.names[owner]!r}"
+                row = ConditionRow(place, part.condition_function, whose, *_window(part))
+                conditions.append(row)
 
     def _place_of(self, part: Event, owner: int) -> int:
         """Return the place of an event's part: the event's own, or another if the part waits.
@@ -307,7 +340,7 @@ class Schedule:
     def _add_counter(self, place: int, event: Event) -> None:
         if event.of is None:
             return
-        rows = self.counters.setdefault(event.of, [])
+        rows = self.counters.setdefault(event.of, CounterRows())
         if event.every_n is not None:
             rows.append(CounterRow(1 << place, event.every_n, (), *_window(event)))
         if event.at is not None:
@@ -368,14 +401,6 @@ class Schedule:
             for row in self.timestamps
         ]
         return [*self.times, *moments]
-
-    def blame(self, exception: Exception, place: int) -> None:
-        """Add a note to `exception` that names the condition which raised it."""
-        waiting = [row.owner for row in self.waits if row.bit == 1 << place]
-        place = waiting[0].bit_length() - 1 if waiting else place
-        of_stop = place >= self.stop_place
-        whose = "stop_when" if of_stop else f"event {self.names.names[place]!r}"
-        annotate(exception, f"in the condition of {whose}")
 
 
 REASONS = (
@@ -493,12 +518,7 @@ class Timers:
     Attributes:
         next_time: the training time from which a criterion can fire.
         next_launch_time: the time of the launch from which one can.
-        next_start: the next step at which a window opens.
     """
-
-    __slots__ = (
-        "_origins", "_rows", "_step", "lasts", "next_launch_time", "next_start", "next_time",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -512,12 +532,8 @@ class Timers:
         self._origins = origins
         self.lasts = lasts
         next_times = [NEVER, NEVER]
-        self.next_start = NEVER
         for row, last in zip(rows, lasts):
-            count = step - origins[row.origin]
-            if count < row.start:
-                self.next_start = min(self.next_start, origins[row.origin] + row.start)
-            elif count < row.stop:
+            if step - origins[row.origin] < row.stop:  # its window may open at any step
                 next_times[row.per_launch] = min(next_times[row.per_launch], _next_time(row, last))
         self.next_time, self.next_launch_time = next_times
 

@@ -32,46 +32,26 @@ class StopSignals:
     def __init__(self, numbers: tuple[signal.Signals, ...]) -> None:
         self.numbers = numbers
         self.request: Callable[[str], None] | None = None
-        self._registered = 0  # the id of the registration that keeps the handlers set
 
-    def install(self, request: Callable[[str], None]) -> Registration | None:
-        """Set the handlers until the object that is returned is freed, or `restore` is called."""
+    def install(self, request: Callable[[str], None]) -> None:
+        """Set the handlers until `restore` is called."""
         if not self.numbers:
-            return None
+            return
         if not _in_main_thread():
             names = ", ".join(each.name for each in self.numbers)
             warn(f"signals={names}: only the main thread can handle signals; none is handled here")
-            return None
+            return
         self.restore()
-        registration = Registration(self)
         self.request = request
         for number in self.numbers:
             _handlers[number] = [*_handlers.get(number, []), (self, signal.getsignal(number))]
             signal.signal(number, _handle)
-        self._registered = id(registration)
-        return registration
 
-    def restore(self, registration: Registration | None = None) -> None:
-        """Restore the handlers from before; those of this registration alone, if it is given."""
-        if registration is not None and id(registration) != self._registered:
-            return
-        self._registered = 0
+    def restore(self) -> None:
+        """Restore the handlers from before."""
         for number in self.numbers:
             _remove(number, self)
         self.request = None
-
-
-class Registration:
-    """Keeps the handlers of `signals` set until it is freed."""
-
-    _signals: StopSignals | None = None  # until __init__ has run: an interrupt may prevent it
-
-    def __init__(self, signals: StopSignals) -> None:
-        self._signals = signals
-
-    def __del__(self) -> None:
-        if self._signals is not None:
-            self._signals.restore(self)
 
 
 _handlers: dict[int, list[tuple[StopSignals | None, Handler]]] = {}

@@ -305,10 +305,7 @@ class Source:
         if self.epoch == epoch and self._resumed is None:  # else it is still being opened
             self._resumed = self.state(place, 1, epoch, False)
         self._batches = self._rest = self._end_finder = None
-
-    def renew_workers(self) -> None:
-        """Let the loader start new workers, since an interrupt may have ended them."""
-        loader = self._latest_loader()
+        loader = self._latest_loader()  # whose workers an interrupt may have ended
         if loader is not None:
             loaders.renew_workers(loader)
 
@@ -473,11 +470,7 @@ class Source:
 
     def epoch_len(self) -> int | None:
         """Return the length of the open epoch, or of the first if none was opened."""
-        if self.epoch >= 0:
-            return self.promised
-        if self._loader is None:
-            return self.given_len
-        return self._promised_length(self._loader)
+        return self.promised if self.epoch >= 0 else self.fixed_len()
 
     def fixed_len(self) -> int | None:
         """Return the length of every epoch, as far as it is known beforehand."""

@@ -40,6 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nanoseconds]:
     monkeypatch.setattr(profile, "perf_counter_ns", clock)
     monkeypatch.setattr(profile, "time_ns", lambda: 1_000_000_000)
     monkeypatch.setattr(dloop._core_py, "perf_counter_ns", clock)
+    monkeypatch.setattr("dloop.loop.perf_counter_ns", clock)
     with use_core("python"):
         yield clock
 

@@ -20,7 +20,7 @@ import pytest
 import dloop
 from cores import CORES, use_core
 from dloop import Event, Loop, LoopError, LoopEvents
-from dloop.signals import Registration
+from dloop.run import WhileIterated
 from interpreter import needs_few_points, needs_reference_counts
 from loops import ENTER, Enter, flat
 from programs import needs_posix, program, run_until
@@ -444,7 +444,7 @@ def summing(path: str, epochs: int) -> Loop[int]:
 
 @pytest.mark.no_core
 def test_what_an_interrupted_constructor_left_is_freed_silently() -> None:
-    Registration.__new__(Registration).__del__()
+    WhileIterated.__new__(WhileIterated).__del__()
 
 
 @needs_posix
