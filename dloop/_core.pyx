@@ -472,6 +472,8 @@ cdef class Agenda:
         cdef Py_ssize_t number
         cdef Trigger trigger
         cdef int64_t last = NEVER if length is None else epoch_start + <int64_t>length - 1
+        if length is None and ends.is_single_pass:
+            last = self.epoch_last  # which a fetch ahead may have found already
         self.epoch_last = last if last >= step else NEVER
         if ends.needs_length:
             last = ends.last_step(epoch, epoch_start)

@@ -283,6 +283,8 @@ class Agenda:
     ) -> None:
         """Plan from `step` on, in an epoch that begins at `epoch_start`."""
         last = NEVER if length is None else epoch_start + length - 1
+        if length is None and ends.is_single_pass:
+            last = self.epoch_last  # which a fetch ahead may have found already
         self.epoch_last = last if last >= step else NEVER
         for trigger in self._triggers:
             if trigger.row.origin == EPOCH:

@@ -443,7 +443,7 @@ class Run:
         ends.length, length, last = engine.ends.length, None, engine.agenda.epoch_last
         if self.is_between_epochs:
             ends.length = length = self.source.epoch_len()
-            last = NEVER
+            last = last if self.source.single_pass else NEVER
             if engine.ended_epoch:
                 epoch, start = epoch + 1, step + 1
         # An agenda of its own: a question changes nothing

@@ -236,6 +236,18 @@ def test_an_interrupt_as_the_next_epoch_opens_loses_no_batch(way: str) -> None:
     assert (seen, fired, loop.epoch) == ([*range(7)], [3], 1)
 
 
+@pytest.mark.filterwarnings("ignore:the dataloader is exhausted")
+def test_a_streams_end_that_was_found_with_a_list_is_still_known_after_finish_epoch() -> None:
+    loop = Loop(iter(range(3)), max_steps=99, lookahead=True)
+    seen = []
+    for batches, events in loop.chunks((4, 2, 1)):
+        if batches == [0, 1]:
+            events = loop.finish_epoch()
+        seen.append((batches, EPOCH_END in events, TRAINING_END in events))
+    assert seen == [([0, 1], True, False), ([2], True, True)]
+    assert loop.stop_reason == "exhausted"
+
+
 def test_an_iterator_with_a_state_resumes_after_finish_epoch() -> None:
     source = iter(WithStatefulIterator(12))
     loop = Loop(source, max_steps=12, lookahead=True)
