@@ -9,6 +9,7 @@ The core knows ints, bits and callables. `schedule.py` says what the places and 
 """
 
 from bisect import bisect_right
+from time import perf_counter_ns
 from weakref import ref
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -53,7 +54,6 @@ cdef extern from *:
     int64_t coarse_clock() noexcept
 
 cdef int64_t NEVER = INT64_MAX
-cdef int64_t LONGEST = (<int64_t>1 << 62) - 1  # the training time at which it stops growing, in ns
 cdef int64_t BEHIND = 40_000_000  # the coarse clock is at most so many ns behind: 4 ticks of 10 ms
 cdef int EPOCH = 2  # the origin of rows whose step numbers count within the epoch
 cdef int MOST_SETS = 4096  # how many event sets are kept ready
@@ -208,65 +208,6 @@ cdef class EventSets:
         return latest if latest < end else self._before[place]
 
 
-@final
-cdef class Clock:
-    """Training time in nanoseconds: it never runs backwards, and begins with what was `saved`."""
-
-    cdef object _tick
-    cdef readonly int64_t saved
-    cdef readonly bint ticking
-    cdef readonly int64_t launched  # the reading at which training began
-    cdef int64_t started  # the same, later by all pauses
-    cdef int64_t paused  # the reading at which the pause began, or NEVER
-    cdef public int64_t last  # the reading of the latest step
-
-    def __init__(self, tick, int64_t saved):
-        self._tick = tick
-        self.saved = saved
-        self.paused = NEVER
-
-    cdef inline int64_t read(self) except? -1:
-        if self._tick is None:
-            return PyTime_PerfCounterRaw()
-        return self._tick()
-
-    def tick(self):
-        """Return a reading."""
-        return self.read()
-
-    def start(self):
-        """Start counting."""
-        self.launched = self.started = self.last = self.read()
-        if self.paused < NEVER:
-            self.paused = self.launched
-        self.ticking = True
-
-    def pause(self):
-        """Stop counting until `resume`."""
-        self.paused = self.read() if self.ticking else 0
-
-    def resume(self):
-        """Count on after a pause."""
-        cdef int64_t pause = self.read() - self.paused if self.ticking else 0
-        self.paused = NEVER
-        self.started += pause
-        self.last += pause
-
-    cpdef int64_t elapsed(self, int64_t reading) noexcept:
-        """Return the training time at a reading."""
-        cdef int64_t since = min(reading, self.paused) - self.started
-        return LONGEST if since > LONGEST - self.saved else self.saved + since
-
-    cpdef int64_t now(self) except? -1:
-        """Return the training time now."""
-        return self.elapsed(self.read()) if self.ticking else self.saved
-
-    cdef int64_t reading_at(self, int64_t elapsed) noexcept:
-        """Return the reading at which that much training time has passed."""
-        cdef int64_t left = elapsed - self.saved
-        return NEVER if left > NEVER - max(self.started, 0) else self.started + left
-
-
 cdef tuple _FIELDS = (
     "epoch", "global_step", "epoch_step", "epoch_end", "training_end", "elapsed"
 )
@@ -302,7 +243,7 @@ cdef class LoopState:
     cdef readonly bint epoch_end
     cdef readonly bint training_end
     cdef int64_t _elapsed  # in nanoseconds; -1 if it was not read
-    cdef Clock _clock
+    cdef object _clock
 
     def __init__(
         self,
@@ -312,7 +253,7 @@ cdef class LoopState:
         bint epoch_end,
         bint training_end,
         int64_t elapsed,
-        Clock clock,
+        clock,
     ):
         self.epoch = epoch
         self.global_step = global_step
@@ -623,9 +564,12 @@ cdef class Alarm:
 
     Attributes:
         timed: whether each step reads the clock; processes that agree do so at agreements alone.
+        last: the reading of the latest step.
     """
 
-    cdef readonly Clock clock
+    cdef readonly object clock
+    cdef object tick  # None for the real clock
+    cdef public int64_t last
     cdef bint timed
     cdef bint has_timers
     cdef int64_t max_time
@@ -633,8 +577,9 @@ cdef class Alarm:
     cdef int64_t next_reading
     cdef int64_t coarse_until  # up to this reading the coarse clock is enough
 
-    def __init__(self, Clock clock not None, timers, schedule, bint is_alone):
+    def __init__(self, clock, timers, schedule, bint is_alone):
         self.clock = clock
+        self.tick = None if clock.tick is perf_counter_ns else clock.tick
         self.timed = schedule.timed and is_alone
         self.has_timers = schedule.timed
         self.max_time = schedule.max_time
@@ -642,21 +587,27 @@ cdef class Alarm:
 
     cpdef object set(self, timers):
         """Wait for these timers, or for the same ones after a pause."""
-        cdef Clock clock = self.clock
-        cdef int64_t reading = clock.reading_at(min(timers.next_time, self.max_time))
-        reading = min(reading, clock.launched + min(<int64_t>timers.next_launch_time, LONGEST))
+        self.wait_for(timers, self.reading_of(timers))
+
+    cdef int64_t reading_of(self, timers) except? -1:
+        """Return the reading at which the next of these timers, or the limit, is reached."""
+        elapsed = min(timers.next_time, self.max_time)
+        return self.clock.reading_at(elapsed, timers.next_launch_time)
+
+    cdef void wait_for(self, timers, int64_t reading) noexcept:
+        """Wait for these timers, of which the next is reached at `reading`."""
         self.timers = timers
         self.next_reading = reading
         self.coarse_until = reading - BEHIND if reading > BEHIND else 0
-        if clock._tick is not None or self.coarse_until <= clock.last:
+        if self.tick is not None or self.coarse_until <= self.last:
             self.coarse_until = 0
 
     cdef inline int64_t read(self) except? -1:
         """Return a reading, a coarse one if no timer is near."""
         cdef int64_t reading = coarse_clock() if self.coarse_until else NEVER
         if reading >= self.coarse_until:
-            reading = self.clock.read()
-        return max(reading, self.clock.last)  # the coarse clock may be behind
+            reading = PyTime_PerfCounterRaw() if self.tick is None else self.tick()
+        return max(reading, self.last)  # the coarse clock may be behind
 
     cdef inline bint is_early(self) noexcept:
         """Whether the coarse clock says that nothing can be due; its reading is the step's."""
@@ -666,8 +617,8 @@ cdef class Alarm:
         reading = coarse_clock()
         if reading >= self.coarse_until:
             return False
-        if reading > self.clock.last:  # it may be behind
-            self.clock.last = reading
+        if reading > self.last:  # it may be behind
+            self.last = reading
         return True
 
 
@@ -768,7 +719,7 @@ cdef class Engine:
     cdef object __weakref__
 
     def __init__(
-        self, schedule, Clock clock not None, timers, LoopState state not None, agreement=None
+        self, schedule, clock, timers, LoopState state not None, agreement=None
     ):
         cdef int64_t launch = state.global_step + 1
         self.agenda = Agenda(schedule, launch, agreement)
@@ -856,11 +807,11 @@ cdef class Engine:
         """Return the LoopState of the latest step, the same object as long as it is that."""
         cdef Decided decided = self.decided
         cdef LoopState state = decided.state
-        cdef Clock clock = self.alarm.clock
+        cdef Alarm alarm = self.alarm
         cdef bint is_decided = decided.step == self.step
         cdef bint epoch_end = is_decided and decided.epoch_end
         cdef bint training_end = is_decided and decided.training_end
-        cdef int64_t elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
+        cdef int64_t elapsed = alarm.clock.elapsed(alarm.last) if alarm.timed else -1
         if state.global_step == self.step:
             if state.epoch_end == epoch_end and state.training_end == training_end:
                 return state
@@ -892,7 +843,7 @@ cdef class Engine:
             reason = ends.by_epochs(self.epoch)
         reason = ends.first_reason([reason, ends.stop_reason])
         epoch_end |= was_end
-        events = self.conclude(step, bits, reason, epoch_end, self.alarm.clock.last, False, 0)
+        events = self.conclude(step, bits, reason, epoch_end, self.alarm.last, False, 0)
         if self.agenda.agreement is not None:
             self.agenda.agreement.amend(step, bits, epoch_end, reason)
         return events
@@ -954,17 +905,15 @@ cdef class Engine:
 
     cdef object make(self, run, int64_t turn, int64_t count):
         """Make the next `count` steps; return the events of the last. The others have none."""
-        cdef Clock clock = self.alarm.clock
+        cdef Alarm alarm = self.alarm
         cdef Decided decided = self.decided
-        cdef int64_t reading = 0
-        if self.alarm.timed:
-            reading = self.alarm.read()
+        cdef int64_t reading = alarm.read() if alarm.timed else 0
         if self.step + count > self.quiet_until or (
-            self.alarm.timed and reading >= self.alarm.next_reading
+            alarm.timed and reading >= alarm.next_reading
         ):
             return self.decide(run, turn, count, reading)
-        if self.alarm.timed:
-            clock.last = reading
+        if alarm.timed:
+            alarm.last = reading
         if self.in_hand:
             self.in_hand = self.in_hand[count:]
             self.batches = NO_BATCHES if self.in_hand else self.opened
@@ -974,7 +923,7 @@ cdef class Engine:
             decided.size = count
             decided.events = QUIET
             decided.epoch_end = decided.training_end = False
-            decided.timers = self.alarm.timers
+            decided.timers = alarm.timers
             decided.waiting = self.ends.waits.waiting
         return QUIET
 
@@ -1042,6 +991,7 @@ cdef class Engine:
         cdef Decided decided = self.decided
         cdef bint ends = False
         cdef bint restarts
+        cdef int64_t next_reading = NEVER
         end = timers = None
         if reason is None and agenda.is_plain:
             events = self.events_of(bits)
@@ -1054,12 +1004,13 @@ cdef class Engine:
             restarts = bits & self.sets._timer_bits
         if is_due or restarts:
             timers = alarm.timers.after(step, self.times_at(reading), bits, is_due)
+            next_reading = alarm.reading_of(timers)
         if events is not QUIET:
             self.sets.mark(<EventSet>events, step)
         # From here on no Python is called: the steps are made as a whole
         agenda.advance(step)
         if alarm.timed:
-            alarm.clock.last = reading
+            alarm.last = reading
         if decided.step != step:
             decided.step = step
             decided.size = max(1, step - self.step)
@@ -1071,7 +1022,7 @@ cdef class Engine:
         decided.epoch_end = epoch_end
         decided.training_end = ends
         if timers is not None:
-            alarm.set(timers)
+            alarm.wait_for(timers, next_reading)
         if end is not None:
             _, self.ends.stop_reason, self.ends.finished, self.ends.waits.waiting = end
         if epoch_end or ends:
@@ -1098,10 +1049,9 @@ cdef class Engine:
 
     cdef tuple times_at(self, int64_t reading):
         """Return the times of training and of the launch, at a reading or as agreed on."""
-        cdef Clock clock = self.alarm.clock
         if self.agenda.agreement is not None:
             return self.agenda.agreement.now, self.agenda.agreement.launch_now
-        return clock.elapsed(reading), reading - clock.launched
+        return self.alarm.clock.times_at(reading)
 
     # Iterators
 

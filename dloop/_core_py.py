@@ -23,10 +23,9 @@ from .errors import NEVER
 
 if TYPE_CHECKING:
     from ._core import Agreement, Bar, Pair, Run, Sizes
+    from .clock import Clock
     from .schedule import ConditionRow, CounterRows, Ends, Schedule, StepRow, Timers
 
-LONGEST = 2**62 - 1
-"""The training time, in nanoseconds, at which it stops growing."""
 MOST_SETS = 4096
 """How many event sets are kept ready."""
 EPOCH = 2
@@ -127,50 +126,6 @@ class EventSets:
         """
         latest, before = self._fired[name]
         return latest if latest < end else before
-
-
-class Clock:
-    """Training time in nanoseconds: it never runs backwards, and begins with what was `saved`."""
-
-    def __init__(self, tick: Callable[[], int] | None, saved: int) -> None:
-        self.tick: Callable[[], int] = perf_counter_ns if tick is None else tick
-        self.saved = saved
-        self.ticking = False
-        self.launched = 0  # the reading at which training began
-        self._started = 0  # the same, later by all pauses
-        self._paused = NEVER  # the reading at which the pause began
-        self.last = 0  # the reading of the latest step
-
-    def start(self) -> None:
-        """Start counting."""
-        self.launched = self._started = self.last = self.tick()
-        if self._paused < NEVER:
-            self._paused = self.launched
-        self.ticking = True
-
-    def pause(self) -> None:
-        """Stop counting until `resume`."""
-        self._paused = self.tick() if self.ticking else 0
-
-    def resume(self) -> None:
-        """Count on after a pause."""
-        pause = self.tick() - self._paused if self.ticking else 0
-        self._paused = NEVER
-        self._started += pause
-        self.last += pause
-
-    def elapsed(self, reading: int) -> int:
-        """Return the training time at a reading."""
-        elapsed = self.saved + min(reading, self._paused) - self._started
-        return elapsed if elapsed < LONGEST else LONGEST
-
-    def now(self) -> int:
-        """Return the training time now."""
-        return self.elapsed(self.tick()) if self.ticking else self.saved
-
-    def reading_at(self, elapsed: int) -> int:
-        """Return the reading at which that much training time has passed."""
-        return NEVER if elapsed == NEVER else elapsed - self.saved + self._started
 
 
 _FIELDS = ("epoch", "global_step", "epoch_step", "epoch_end", "training_end", "elapsed")
@@ -385,12 +340,14 @@ class Alarm:
 
     Attributes:
         timed: whether each step reads the clock; processes that agree do so at agreements alone.
+        last: the reading of the latest step.
     """
 
-    __slots__ = ("clock", "max_time", "next_reading", "timed", "timer_bits", "timers")
+    __slots__ = ("clock", "last", "max_time", "next_reading", "timed", "timer_bits", "timers")
 
     def __init__(self, clock: Clock, timers: Timers, schedule: Schedule, is_alone: bool) -> None:
         self.clock = clock
+        self.last = 0
         self.timed = schedule.timed and is_alone
         self.max_time = schedule.max_time
         self.timer_bits = schedule.timer_bits
@@ -403,9 +360,8 @@ class Alarm:
 
     def reading_of(self, timers: Timers) -> int:
         """Return the reading at which the next of these timers, or the limit, is reached."""
-        clock = self.clock
-        reading = clock.reading_at(min(timers.next_time, self.max_time))
-        return min(reading, clock.launched + min(timers.next_launch_time, LONGEST))
+        elapsed = min(timers.next_time, self.max_time)
+        return self.clock.reading_at(elapsed, timers.next_launch_time)
 
 
 NO_BATCHES: Iterable[Any] = iter(())
@@ -552,7 +508,7 @@ class Engine:
         state = decided.state
         is_decided = decided.step == step
         ends = is_decided and decided.epoch_end, is_decided and decided.training_end
-        elapsed = clock.elapsed(clock.last) if self.alarm.timed else -1
+        elapsed = clock.elapsed(self.alarm.last) if self.alarm.timed else -1
         if state.global_step == step:
             if (state.epoch_end, state.training_end) == ends:
                 return state
@@ -582,7 +538,7 @@ class Engine:
             reason = ends.by_epochs(self.epoch)
         reason = ends.first_reason([reason, ends.stop_reason])
         epoch_end |= was_end
-        reading, dues = self.alarm.clock.last, self.agenda.dues
+        reading, dues = self.alarm.last, self.agenda.dues
         events = self._conclude(step, bits, reason, epoch_end, reading, False, dues, 0)
         if self.agenda.agreement is not None:
             self.agenda.agreement.amend(step, bits, epoch_end, reason)
@@ -652,7 +608,7 @@ class Engine:
         if last > self.quiet_until or reading >= self.alarm.next_reading:
             return self.decide(run, turn, count, reading)
         if self.alarm.timed:
-            self.alarm.clock.last = reading
+            self.alarm.last = reading
         rest, decided = self.in_hand[count:], self.decided
         self.batches = NO_BATCHES if rest else self.opened
         decided.step, decided.size, decided.events = last, count, QUIET
@@ -740,7 +696,7 @@ class Engine:
         until = self._quiet_after(step, dues)
         # From here on nothing is called: the steps are made as a whole
         if alarm.timed:
-            alarm.clock.last = reading
+            alarm.last = reading
         if decided.step != step:
             decided.step, decided.size = step, step - self.step or 1
             decided.timers = alarm.timers
@@ -765,10 +721,10 @@ class Engine:
 
     def times_at(self, reading: int) -> tuple[int, int]:
         """Return the times of training and of the launch, at a reading or as agreed on."""
-        agreement, clock = self.agenda.agreement, self.alarm.clock
+        agreement = self.agenda.agreement
         if agreement is not None:
             return agreement.now, agreement.launch_now
-        return clock.elapsed(reading), reading - clock.launched
+        return self.alarm.clock.times_at(reading)
 
     # Iterators
 
@@ -927,7 +883,7 @@ class Steps:
                         reading = tick()
                     if step < engine.quiet_until and reading < alarm.next_reading:
                         if timed:
-                            alarm.clock.last = reading
+                            alarm.last = reading
                         engine.step = step = step + 1
                         yield batch, (batch := QUIET)
                     else:

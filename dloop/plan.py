@@ -12,6 +12,7 @@ from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from . import _backend, checks, drawing
+from .clock import Clock
 from .errors import NEVER
 from .events import (
     COUNTER_CRITERIA,
@@ -189,7 +190,7 @@ class DryRun:
         awaited = {each.event.wait_for: each.awaited for each in criteria}
         events = {name: each for name, each in awaited.items() if not isinstance(name, Member)}
         events[OWN] = event
-        schedule, clock = Schedule(events, None, None, end, None), core.Clock(lambda: 0, 0)
+        schedule, clock = Schedule(events, None, None, end, None), Clock(lambda: 0, 0)
         place = self.epoch, self.first - 1, self.first - 1 - self.epoch_start
         start = core.LoopState(*place, False, False, 0, clock)
         timers = Timers((), (), self.first, (0, self.first, self.epoch_start))

@@ -11,13 +11,14 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from . import _backend, errors
+from .clock import Clock
 from .errors import NEVER, warn
 from .events import LoopEvents
 from .schedule import Schedule, Timers, key_of, steps_up_to
 from .source import Source
 
 if TYPE_CHECKING:
-    from ._core import Clock, LoopState, Pair, Sizes
+    from ._core import LoopState, Pair, Sizes
     from .state import Position
     from .sync import Agreement
 
@@ -61,7 +62,7 @@ class Run:
         self._on_exception = on_exception
         self._on_leave = on_leave
         self.first_step = position.steps
-        self.clock: Clock = core.Clock(tick, position.elapsed)
+        self.clock = Clock(tick, position.elapsed)
         self.start_state: LoopState = core.LoopState(
             position.epoch,
             position.steps - 1,
@@ -184,7 +185,7 @@ class Run:
         """Count training time again."""
         self.pauses -= 1
         if not self.pauses:
-            self.clock.resume()
+            self.engine.alarm.last += self.clock.resume()
         self.engine.alarm.set(self.engine.alarm.timers)
         self.engine.quiet_until = -1
 
@@ -286,6 +287,7 @@ class Run:
             alarm.timers = alarm.timers.with_timestamps(schedule.times_of_launch(now))
         try:
             self.clock.start()
+            alarm.last = self.clock.launched
         except Exception as exception:  # it is not the dataloader's, so it never becomes an event
             self._end_with(exception)
             raise
@@ -501,7 +503,7 @@ class Run:
             epoch_len, samples = None, 0
             if self.source.epoch == latest.epoch:  # else the next one was opened
                 epoch_len, samples = self.source.promised, self.source.samples_per_step()
-            read_at = self.clock.elapsed(self.clock.last) if self.schedule.timed else elapsed
+            read_at = self.clock.elapsed(engine.alarm.last) if self.schedule.timed else elapsed
             latest_time = 0 if undone else max(read_at, agreed)
         return position._replace(
             epoch=latest.epoch,
