@@ -595,7 +595,7 @@ cdef class Alarm:
         return self.clock.reading_at(elapsed, timers.next_launch_time)
 
     cdef void wait_for(self, timers, int64_t reading) noexcept:
-        """Wait for these timers, of which the next is reached at `reading`."""
+        """Wait for these timers; the next is reached at `reading`."""
         self.timers = timers
         self.next_reading = reading
         self.coarse_until = reading - BEHIND if reading > BEHIND else 0

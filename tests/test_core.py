@@ -22,7 +22,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from dloop import DataLengthError, Event, Loop, LoopError, LoopEvents, LoopState, LoopWarning
-from interpreter import CPYTHON, needs_reference_counts
+from interpreter import CPYTHON, counts_blocks, needs_reference_counts
 from loops import ENTER, fired, flat
 from parts import Parts
 from recording_loaders import Batch, SizedLoader
@@ -530,7 +530,7 @@ def use_errors() -> None:
             list(enter(loop))
 
 
-@pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks")
+@counts_blocks
 @pytest.mark.usefixtures("small_collections")
 @pytest.mark.parametrize("use", [use_states, use_signals, use_errors])
 def test_no_use_of_a_loop_leaks_memory(use: Callable[[], None]) -> None:
@@ -540,7 +540,7 @@ def test_no_use_of_a_loop_leaks_memory(use: Callable[[], None]) -> None:
     raise AssertionError("the memory grows")
 
 
-@pytest.mark.skipif(not CPYTHON, reason="counts allocated blocks")
+@counts_blocks
 @pytest.mark.usefixtures("small_collections")
 def test_a_long_run_does_not_grow() -> None:
     events = {"Ten": Event(every_n_epochs=10), "Timer": Event(every_n_seconds=1e-3)}
