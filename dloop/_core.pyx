@@ -350,16 +350,18 @@ cdef class Trigger:
         self.period, self.stop = row.period, row.stop
         self.origin = (0, launch, 0)[row.origin]
 
-    cdef int64_t step_after(self, int64_t step) except -1:
+    cdef inline int64_t step_after(self, int64_t step) except -1:
         """Return the step at which this fires again, after it did at `step`."""
-        cdef int64_t count = NEVER
-        if not self.period:  # without a call of Python, since it ends a decision
-            points = self.row.points
-            place = bisect_right(points, step - self.origin)
-            if place < len(points):
-                count = points[place]
-            return NEVER if count >= self.stop else self.origin + count
+        if not self.period:
+            return self.point_after(step)
         return NEVER if self.period >= self.stop - (step - self.origin) else step + self.period
+
+    cdef int64_t point_after(self, int64_t step) except -1:
+        """Return the same for a row of points. It calls no Python, since it ends a decision."""
+        points = self.row.points
+        place = bisect_right(points, step - self.origin)
+        cdef int64_t count = points[place] if place < len(points) else NEVER
+        return NEVER if count >= self.stop else self.origin + count
 
 
 @final
