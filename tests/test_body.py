@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from counted_training import TRAININGS
 from dloop import Event, Loop, LoopError, LoopEvents, batched
 from loops import ENTER, Enter, flat, resumed
 from manual_clock import ManualClock
-from programs import needs_posix
 from recording_loaders import RecordingLoader, SizedLoader
 from stateful_loaders import WithStatefulIterator
 from told import warnings_of, with_warnings
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
 EXCEPTION = LoopEvents.EXCEPTION
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 each_way = pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
 
 
@@ -594,26 +585,3 @@ def test_the_plan_tells_of_counters_and_of_events_that_wait() -> None:
     assert rows["Late"] == ("at step 1, waits for Log", None, ())
     assert rows["End"] == ("at step 1, waits for EPOCH_END", 1, (19,))
     assert plan.warnings == ()
-
-
-# ------------------------------------------------------------------------------ killed and resumed
-
-
-@needs_posix
-@pytest.mark.no_core
-@pytest.mark.parametrize("training", TRAININGS)
-def test_a_killed_training_comes_to_the_same_weights(training: str, tmp_path: Path) -> None:
-    program = Path(__file__).with_name("counted_training.py")
-
-    def train(folder: str, dies_at: int) -> tuple[int, str]:
-        (tmp_path / folder).mkdir(exist_ok=True)
-        command = [sys.executable, str(program), training, str(tmp_path / folder), str(dies_at)]
-        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        return done.returncode, done.stdout
-
-    whole = train("whole", -1)
-    for dies_at in (10, 55, 56, 77):
-        assert train("killed", dies_at)[0] == -signal.SIGKILL
-    assert train("killed", -1) == whole
-    assert json.loads(whole[1])["weight"] != 0.5

@@ -9,7 +9,6 @@ import json
 import pickle
 import signal
 import sys
-import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Set
@@ -21,7 +20,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from dloop import DataLengthError, Event, Loop, LoopError, LoopEvents, LoopState, LoopWarning
+from dloop import Event, Loop, LoopError, LoopEvents, LoopState, LoopWarning
 from interpreter import CPYTHON, counts_blocks, needs_reference_counts
 from loops import ENTER, fired, flat
 from parts import Parts
@@ -172,25 +171,6 @@ def test_conditions_are_called_in_the_order_of_the_mapping_stop_when_first() -> 
     for _ in Loop([0, 0], events, max_epochs=1, stop_when=never):
         calls.append("body")
     assert calls == ["stop", "b", "a1", "a2", "c", "body"] * 2
-
-
-@by_entry
-@pytest.mark.parametrize(
-    ("window", "expected"),
-    [
-        ({"from_step": 2, "until_step": 6}, [2, 3, 4, 5]),
-        ({"from_step": 1, "until_step": 3, "per_epoch": True}, [1, 2, 5, 6]),
-        ({"from_step": 6}, [6, 7]),
-    ],
-    ids=str,
-)
-def test_a_condition_is_not_called_outside_of_its_window(
-    window: dict[str, Any], expected: list[int], enter: str
-) -> None:
-    calls: list[int] = []
-    event = Event(lambda state: calls.append(state.global_step), **window)
-    flat(ENTER[enter](Loop([0] * 4, {"E": event}, max_epochs=2)))
-    assert calls == expected
 
 
 def test_stop_when_is_called_before_training_end_is_known_and_the_others_after() -> None:
@@ -593,17 +573,18 @@ def test_an_interrupt_while_a_loop_is_made_and_entered_leaves_nothing_behind(
     )
     folder = str(Path(sys.modules["dloop"].__file__ or "").parent)
     former, handler = sys.gettrace(), signal.getsignal(signal.SIGTERM)
-    found, at = None, 0
-    while found is None:
-        left = at = at + 1
+    for at in range(1, 5000):
+        left = at
         found = enter()
         assert ignored == []
         assert signal.getsignal(signal.SIGTERM) is handler
+        if found is not None:
+            break
     assert found == [0, 1]
     assert at > 100
 
 
-# Warnings and tracebacks show the user's line, not one of dloop
+# Warnings show the user's line, not one of dloop
 
 
 def line() -> int:
@@ -620,30 +601,15 @@ LOOPS: dict[str, Callable[[], Loop[Any]]] = {
 }
 
 
-def with_for(steps: Iterator[Any]) -> int:
-    expected = line() + 1
-    for _ in steps:
-        pass
-    return expected
-
-
-def with_next(steps: Iterator[Any]) -> int:
-    while True:
-        expected = line() + 1
-        if next(steps, None) is None:
-            return expected
-
-
 @by_entry
-@pytest.mark.parametrize("iterate", [with_for, with_next])
 @pytest.mark.parametrize("kind", LOOPS)
-def test_a_warning_shows_the_line_that_iterates(
-    kind: str, iterate: Callable[[Iterator[Any]], int], enter: str
-) -> None:
+def test_a_warning_shows_the_line_that_iterates(kind: str, enter: str) -> None:
     steps = ENTER[enter](LOOPS[kind]())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        expected = iterate(steps)
+        expected = line() + 1
+        for _ in steps:
+            pass
     assert {(each.filename, each.lineno) for each in caught} == {(__file__, expected)}
 
 
@@ -658,26 +624,3 @@ def test_the_warning_of_an_unknown_name_shows_the_line_of_the_in() -> None:
         (__file__, expected),
         (__file__, expected + 1),
     ]
-
-
-@by_entry
-@pytest.mark.parametrize("part", ["next", "condition", "promise"])
-def test_a_traceback_shows_the_line_of_the_for_and_that_of_the_error(part: str, enter: str) -> None:
-    where: list[int] = []
-
-    def wrong() -> None:
-        where.append(line() + 1)
-        raise OSError("disk")
-
-    parts = Parts(part)
-    parts.action = wrong
-    loop = Loop(SizedLoader([0], promise=2), max_epochs=1) if part == "promise" else parts.loop()
-    steps = ENTER[enter](loop)
-    with pytest.raises((OSError, DataLengthError)) as caught:
-        expected = line() + 1
-        for _ in steps:
-            pass
-    frames = traceback.extract_tb(caught.value.__traceback__)
-    assert (frames[0].filename, frames[0].lineno) == (__file__, expected)
-    if part != "promise":
-        assert (frames[-1].filename, frames[-1].lineno) == (__file__, where[0])

@@ -76,22 +76,6 @@ def test_sizes_are_a_number_or_any_collection_of_numbers() -> None:
 # Where lists end
 
 
-def test_a_list_ends_where_an_event_fires() -> None:
-    loop = Loop(range(7), {"Log": Event(every_n_steps=4)}, max_epochs=2)
-    assert pairs_of(loop, 3) == [
-        *(([0, 1, 2], set()), ([3], {"Log"}), ([4, 5, 6], {EPOCH_END})),
-        *(([0], {"Log"}), ([1, 2, 3], set()), ([4], {"Log"}), ([5, 6], BOTH)),
-    ]
-
-
-def test_with_several_sizes_each_list_has_the_greatest_that_fits() -> None:
-    loop = Loop(range(30), {"Log": Event(every_n_steps=15)}, max_epochs=1)
-    pairs = pairs_of(loop, (8, 2, 1))
-    assert [len(batches) for batches, _ in pairs] == [8, 2, 2, 2, 1] * 2
-    assert [batch for batches, _ in pairs for batch in batches] == list(range(30))
-    assert [events for _, events in pairs if events] == [{"Log"}, {"Log", *BOTH}]
-
-
 def test_lists_end_at_limits_and_no_batch_beyond_is_fetched() -> None:
     stream = RecordingBatches(range(9), [])
     assert pairs_of(Loop(stream, max_steps=5), 64) == [(list(range(5)), {TRAINING_END})]
@@ -141,22 +125,6 @@ def test_lists_and_single_steps_continue_the_same_run() -> None:
 # Conditions are called per step
 
 
-@pytest.mark.parametrize("sizes", [1, 2, 5, HUGE, (4, 2, 1), (8, 1), {1, 2, 7}], ids=repr)
-@pytest.mark.parametrize("lookahead", [None, True])
-def test_conditions_are_called_once_for_every_batch_in_order(
-    sizes: Any, lookahead: bool | None
-) -> None:
-    condition, other = TrueAt(4, 5, 9), TrueAt(5)
-    events = {"A": Event(condition), "B": Event(other), "S": Event(every_n_steps=6)}
-    loop = Loop(range(9), events, max_epochs=2, lookahead=lookahead)
-    fired = [(loop.global_step, set(names)) for _, names in loop.chunks(sizes) if names]
-    assert condition.called_at == other.called_at == list(range(18))
-    assert fired == [
-        *((4, {"A"}), (5, {"A", "B", "S"}), (8, {EPOCH_END}), (9, {"A"}), (11, {"S"})),
-        (17, {"S", *BOTH}),
-    ]
-
-
 def test_a_condition_that_is_true_ends_the_list() -> None:
     def loop() -> Loop[int]:
         return Loop(range(7), {"C": Event(TrueAt(3))}, max_epochs=1)
@@ -170,31 +138,7 @@ def test_a_condition_that_is_true_ends_the_list() -> None:
     assert [(batch, set(events)) for batch, events in started][:2] == [(3, {"C"}), (4, set())]
 
 
-def test_stop_when_ends_list_and_run() -> None:
-    for sizes, expected in ((64, [[0, 1, 2, 3]]), ((8, 3, 1), [[0, 1, 2], [3]])):
-        loop = Loop(range(9), max_epochs=1, stop_when=Event(TrueAt(3)))
-        assert lists_of(loop, sizes) == expected
-        assert loop.stop_reason == "stop_when"
-
-
 # stop() and trigger()
-
-
-@pytest.mark.parametrize("sizes", [4, (4, 2, 1)], ids=repr)
-def test_a_request_of_the_body_is_met_by_the_next_list_which_has_the_smallest_size(
-    sizes: Any,
-) -> None:
-    loop = Loop(range(12), {"E": Event()}, max_epochs=1)
-    pairs = []
-    for batches, events in loop.chunks(sizes):
-        pairs.append((batches, set(events)))
-        if len(pairs) == 1:
-            loop.trigger("E")
-        if len(pairs) == 3:
-            loop.stop()
-    assert pairs == [
-        *[([0, 1, 2, 3], set()), ([4], {"E"}), ([5, 6, 7, 8], set()), ([9], {TRAINING_END})],
-    ]
 
 
 def test_a_request_while_a_list_is_gathered_is_met_by_its_last_step() -> None:

@@ -442,24 +442,6 @@ def test_steps_to_next_event_does_not_count_agreements() -> None:
     assert loop.steps_to_next_event() == 99
 
 
-@pytest.mark.parametrize("enter", ENTER)
-@pytest.mark.parametrize(
-    ("event", "expected"),
-    [
-        (Event(every_n_steps=16) | TRAINING_END, [16, 16, 8]),
-        (Event(every_n_steps=16) | EPOCH_END, [16, 4, 12, 8]),
-        (Event(every_n_steps=16, per_epoch=True) | EPOCH_END, [16, 4, 16, 4]),
-    ],
-    ids=str,
-)
-def test_steps_since_at_an_event_is_the_length_of_its_window(
-    event: Event, expected: list[int], enter: str
-) -> None:
-    loop = Loop(range(20), {"Step": event}, max_epochs=2)
-    steps = ENTER[enter](loop)
-    assert [loop.steps_since("Step") for _, due in steps if "Step" in due] == expected
-
-
 def test_steps_since_between_events_counts_from_the_latest() -> None:
     loop = Loop(range(5), {"Step": Event(every_n_steps=3)}, max_epochs=2)
     assert loop.steps_since("Step") == 0
@@ -484,23 +466,6 @@ def test_a_loop_cannot_be_copied_and_goes_on(way: Callable[[Any], Any], taken: i
 
 
 # Requests
-
-
-@pytest.mark.parametrize("enter", ENTER)
-@pytest.mark.parametrize(
-    "event", [Event(), Event(at_step=9, from_step=8), Event(every_n_seconds=99)], ids=str
-)
-def test_what_is_triggered_fires_at_the_next_step(enter: str, event: Event) -> None:
-    loop = Loop(range(12), {"E": event, "Other": Event(at_step=5)}, max_epochs=1)
-    loop.trigger("E")
-    found = []
-    for _, events in ENTER[enter](loop):
-        if "E" in events:
-            found.append(loop.global_step)
-        if len(found) < 3:
-            loop.trigger("E")
-            loop.trigger("E")
-    assert found[:3] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["Unknown", *LoopEvents], ids=str)

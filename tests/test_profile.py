@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
-import signal
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,7 +14,6 @@ import pytest
 import dloop._core_py
 from cores import use_core
 from dloop import Event, Loop, LoopError, LoopEvents, profile
-from interpreter import needs_few_points
 
 
 class Nanoseconds:
@@ -104,52 +99,6 @@ def test_the_run_is_the_same() -> None:
         return [(batch, sorted(map(str, events)), loop.state_dict()) for batch, events in loop]
 
     assert trace(profile=True) == trace()
-
-
-@pytest.mark.no_core
-@needs_few_points
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
-def test_an_interrupt_in_the_profile_loses_no_batch() -> None:
-    """The compiled iterator runs no Python between a fetch and its return; this one does."""
-    kind = dloop._core_py.TimedSteps
-    strikes = 0
-
-    def strike(_: int, frame: FrameType | None) -> None:
-        nonlocal strikes
-        while frame is not None and frame.f_code is dloop._core_py.Timings.end_body.__code__:
-            frame = frame.f_back
-        if frame is not None and frame.f_code is kind.__next__.__code__:
-            strikes += 1
-            raise KeyboardInterrupt
-
-    found: list[int] = []
-    before = signal.signal(signal.SIGALRM, strike)
-    signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
-    try:
-        with use_core("python"):
-            loop = Loop(range(30_000), {"Log": Event(every_n_steps=3)}, max_epochs=1, profile=True)
-            while len(found) < 30_000:
-                with contextlib.suppress(KeyboardInterrupt):
-                    for batch, _ in loop:
-                        found.append(batch)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert found == list(range(30_000))
-    assert strikes > 10
-
-
-def test_nothing_of_a_step_is_kept() -> None:
-    class Batch:
-        pass
-
-    loop = Loop(lambda: (Batch() for _ in range(3)), max_steps=3, profile=True)
-    iterator = iter(loop)
-    batch, _ = next(iterator)
-    kept = weakref.ref(batch)
-    del batch
-    gc.collect()
-    assert kept() is None
 
 
 def test_an_older_iterator_says_that_it_was_replaced() -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count, cycle, islice
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,8 +17,8 @@ from hypothesis import given
 
 from cores import CORES, use_core
 from dloop import LoopError, LoopWarning
-from oracle import Oracle, State, World, known_length
-from plans import MEMBERS, Life, Part, Parts, Plan, Source, loader_of, loop_of, plans
+from oracle import Oracle, State, World
+from plans import MEMBERS, Life, Plan, loop_of, plans
 
 MOST_STEPS = 60  # then a life is killed
 pytestmark = pytest.mark.no_core  # each plan is run with all of them
@@ -172,75 +171,3 @@ def test_a_run_yields_what_the_contract_says(plan: Plan) -> None:
 @given(plans(resumed=True))
 def test_a_resumed_run_continues_as_if_it_had_not_been_interrupted(plan: Plan) -> None:
     check(plan)
-
-
-# ------------------------------------------------------------------------- nothing lost or repeated
-
-
-def in_order(plan: Plan) -> Iterator[Any]:
-    """The batches of all epochs, as plain `for` loops would have them."""
-    source = plan.source
-    for epoch in count() if not source.single_pass else (0,):
-        loader = loader_of(source, World(plan, ()))
-        if source.sets_epoch:
-            loader.set_epoch(epoch)
-        batches = list(loader)
-        if source.batched is not None:
-            size = source.batched
-            batches = [batches[i : i + size] for i in range(0, len(batches), size)]
-        yield from batches if source.single_pass else batches[: known_length(plan, epoch)]
-
-
-def is_in_order(plan: Plan) -> bool:
-    acts = [act for life in plan.lives for _, act in life.acts]
-    return plan.fast_forward and "finish_epoch" not in acts
-
-
-@given(plans(resumed=True).filter(is_in_order))
-def test_no_batch_is_lost_or_repeated_over_resumed_lives(plan: Plan) -> None:
-    for core in CORES:
-        with use_core(core):
-            lives = run(plan, by_oracle=False)
-        steps = [seen.step for life in lives for seen in life.seen]
-        wanted = list(islice(in_order(plan), max(steps, default=-1) + 1))
-        saved = plan.start_step
-        for life, script in zip(lives, plan.lives):
-            following, restarts = saved, "restart" in [act for _, act in script.acts]
-            for seen in life.seen:
-                first = seen.step + 1 - len(seen.batches)
-                assert first == following or (restarts and first == plan.start_step), core
-                assert seen.batches == wanted[first : seen.step + 1], core
-                following = seen.step + 1
-            saved = life.steps_saved
-
-
-# --------------------------------------------------------------------------- plans told by a person
-
-FOUR = Source("list", (4,), (4,))
-
-
-@pytest.mark.parametrize(
-    ("event", "steps"),
-    [
-        ((Part(every_n_steps=3),), [2, 5]),
-        ((Part(every_n_steps=3, first_at_step=0),), [0, 3, 6]),
-        ((Part(every_n_steps=3, per_epoch=True),), [2, 6]),
-        ((Part(every_n_steps=1, from_step=3, until_step=5),), [3, 4]),
-        ((Part(every_n_steps=1, from_step=3, per_epoch=True),), [3, 7]),
-        ((Part(at_step=(1, 6)), "EPOCH_END"), [1, 3, 6, 7]),
-        ((Part(every_n_epochs=2), Part(at_epoch=(0, 5))), [3, 7]),
-        # each step takes a second, and the first is at 0 seconds
-        ((Part(every_n_seconds=3),), [3, 6]),
-        ((Part(every_n_seconds=3), Part(at_step=(2,))), [2, 5]),
-        ((Part(every_n_seconds=3), Part(condition=(4,))), [3, 4, 7]),
-        ((Part(at_time=(0, 5, 9)),), [0, 5]),
-        ((Part(at_time=(0, 1), from_step=2),), [2]),
-        ((Part(condition=(1, 5), until_step=4), "TRAINING_END"), [1, 7]),
-        ((), []),
-    ],
-)
-def test_these_events_fire_at_these_steps(event: Parts, steps: list[int]) -> None:
-    plan = Plan(FOUR, {"A": event}, max_epochs=2)
-    check(plan)
-    (life,) = run(plan, by_oracle=True)
-    assert [seen.step for seen in life.seen if "A" in seen.events] == steps

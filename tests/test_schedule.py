@@ -294,18 +294,6 @@ def test_the_steps_at_which_a_timer_fires(
     assert fires_at_times(event, [start + reading for reading in readings], start) == expected
 
 
-def test_a_trigger_restarts_a_timer() -> None:
-    clock = ManualClock()
-    loop = Loop(range(20), {"E": Event(every_n_seconds=5)}, max_epochs=1, clock=clock)
-
-    def body(step: int) -> None:
-        clock.advance(1)
-        if step == 6:
-            loop.trigger("E")
-
-    assert fired(loop, "E", body) == [5, 7, 12, 17]
-
-
 def test_a_moment_of_the_wall_clock_fires_once_in_each_launch() -> None:
     now = time.time()
     clock = ManualClock()
@@ -501,37 +489,6 @@ def test_a_limit_ends_the_run(
     loop = Loop(epochs_of(lengths, sized=sized), clock=ticks(), **limit)
     assert ends(loop) == expected
     assert [loop.stop_reason] == list(limit)
-
-
-STOPS = [
-    (Event(at_step=4), 4),
-    (Event(every_n_steps=3, from_step=3), 5),
-    (Event(at_epoch=1), 5),
-    (Event(every_n_epochs=3), 8),
-    (Event(at_time=5), 4),
-    (Event(every_n_seconds=4, per_launch=True), 3),
-    (Event(every_n_seconds=4, from_step=6), 6),
-    (Event(lambda state: state.global_step >= 7), 7),
-    (Event(lambda state: state.elapsed >= 7, at_step=50), 6),
-    (Event(at_step=8) | Event(at_step=3), 3),
-    (Event(at_step=4) | EPOCH_END, 2),
-    (EPOCH_END, 2),
-    (Event(at_step=4) | TRAINING_END, 4),
-    (Event(at_timestamp=5), 0),
-]
-
-
-@pytest.mark.parametrize("limit", [{}, {"max_steps": 100}, {"max_epochs": 50}], ids=repr)
-@pytest.mark.parametrize(("event", "last"), STOPS, ids=str)
-def test_stop_when_ends_the_run_at_the_step_at_which_it_fires(
-    event: Event, last: int, limit: dict[str, Any]
-) -> None:
-    loop = Loop([0] * 3, stop_when=event, clock=ticks(), **limit)
-    expected = ["E" if step % 3 == 2 else "" for step in range(last + 1)]
-    expected[-1] += "T"
-    assert ends(loop) == expected
-    assert loop.stop_reason == "stop_when"
-    assert loop.state.training_end
 
 
 @pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_epochs": 1}, {"max_seconds": 3}])
