@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from dloop import Event, Loop, sync
-from torchrun import report
+from processes import report
 
 RANK = int(os.environ.get("RANK", "0"))
 SAMPLES = 45
@@ -29,6 +29,7 @@ def with_fabric(loader: Any) -> Any:
 
 
 def main() -> None:
+    import torch.distributed
     from torch.utils.data import DataLoader
 
     set_up = {"accelerate": with_accelerate, "fabric": with_fabric}[sys.argv[2]]
@@ -47,6 +48,8 @@ def main() -> None:
     report(
         {"trace": [*trace, loop.stop_reason], "warnings": [str(each.message) for each in caught]}
     )
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # else it can abort a process that exits
 
 
 if __name__ == "__main__":

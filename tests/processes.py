@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+    "OMP_NUM_THREADS": "1",
+}
 
 
 class Outcome:
@@ -32,20 +37,13 @@ def run_on_processes(
 ) -> list[Outcome]:
     """Run a program of this folder in so many processes, for `limit` seconds at most."""
     command = [sys.executable, str(TESTS / program), str(folder), *arguments]
-    paths = [str(TESTS), str(TESTS.parent)]
     processes = [
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(paths),
-                "OMP_NUM_THREADS": "1",
-                "RANK": str(rank),
-                "WORLD_SIZE": str(count),
-            },
+            env={**ENVIRONMENT, "RANK": str(rank), "WORLD_SIZE": str(count)},
         )
         for rank in range(count)
     ]
@@ -61,6 +59,21 @@ def run_on_processes(
             process.kill()
             process.wait()
     return outcomes
+
+
+def run_by(
+    launcher: list[str], program: str, folder: Path, count: int, *arguments: str
+) -> list[Any]:
+    """What each process of a program of this folder reports, by rank; `launcher` starts them."""
+    done = subprocess.run(
+        [*launcher, str(TESTS / program), str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
 def report(found: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -18,10 +17,10 @@ import pytest
 
 import agreement_on_processes as program
 from frameworks import needed
-from processes import run_on_processes
-from torchrun import run_on_two_processes
+from processes import run_by, run_on_processes
 
 pytestmark = [pytest.mark.no_core, pytest.mark.real]
+TORCHRUN = [*(sys.executable, "-m", "torch.distributed.run"), "--standalone", "--nproc-per-node=2"]
 
 
 def found_by(kind: str, folder: Path, count: int) -> list[Any]:
@@ -46,19 +45,10 @@ def by_jax(folder: Path, count: int) -> list[Any]:
 
 def by_mpi(folder: Path, count: int) -> list[Any]:
     needed("mpi4py")
-    program = Path(__file__).with_name("agreement_on_processes.py")
     # As root too, as in a container, and on a machine with fewer cores
     options = ["--allow-run-as-root", "--oversubscribe", "-n", str(count)]
-    paths = os.pathsep.join([str(program.parent), str(program.parent.parent)])
-    done = subprocess.run(
-        ["mpirun", *options, sys.executable, str(program), str(folder), "mpi"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+    launcher = ["mpirun", *options, sys.executable]
+    return run_by(launcher, "agreement_on_processes.py", folder, count, "mpi")
 
 
 GROUPS: dict[str, tuple[Callable[[Path, int], list[Any]], int]] = {
@@ -81,7 +71,6 @@ EXPECTED: dict[str, list[Any]] = {
         [0, 19, ["LoopEvents.INTERRUPT", "LoopEvents.TRAINING_END"]],
         *("SIGTERM", 19, 19),
     ],
-    "stop_on_one": [[0, 19, ["LoopEvents.TRAINING_END"]], "stop", 19, 19],
     "shards_of_unequal_length": [
         [0, 9, ["LoopEvents.EPOCH_END"]],
         [1, 19, ["E", "LoopEvents.EPOCH_END"]],
@@ -108,7 +97,6 @@ def test_timers_come_to_all(ranks: list[Any]) -> None:
     for scenario in ("one_slow_rank", "resumed"):
         assert "Save" in str(ranks[0][scenario])
     assert ranks[0]["max_seconds"][-3] == "max_seconds"
-    assert ranks[0]["at_timestamp"][-3] == "stop_when"
 
 
 def test_random_plans_are_many(ranks: list[Any]) -> None:
@@ -121,7 +109,7 @@ def test_random_plans_are_many(ranks: list[Any]) -> None:
 def test_processes_that_a_library_has_set_up(library: str, tmp_path: Path) -> None:
     needed(library)
     program = "fabric" if library == "lightning" else library
-    found = run_on_two_processes("agreement_in_libraries.py", tmp_path, program)
+    found = run_by(TORCHRUN, "agreement_in_libraries.py", tmp_path, 2, program)
     end = "LoopEvents.EPOCH_END"
     assert found[0]["trace"] == [
         *([0, 7, ["Save"]], [0, 11, [end]], [1, 23, [end]]),
@@ -135,12 +123,11 @@ class Demo:
     """`dloop.demo.distributed` in two processes, with a checkpoint in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         options = ["--epochs", "30", "--seconds", "0.2", "--checkpoint", str(folder / "digits.pt")]
         self._errors = folder / "errors"  # PyTorch may warn at the end
         with self._errors.open("a") as errors:
             self._process = subprocess.Popen(
-                [*torchrun, "--nproc-per-node=2", "-m", "dloop.demo.distributed", *options],
+                [*TORCHRUN, "-m", "dloop.demo.distributed", *options],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
