@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,12 +24,6 @@ def run(script: str, *arguments: str | Path, given: str = "") -> tuple[int, str]
     command = [sys.executable, str(GITHUB / script), *map(str, arguments)]
     ended = subprocess.run(command, input=given, capture_output=True, text=True)
     return ended.returncode, (ended.stdout + ended.stderr).strip()
-
-
-def script_module(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A script of the workflows as a module."""
-    monkeypatch.syspath_prepend(str(GITHUB))
-    return importlib.import_module(name)
 
 
 def git(repository: Path, *arguments: str) -> None:
@@ -174,31 +164,3 @@ def test_publish_runs_gh_except_in_a_dry_run_and_fails_if_gh_fails(
     assert (code, "exit status 4" in message) == (1, True)
     (folder / "dloop-1.2.4.tar.gz").touch()
     assert run(*publish, "--dry-run") == (1, "not of v1.2.3: dloop-1.2.4.tar.gz")
-
-
-def sdist(folder: Path, names: list[str], mtime: int, owner: str) -> Path:
-    """An sdist with this order of files, time and owner."""
-    file = folder / "dloop-1.2.3.tar.gz"
-    with tarfile.open(file, "w:gz") as tar:
-        for name in names:
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mtime, entry.uname, entry.uid = len(name), mtime, owner, mtime % 100
-            entry.mode = 0o664 if mtime % 2 else 0o600
-            tar.addfile(entry, io.BytesIO(name.encode()))
-    return file
-
-
-def test_sdists_with_equal_contents_are_normalised_to_equal_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = script_module("sources", monkeypatch)
-    contents = []
-    for names, mtime, owner in ((["d/b", "d/a"], 1000, "me"), (["d/a", "d/b"], 1001, "you")):
-        file = sdist(tmp_path, names, mtime, owner)
-        script.normalise(file, 1234)
-        contents.append(file.read_bytes())
-    assert contents[0] == contents[1]
-    assert int.from_bytes(contents[0][4:8], "little") == 1234  # the time in the gzip header
-    with tarfile.open(file) as tar:
-        assert [entry.name for entry in tar.getmembers()] == ["d/a", "d/b"]
-        assert {(entry.mtime, entry.uname, entry.uid) for entry in tar} == {(1234, "", 0)}

@@ -79,27 +79,44 @@ def test_a_timer_fires_on_all_at_the_step_at_which_the_greatest_time_is_read(ahe
     assert fleet.run(run) == [[(14, ["Save"]), (24, ["Save"]), END]] * 2
 
 
-def test_points_in_time_fire_once_each_on_clocks_that_differ() -> None:
+@pytest.mark.parametrize(
+    ("events", "advances", "expected"),
+    [
+        # each point in time fires once; rank 1 has 8 seconds at step 4, 18 at step 9
+        (
+            {"At": Event(at_time=(3, 12, 13)), "Late": Event(at_time=2, from_step=9)},
+            (1, 2),
+            [(9, ["At", "Late"]), (14, ["At"]), END],
+        ),
+        # a step restarts the timer at the agreed time: 4 at step 12; 14 at 19, 24 at 29
+        (
+            {"E": Event(at_step=12, every_n_seconds=10)},
+            (1, 1),
+            [(12, ["E"]), (19, ["E"]), (29, ["E", *END[1]])],
+        ),
+        # a point in time is not lost between agreements
+        (
+            {"A": Event(at_time=5, from_step=12), "B": Event(every_n_seconds=99, at_step=12)},
+            (1, 1),
+            [(12, ["B"]), (14, ["A"]), END],
+        ),
+        # the launch's time is agreed on, too
+        (
+            {"E": Event(every_n_seconds=8, per_launch=True)},
+            (1, 2),
+            [*[(step, ["E"]) for step in (9, 14, 19, 24)], (29, ["E", *END[1]])],
+        ),
+    ],
+)
+def test_timers_fire_at_the_same_agreements_on_clocks_that_differ(
+    events: dict[str, Event], advances: tuple[int, int], expected: Trace
+) -> None:
     def run(rank: int, agreed: Any) -> Trace:
-        clock = ManualClock()
-        events = {"At": Event(at_time=(3, 12, 13)), "Late": Event(at_time=2, from_step=9)}
+        clock = ManualClock(1000 * rank)
         loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
-        return trace(loop, lambda _: clock.advance(1 + rank))
+        return trace(loop, lambda _: clock.advance(advances[rank]))
 
-    # Rank 1 has 8 seconds at step 4, 18 at step 9
-    assert same_on_all(2, run) == [(9, ["At", "Late"]), (14, ["At"]), END]
-
-
-def test_a_step_event_between_agreements_restarts_its_timer_at_the_agreed_time() -> None:
-    def run(rank: int, agreed: Any) -> Trace:
-        clock = ManualClock()
-        events = {"E": Event(at_step=12, every_n_seconds=10)}
-        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
-        return trace(loop, lambda _: clock.advance(1))
-
-    # The agreed time at step 12 is 4, at 19 it is 14, at 29 it is 24
-    last = (29, ["E", *END[1]])
-    assert same_on_all(2, run) == [(12, ["E"]), (19, ["E"]), last]
+    assert same_on_all(2, run) == expected
 
 
 def test_max_seconds_ends_the_run_on_all_and_resumed_runs_are_finished_on_all() -> None:
@@ -142,16 +159,6 @@ def test_a_moment_of_the_wall_clock_counts_from_the_latest_begin() -> None:
         return trace(loop), loop.stop_reason
 
     assert same_on_all(2, run) == ([(9, ["LoopEvents.TRAINING_END"])], "stop_when")
-
-
-def test_per_launch_timers_agree_on_the_time_of_the_launch() -> None:
-    def run(rank: int, agreed: Any) -> Trace:
-        clock = ManualClock(1000 * rank)
-        events = {"E": Event(every_n_seconds=8, per_launch=True)}
-        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
-        return trace(loop, lambda _: clock.advance(1 + rank))
-
-    assert [step for step, _ in same_on_all(2, run)] == [9, 14, 19, 24, 29]
 
 
 # Conditions, stop() and trigger()
@@ -255,11 +262,6 @@ def test_each_epoch_is_as_long_as_the_shortest() -> None:
     assert same_on_all(3, run) == ([5, 11, 17], 2)
 
 
-def test_an_empty_shard_is_an_error_on_all() -> None:
-    outcomes = on_all(2, lambda rank, agreed: trace(Loop([0] * rank, max_epochs=1, sync=agreed)))
-    assert all("no batch" in str(outcome) for outcome in outcomes), outcomes
-
-
 @pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_steps": 15}], ids=str)
 def test_a_length_that_one_process_knows_counts_for_all(limit: dict[str, int]) -> None:
     def run(rank: int, agreed: Any) -> list[int]:
@@ -326,13 +328,16 @@ def test_the_batches_that_are_looked_ahead_in_count_as_training_time() -> None:
     assert loop.lap("First").seconds == 10  # it and the 9 that are fetched ahead
 
 
-def test_a_process_without_a_batch_ends_all_with_an_error() -> None:
-    def run(rank: int, agreed: Any) -> list[int]:
-        return ends_of(Loop(lambda: iter(range(9 * rank)), max_epochs=1, sync=agreed))
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_process_without_a_batch_ends_all_with_an_error(is_stream: bool) -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        batches = range(9 * rank)
+        loader: Any = (lambda: iter(batches)) if is_stream else batches
+        return trace(Loop(loader, max_epochs=1, sync=agreed))
 
     for outcome in on_all(2, run):
         assert isinstance(outcome, DataExhaustedError)
-        assert "a process has an empty dataloader" in str(outcome)
+        assert ("an empty dataloader" if is_stream else "no batch") in str(outcome)
 
 
 def test_an_end_of_an_epoch_that_finish_epoch_has_ended_is_ignored() -> None:
@@ -452,15 +457,6 @@ def test_what_differs_is_an_error_on_all(differs: dict[str, Any], named: str) ->
             raise outcome
 
 
-def test_conditions_may_be_other_functions() -> None:
-    def run(rank: int, agreed: Any) -> Trace:
-        return trace(
-            Loop(range(9), {"A": Event(lambda state: rank < 0)}, max_epochs=1, sync=agreed)
-        )
-
-    assert same_on_all(2, run) == [(8, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"])]
-
-
 def test_a_state_of_one_process_serves_all() -> None:
     def run(rank: int, agreed: Any) -> Trace:
         clock = ManualClock()
@@ -495,6 +491,18 @@ def test_an_iterator_that_is_left_finishes_the_exchange_when_the_loop_is_closed(
                 break
         assert ahead.unfinished() == 1
     assert ahead.unfinished() == 0
+
+
+def test_what_is_under_way_when_all_leave_is_read_once_they_enter_again() -> None:
+    def run(rank: int, agreed: Any) -> Trace:
+        holds = Event(lambda state: rank == 1 and state.global_step == 3)
+        loop = Loop(range(30), {"C": holds}, max_epochs=1, sync=agreed)
+        for batch, _ in loop:
+            if batch == 6:
+                break
+        return trace(loop)
+
+    assert same_on_all(2, run) == [(9, ["C"]), END]
 
 
 def test_a_process_that_is_gone_ends_the_others_with_the_exchanges_error() -> None:
@@ -706,16 +714,6 @@ def test_windows_of_timers_count_per_epoch() -> None:
     assert fired(loop, "T", lambda _: clock.advance(1)) == [6, 7, 14, 15]
 
 
-def test_a_time_point_is_not_lost_between_agreements() -> None:
-    clock = ManualClock()
-    events = {
-        "A": Event(at_time=5, from_step=12),
-        "B": Event(every_n_seconds=99) | Event(at_step=12),
-    }
-    loop = Loop(range(40), events, max_epochs=1, clock=clock, sync=sync.maximum(list, every=5))
-    assert fired(loop, "A", lambda _: clock.advance(1)) == [14]
-
-
 def test_the_exchange_under_way_is_finished_as_the_data_end() -> None:
     ahead = Ahead(Fleet(1), 0)
     with pytest.warns(match="exhausted"):
@@ -768,35 +766,23 @@ def test_a_stop_iteration_of_the_function_does_not_end_the_for_silently() -> Non
         list(Loop(range(40), max_epochs=1, sync=sync.maximum(lambda v: next(iter([])), every=3)))
 
 
-def test_processes_that_count_differently_fail_together() -> None:
-    def run(rank: int, agreed: Any) -> Any:
-        loop = Loop(range(30), {"A": Event(at=20, of="n")}, max_epochs=1, sync=agreed)
-        for batch, _ in loop:
-            loop.count("n", 1 + (rank == 1 and batch == 7))
-        return loop.counts
-
-    outcomes = on_all(2, run)
-    assert all("differ in their calls of count()" in str(each) for each in outcomes)
+DIFFERENT: dict[str, Callable[[Loop[Any], int], object]] = {
+    "counts": lambda loop, rank: loop.count("n", 1 + (rank == 1 and loop.global_step == 7)),
+    "steps": lambda loop, rank: loop.global_step == 6 + rank and loop.finish_epoch(),
+    "one alone": lambda loop, rank: (loop.global_step, rank) == (7, 0) and loop.finish_epoch(),
+}
 
 
-def test_epochs_that_are_finished_at_different_steps_fail_together() -> None:
-    def run(rank: int, agreed: Any) -> Any:
-        loop = Loop(iter(range(40)), max_steps=30, sync=agreed)
-        for batch, _ in loop:
-            if batch == 6 + rank:
-                loop.finish_epoch()
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_processes_that_change_their_steps_differently_fail_together(what: str) -> None:
+    def run(rank: int, agreed: Any) -> None:
+        loop = Loop(range(20), {"A": Event(at=20, of="n")}, max_epochs=3, sync=agreed)
+        for _ in loop:
+            DIFFERENT[what](loop, rank)
 
-    assert all("finish_epoch()" in str(each) for each in on_all(2, run))
-
-
-def test_an_epoch_that_one_process_alone_finishes_fails_on_all() -> None:
-    def run(rank: int, agreed: Any) -> Any:
-        loop = Loop(range(20), max_epochs=3, sync=agreed)
-        for batch, _ in loop:
-            if batch == 7 and rank == 0:
-                loop.finish_epoch()
-
-    assert all("finish_epoch()" in str(each) for each in on_all(2, run))
+    for outcome in on_all(2, run):
+        assert isinstance(outcome, LoopError)
+        assert "differ in their calls of count()" in str(outcome)
 
 
 def test_what_all_change_alike_is_agreed_on() -> None:
