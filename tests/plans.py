@@ -11,6 +11,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
+from hypothesis import seed, settings
 from hypothesis import strategies as st
 
 from dloop import Event, Loop, LoopEvents, batched
@@ -336,6 +337,25 @@ def plans(draw: Draw, resumed: bool) -> Plan:
         body_costs=(*draw(COSTS), 1),
         lives=tuple([draw_life(draw, source, left > 0, is_plain) for left in after]),
     )
+
+
+SEEDS = 150
+
+
+def from_many_seeds(test: Callable[[], None]) -> Callable[[], None]:
+    """Run a random test with the simplest example and a random one of each seed, except in a hunt.
+
+    From one seed, Hypothesis draws few plans, and tries each again with small changes.
+    """
+    if not settings.default.derandomize:
+        return test
+    of_two_examples = settings(max_examples=2)(test)
+
+    def test_with_all_seeds() -> None:
+        for number in range(SEEDS):
+            seed(number)(of_two_examples)()
+
+    return test_with_all_seeds
 
 
 # ------------------------------------------------------------------------------ loaders and events

@@ -18,7 +18,7 @@ from hypothesis import given
 from cores import CORES, use_core
 from dloop import LoopError, LoopWarning
 from oracle import Oracle, State, World
-from plans import MEMBERS, Life, Plan, loop_of, plans
+from plans import MEMBERS, Life, Plan, from_many_seeds, loop_of, plans
 
 MOST_STEPS = 60  # then a life is killed
 pytestmark = pytest.mark.no_core  # each plan is run with all of them
@@ -163,11 +163,13 @@ def compare(plan: Plan, core: str, lives: list[Lived], expected: list[Lived]) ->
         assert life.warns or not wanted.warns, where
 
 
+@from_many_seeds
 @given(plans(resumed=False))
 def test_a_run_yields_what_the_contract_says(plan: Plan) -> None:
     check(plan)
 
 
+@from_many_seeds
 @given(plans(resumed=True))
 def test_a_resumed_run_continues_as_if_it_had_not_been_interrupted(plan: Plan) -> None:
     check(plan)
