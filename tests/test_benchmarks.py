@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("benchmarks", reason="the benchmarks are not installed")
-from benchmarks import floor, instructions, peers, rows
+from benchmarks import instructions, peers, rows
 
 ROOT = Path(__file__).parent.parent
 BUDGETS = {"cython": {"here": {"quiet step": 100.0, "firing step": 1000.0}}}
@@ -44,19 +43,6 @@ def test_the_floor_yields_the_batches_and_the_events_of_most_steps(row: rows.Row
     events = lowest[0][1]
     assert type(events) is type(ours[0][1])
     assert sum(names == events for _batch, names in ours) > 0.9 * len(ours)
-
-
-@pytest.mark.parametrize("kind", ["Floor", "FloorWithClock"])
-def test_the_floor_ends_at_its_limit_or_with_its_source(kind: str) -> None:
-    def fails() -> Iterator[int]:
-        yield 1
-        raise OSError
-
-    make = getattr(floor.compiled(), kind)
-    assert list(make([1, 2, 3], "events", 2)) == [(1, "events"), (2, "events")]
-    assert list(make([1], "events", 2)) == [(1, "events")]
-    with pytest.raises(OSError):
-        list(make(fails(), "events", 2))
 
 
 def test_the_costs_of_a_loop_can_be_measured() -> None:

@@ -104,13 +104,6 @@ def test_runs_of_any_length_are_drawn(steps: int) -> None:
     assert 2 <= len(numbers) < 12
 
 
-def test_thinned_marks_keep_the_first_of_each_stretch() -> None:
-    axis = drawing.Axis(0, 4000, (), False)
-    assert drawing.thinned(range(4000), axis) == tuple(range(0, 4000, 10))
-    assert drawing.thinned([3, 4, 17, 3999, 4000], axis) == (3, 17, 3999)
-    assert drawing.thinned([], axis) == ()
-
-
 def test_control_characters_are_replaced() -> None:
     class Name:
         def __repr__(self) -> str:

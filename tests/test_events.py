@@ -309,11 +309,16 @@ REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
     *[(ValueError, {"every_n_seconds": value}) for value in [0, *BAD_SECONDS]],
     *[(ValueError, {"at_time": value}) for value in [(), *BAD_SECONDS]],
     (ValueError, {"at_timestamp": -1}),
+    (ValueError, {"of": "n", "at": 0}),
+    (TypeError, {"every_n": 3, "of": 3}),
+    *[(TypeError, {"at_step": 3, "wait_for": value}) for value in (Event(), [])],
     # modifiers that change nothing, or contradict each other
     *[(ValueError, {name: 2, "per_epoch": True}) for name in ("every_n_epochs", "at_time")],
     *[(ValueError, {name: 2, "per_launch": True}) for name in ("at_epoch", "at_timestamp")],
     (ValueError, {"condition_function": is_first, "per_launch": True}),
     (ValueError, {"at_step": 2, "first_at_step": 7}),
+    (ValueError, {"every_n": 3, "of": "n", "per_launch": True}),
+    (ValueError, {"every_n": 3, "of": "n", "first_at_step": 2}),
     (ValueError, {"every_n_steps": 2, "from_step": 5, "until_step": 5}),
     (ValueError, {"every_n_steps": 2, "per_epoch": True, "per_launch": True}),
 ]
@@ -366,3 +371,5 @@ def test_an_error_says_what_to_pass() -> None:
         Event(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"first_at_step=7: .*add one of every_n_steps"):
         Event(at_step=2, first_at_step=7)
+    with pytest.raises(ValueError, match=r"of=.* add one of every_n, at$"):
+        Event(at_step=2, of="n")

@@ -103,25 +103,6 @@ def test_each_list_is_a_new_list_that_the_body_may_change() -> None:
     assert pairs == [([0, 1], {"A"}), ([2], BOTH)]
 
 
-def test_lists_and_single_steps_continue_the_same_run() -> None:
-    loop = Loop(range(8), max_epochs=1)
-    steps = iter(loop)
-    assert next(steps)[0] == 0
-    lists = loop.chunks(3)
-    assert iter(lists) is lists
-    with pytest.raises(LoopError, match="replaced"):
-        next(steps)
-    assert next(lists)[0] == [1, 2, 3]
-    assert next(iter(loop))[0] == 4
-    with pytest.raises(LoopError, match="replaced"):
-        next(lists)
-    lists = loop.chunks(64)
-    assert next(lists) == ([5, 6, 7], BOTH)
-    assert list(lists) == list(lists) == []
-    with pytest.raises(LoopError, match="ended"):
-        loop.chunks(2)
-
-
 # Conditions are called per step
 
 

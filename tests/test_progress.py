@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import pytest
 
 from dloop import Event, Loop, progress
+from frameworks import needed
 from interpreter import CPYTHON
+from manual_clock import ManualClock
 
 
 class Bar:
@@ -51,20 +53,6 @@ class Bar:
         self.is_closed = True
 
 
-class Clock:
-    """A clock in seconds, which tests set."""
-
-    now = 1000.0
-    readings = 0
-
-    def __call__(self) -> float:
-        self.readings += 1
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
 @pytest.fixture(autouse=True)
 def _no_bars() -> Iterator[None]:
     Bar.made = []
@@ -72,9 +60,9 @@ def _no_bars() -> Iterator[None]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     """The clock of the bars; loops have another."""
-    clock = Clock()
+    clock = ManualClock(1000)
     monkeypatch.setattr(progress, "perf_counter", clock)
     return clock
 
@@ -82,7 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 # When it moves
 
 
-def test_it_moves_ten_times_a_second_at_any_speed(clock: Clock) -> None:
+def test_it_moves_ten_times_a_second_at_any_speed(clock: ManualClock) -> None:
     loop = Loop(range(5000), max_epochs=1, progress=Bar)
     for step, _ in loop:
         clock.advance(0.001 if step < 3000 else 0.05)
@@ -94,7 +82,7 @@ def test_it_moves_ten_times_a_second_at_any_speed(clock: Clock) -> None:
     assert bar.n == 5000
 
 
-def test_other_steps_cost_nothing(clock: Clock) -> None:
+def test_other_steps_cost_nothing(clock: ManualClock) -> None:
     loop = Loop(range(500_000), max_epochs=1, progress=Bar)
     for _ in loop:
         clock.advance(0.00001)
@@ -103,9 +91,9 @@ def test_other_steps_cost_nothing(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("size", [None, 1, 7])
-def test_no_event_changes_because_of_a_bar(clock: Clock, size: int | None) -> None:
+def test_no_event_changes_because_of_a_bar(clock: ManualClock, size: int | None) -> None:
     def trace(**arguments: Any) -> tuple[list[Any], int]:
-        own = Clock()
+        own = ManualClock(1000)
         events = {"Save": Event(every_n_seconds=5), "Log": Event(every_n_steps=7)}
         loop = Loop(range(40), events, max_epochs=2, clock=own, **arguments)
         found = []
@@ -137,7 +125,7 @@ def test_a_stream_has_no_epoch_to_show() -> None:
 
 
 def test_seconds_under_max_seconds() -> None:
-    clock = Clock()
+    clock = ManualClock(1000)
     for _ in Loop(range(10), max_seconds=20, clock=clock, progress=Bar):
         clock.advance(1.5)
     (bar,) = Bar.made
@@ -147,7 +135,7 @@ def test_seconds_under_max_seconds() -> None:
 
 @pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_seconds": 20}])
 def test_a_resumed_run_starts_where_it_was(limit: dict[str, Any]) -> None:
-    clock = Clock()
+    clock = ManualClock(1000)
     loop = Loop(range(10), clock=clock, **limit)
     for batch, _ in loop:
         clock.advance(1)
@@ -160,7 +148,7 @@ def test_a_resumed_run_starts_where_it_was(limit: dict[str, Any]) -> None:
     assert (Bar.made[0].arguments["initial"], Bar.made[0].n) == (7, 20)
 
 
-def test_a_postfix_is_shown_behind_the_bar(clock: Clock) -> None:
+def test_a_postfix_is_shown_behind_the_bar(clock: ManualClock) -> None:
     loop = Loop(range(10), max_epochs=1, progress=Bar)
     for step, _ in loop:
         clock.advance(1)
@@ -236,7 +224,11 @@ def test_a_loop_that_is_entered_twice_has_one_open_bar() -> None:
     [(True, False, 1000), (False, False, 20), (False, True, 1000)],
 )
 def test_true_takes_tqdm_and_spares_files(
-    is_terminal: bool, is_notebook: bool, most: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    is_terminal: bool,
+    is_notebook: bool,
+    most: int,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Tqdm(Bar):
         fp = SimpleNamespace(isatty=lambda: is_terminal)
@@ -295,10 +287,11 @@ def test_what_makes_no_bar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Loop(range(3), max_epochs=1, progress=True)
 
 
+@pytest.mark.real
 def test_tqdm_itself(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Clock
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: ManualClock
 ) -> None:
-    pytest.importorskip("tqdm")
+    needed("tqdm")
     file = io.StringIO()
     monkeypatch.setattr(sys, "stderr", file)
     loop = Loop(range(1000), max_epochs=1, progress=True)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "start_step": {"start_step": 2, "dataloader_len": 6},
     "on_exception": {"on_exception": "event"},
 }
-LEAVES = ["to the end", "break", "body", "interrupt", "loader", "with", "close", "freed", "restart"]
+LEAVES = [
+    *("to the end", "break", "body", "interrupt", "loader", "condition"),
+    *("with", "close", "freed", "restart"),
+]
 
 
 @needs_reference_counts
@@ -154,6 +157,9 @@ def test_leaving_restores_the_handlers(
             raise OSError if leave == "loader" else KeyboardInterrupt
         yield from range(4, 6)
 
+    def interrupt(_state: object) -> None:
+        raise KeyboardInterrupt
+
     def work() -> None:
         for _ in enter(loop):
             assert signal.getsignal(TERM) is not before
@@ -163,7 +169,8 @@ def test_leaving_restores_the_handlers(
                 raise ValueError
 
     before = signal.getsignal(TERM)
-    loop: Loop[int] = Loop(loader, max_epochs=2, signals=TERM, **OPTIONS[options])
+    events = {"C": Event(interrupt)} if leave == "condition" else {}
+    loop: Loop[int] = Loop(loader, events, max_epochs=2, signals=TERM, **OPTIONS[options])
     assert signal.getsignal(TERM) is before
     kept: list[BaseException] = []
     try:
@@ -183,7 +190,7 @@ def test_leaving_restores_the_handlers(
         kept.append(exception)
     if leave == "body":  # the traceback holds the iterator, as Python's `for` does
         assert kept.pop().__traceback__ is not None
-    assert len(kept) == (leave in ("loader", "interrupt"))
+    assert len(kept) == (leave in ("loader", "interrupt", "condition"))
     strike()
     assert handled == [TERM]
     assert signal.getsignal(TERM) is before
@@ -256,13 +263,15 @@ def test_an_exception_of_workers_after_a_signal_has_a_note(handled: list[int]) -
             yield 0
             raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
 
-    for loader, signalled in product([Loader(), Loader], [True, False]):
+    acts: list[Callable[[Loop[int]], object]] = [lambda _: strike(), Loop.stop, id]
+    for loader, act in product([Loader(), Loader], acts):
         loop = Loop(loader, max_epochs=1, signals=TERM, lookahead=False, dataloader_len=2)
         with pytest.raises(RuntimeError) as caught:
             for _ in loop:
-                strike() if signalled else None
+                act(loop)
         notes = getattr(caught.value, "__notes__", [])
-        assert ['on_exception="event"' in note for note in notes] == [True] * signalled
+        assert ['on_exception="event"' in note for note in notes] == [True] * (act is acts[0])
+        assert not loop.stop_requested  # the run has ended
 
 
 @needs_reference_counts
@@ -386,10 +395,19 @@ def test_an_ignored_signal_ends_the_run_and_is_then_ignored_again(core: str) -> 
     assert lines == ["checkpoint 1 SIGTERM", "trained", "True"], errors
 
 
-@BOTH
-def test_forked_children_ignore_sigint_alone(core: str, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("signals", "number", "status"),
+    [
+        (TERM_AND_INT, signal.SIGINT, 3),  # ignored
+        (TERM_AND_INT, TERM, -TERM),
+        ([TERM], signal.SIGINT, -signal.SIGINT),
+    ],
+)
+def test_forked_children_ignore_sigint_alone_if_the_loop_handles_it(
+    core: str, signals: Iterable[int], number: int, status: int
+) -> None:
     code = f"""
-    loop = Loop(range(4), max_epochs=1, {SIGNALS})
+    loop = Loop(range(4), max_epochs=1, signals={[*map(int, signals)]})
     def body(batch):
         if batch != 1:
             return
@@ -404,7 +422,7 @@ def test_forked_children_ignore_sigint_alone(core: str, number: signal.Signals) 
     train(loop, body)
     """
     lines, exit_code, errors = run_until(program(core, code))
-    assert lines == [f"child {3 if number == signal.SIGINT else -number}", "trained"], errors
+    assert lines == [f"child {status}", "trained"], errors
     assert exit_code == 0
 
 
@@ -445,24 +463,6 @@ def summing(path: str, epochs: int) -> Loop[int]:
 @pytest.mark.no_core
 def test_what_an_interrupted_constructor_left_is_freed_silently() -> None:
     WhileIterated.__new__(WhileIterated).__del__()
-
-
-@needs_posix
-def test_a_forked_child_keeps_sigint_where_the_loop_does_not_handle_it(core: str) -> None:
-    code = """
-    loop = Loop(range(4), max_epochs=1, signals=signal.SIGTERM)
-    def body(batch):
-        child = os.fork()
-        if not child:
-            handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            sys.exit(3 if handled else 4)
-        _, status = os.waitpid(child, 0)
-        say("child", os.waitstatus_to_exitcode(status))
-        loop.stop()
-    train(loop, body)
-    """
-    lines, exit_code, errors = run_until(program(core, code))
-    assert (lines, exit_code) == (["child 3", "child 3", "trained"], 0), errors
 
 
 def train_and_save(path: str, marks: int) -> None:
@@ -639,22 +639,6 @@ def test_a_signal_in_the_last_body_changes_nothing(handled: list[int]) -> None:
     assert (loop.stop_reason, loop.stop_requested, handled) == ("max_epochs", False, [])
 
 
-def test_the_note_about_workers_is_not_added_to_a_stop() -> None:
-    class Workers:
-        num_workers = 2
-
-        def __iter__(self) -> Iterator[int]:
-            yield 0
-            raise RuntimeError("a worker is dead")
-
-    loop = Loop(Workers(), max_epochs=1, signals=TERM, dataloader_len=2)
-    with pytest.raises(RuntimeError) as caught:
-        for _ in loop:
-            loop.stop()
-    assert not getattr(caught.value, "__notes__", [])
-    assert not loop.stop_requested  # the run has ended
-
-
 @pytest.mark.parametrize("signal_first", [True, False])
 def test_a_signal_is_the_reason_beside_a_stop(signal_first: bool) -> None:
     loop = Loop(range(9), max_epochs=1, signals=TERM)
@@ -664,20 +648,6 @@ def test_a_signal_is_the_reason_beside_a_stop(signal_first: bool) -> None:
             if batch == 0:
                 act()
     assert loop.stop_reason == "SIGTERM"
-
-
-@pytest.mark.parametrize("enter", ENTER.values(), ids=list(ENTER))
-def test_an_interrupt_in_a_condition_restores_the_handlers(enter: Enter) -> None:
-    def condition(state: Any) -> None:
-        if state.global_step == 2:
-            raise KeyboardInterrupt
-
-    before = signal.getsignal(TERM)
-    loop = Loop(range(9), {"C": Event(condition)}, max_epochs=1, signals=TERM)
-    pairs = enter(loop)
-    with pytest.raises(KeyboardInterrupt):
-        list(pairs)
-    assert signal.getsignal(TERM) is before
 
 
 def test_after_the_first_signal_a_loop_that_is_entered_again_sets_no_handler() -> None:

@@ -36,11 +36,16 @@ by_part = pytest.mark.parametrize(
 
 @by_entry
 @by_part
-def test_next_on_the_same_iterator_within_a_step_is_refused(part: str, at: int, enter: str) -> None:
+def test_within_a_step_the_next_and_a_new_iterator_are_refused(
+    part: str, at: int, enter: str
+) -> None:
     def request() -> None:
         before = loop.global_step, loop.state
         with pytest.raises((LoopError, ValueError), match=IN_USE):
             next(steps)
+        for other in ENTER.values():
+            with pytest.raises(LoopError, match="making a step"):
+                other(loop)
         assert (loop.global_step, loop.state) == before
 
     parts = Parts(part, at)
@@ -50,23 +55,6 @@ def test_next_on_the_same_iterator_within_a_step_is_refused(part: str, at: int, 
     assert flat(steps) == [*range(6), *range(6)]
     assert parts.calls >= at
     assert (loop.global_step, loop.stop_reason) == (11, "max_epochs")
-
-
-@by_entry
-@pytest.mark.parametrize("other", list(ENTER))
-@by_part
-def test_entering_the_loop_within_a_step_is_refused(
-    part: str, at: int, enter: str, other: str
-) -> None:
-    def request() -> None:
-        with pytest.raises(LoopError, match="making a step"):
-            ENTER[other](loop)
-
-    parts = Parts(part, at)
-    parts.action = request
-    loop = parts.loop()
-    assert flat(ENTER[enter](loop)) == [*range(6), *range(6)]
-    assert parts.calls >= at
 
 
 @by_entry
