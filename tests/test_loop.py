@@ -1,4 +1,4 @@
-"""Loop: its arguments, what it tells of the run, requests, laps, pauses, restart and close."""
+"""Loop: its dataloader, what it tells of the run, requests, laps, pauses, restart and close."""
 
 from __future__ import annotations
 
@@ -157,55 +157,7 @@ def test_any_iterable_or_callable_can_be_the_dataloader(kind: str, limit: dict[s
     assert [batch for batch, _ in loop] == [1, 2, 3]
 
 
-# Arguments
-
-
-class Untouched:
-    """A loader that fails if it is iterated or measured."""
-
-    def __iter__(self) -> Iterator[int]:
-        raise AssertionError("iterated when the loop was made")
-
-    __len__ = __iter__  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return "Untouched()"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "got"),
-    [
-        ({}, "none"),
-        ({"max_steps": None}, "none"),
-        ({"max_epochs": 3, "max_steps": 5}, "max_epochs=3, max_steps=5"),
-        ({"max_steps": 5, "max_seconds": 2, "stop_when": Event()}, "max_steps=5, max_seconds=2"),
-    ],
-    ids=str,
-)
-def test_a_loop_needs_exactly_one_limit_or_a_stop_when(arguments: dict[str, Any], got: str) -> None:
-    with pytest.raises(ValueError, match=rf"^pass exactly one of .* stop_when; got {got}$"):
-        Loop(Untouched(), **arguments)
-    assert Loop(Untouched(), stop_when=Event(at_step=3)).stop_reason is None
-
-
-@pytest.mark.parametrize(
-    ("wrong", "meant"),
-    [
-        ("epochs", "max_epochs"),
-        ("steps", "max_steps"),
-        ("max_step", "max_steps"),
-        ("loader", "dataloader"),
-        ("callbacks", "events"),
-        ("steps_per_epoch", "dataloader_len"),
-        ("on_exeption", "on_exception"),
-        ("checkpoint", "state_file"),
-    ],
-)
-def test_an_unknown_argument_names_the_one_that_was_meant(wrong: str, meant: str) -> None:
-    with pytest.raises(TypeError, match=rf"^{wrong}= is no argument; did you mean {meant}=\?$"):
-        Loop(Untouched(), **{"max_epochs": 1, wrong: 3})
-    with pytest.raises(TypeError, match=r"^zzz= is no argument$"):
-        Loop(Untouched(), max_epochs=1, zzz=3)  # type: ignore[call-arg]
+# What a loop tells of itself
 
 
 def test_subclasses_have_arguments_of_their_own() -> None:
@@ -223,88 +175,6 @@ def test_events_are_a_set_and_say_so() -> None:
             wrong["Log"]
         with pytest.raises(AttributeError, match=r"write `'Log' in events`$"):
             wrong.Log  # noqa: B018
-
-
-@pytest.mark.parametrize(
-    ("value", "meant"),
-    [
-        (5, r"Event\(every_n_steps=5\), or Event\(at_step=5\)"),
-        (bool, r"Event\(function\), which fires when function\(state\) is true"),
-        ("Log", "an Event, or None"),
-    ],
-)
-def test_what_is_no_event_names_the_form_that_was_meant(value: Any, meant: str) -> None:
-    with pytest.raises(TypeError, match=rf"^events\['A'\]=.*: pass {meant}$"):
-        Loop(Untouched(), {"A": value}, max_epochs=1)
-    with pytest.raises(TypeError, match=rf"^stop_when=.*: pass {meant}$"):
-        Loop(Untouched(), stop_when=value)
-
-
-def test_a_table_is_named_by_its_type() -> None:
-    class Table:
-        def __repr__(self) -> str:
-            return "   a  b\n0  1  2\n1  3  4"
-
-    with pytest.raises(TypeError, match=r"^max_steps=<Table>: pass a whole number"):
-        Loop(Untouched(), max_steps=Table())  # type: ignore[arg-type]
-
-
-EVENT = Event(every_n_steps=1)
-REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
-    *[(TypeError, {"max_epochs": value}) for value in (True, "3", [3], 1j)],
-    *[(TypeError, {"max_steps": 1, "dataloader_len": value}) for value in (True, 1.0, [3])],
-    *[(TypeError, {"max_seconds": value}) for value in (True, "3", [3], 1j)],
-    *[(TypeError, {"max_steps": 1, "events": value}) for value in ([EVENT], EVENT, "Log")],
-    *[(TypeError, {"max_steps": 1, "stop_when": value}) for value in (3, "Log", bool, [EVENT])],
-    *[(TypeError, {"max_steps": 1, "lookahead": value}) for value in (0, "no", 1.0)],
-    *[(TypeError, {"max_steps": 1, name: "no"}) for name in ("start_step", "fast_forward")],
-    *[(TypeError, {"max_steps": 1, name: 3}) for name in ("clock", "sync", "state_file")],
-    *[(TypeError, {"max_steps": 1, "state_file": value}) for value in (1.5, b"a", ["a"])],
-    *[(TypeError, {"max_steps": 1, name: ()}) for name in ("progress", "profile")],
-    (TypeError, {"max_steps": 1, "signals": "SIGTERM"}),
-    *[(ValueError, {"max_steps": value}) for value in (0, -1, 2**62 + 1, 10**400)],
-    *[(ValueError, {"max_steps": 1, "dataloader_len": value}) for value in (0, -1)],
-    *[(ValueError, {"max_epochs": value}) for value in (0, -0.5, 1e-7, float("nan"), 1e300)],
-    *[(ValueError, {"max_seconds": value}) for value in (0, -0.5, float("nan"), 1e300)],
-    (ValueError, {"max_steps": 1, "start_step": -1}),
-    (ValueError, {"max_steps": 1, "on_exception": "ignore"}),
-    (ValueError, {"max_steps": 1, "signals": 10**6}),
-    (ValueError, {"max_epochs": 1, "dataloader_len": 3, "lookahead": True}),
-    (TypeError, {"max_steps": 1, "dataloader": 3}),
-    (TypeError, {"max_steps": 1, "dataloader": None}),
-]
-
-
-@pytest.mark.parametrize(("kind", "arguments"), REFUSED, ids=repr)
-def test_an_error_names_parameter_and_value_in_one_line(
-    kind: type[Exception], arguments: dict[str, Any]
-) -> None:
-    with pytest.raises(kind) as caught:
-        Loop(**{"dataloader": Untouched(), **arguments})
-    name, value = list(arguments.items())[-1]
-    text = str(caught.value)
-    assert text.startswith(f"{name}=") and repr(value)[:50] in text
-    assert "\n" not in text and len(text) < 300
-
-
-def test_a_member_cannot_be_a_name() -> None:
-    with pytest.raises(ValueError, match=r"^events: LoopEvents\.EPOCH_END fires by itself"):
-        Loop(Untouched(), {EPOCH_END: Event()}, max_steps=1)
-
-
-def test_an_epoch_needs_a_known_end_under_max_epochs() -> None:
-    unsized = RecordingLoader([1, 2])
-    with pytest.raises(ValueError, match=r"^lookahead=False: .*dataloader_len"):
-        Loop(unsized, max_epochs=1, lookahead=False)
-    assert Loop(unsized, max_steps=1, lookahead=False)
-    assert Loop(unsized, max_epochs=1, lookahead=False, dataloader_len=2)
-    untouched = iter([1, 2, 3])
-    with pytest.raises(ValueError, match=r"^max_epochs=2: .*single-pass.*dataloader_len"):
-        Loop(untouched, max_epochs=2)
-    assert list(untouched) == [1, 2, 3]
-
-
-# What a loop tells of itself
 
 
 def test_a_loop_tells_what_it_was_made_of() -> None:

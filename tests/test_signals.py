@@ -314,18 +314,6 @@ def test_an_interrupt_while_handlers_are_set_restores_those_before(handled: list
     assert 2 < lines < 999
 
 
-WRONG: list[Any] = [
-    99999, -1, 0, "SIGTERM", 1.5, True, ("SIGTERM",), (1.5,), getattr(signal, "SIGKILL", 9),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("wrong", WRONG, ids=repr)
-def test_wrong_signals_are_refused(wrong: Any) -> None:
-    hint = "pass members of signal, such as signal.SIGTERM$" if "SIGTERM" in repr(wrong) else ""
-    with pytest.raises((TypeError, ValueError), match=rf"^signals=.*{hint}"):
-        Loop(range(3), max_epochs=1, signals=wrong)
-
-
 # Signals to other processes
 
 BOTH = pytest.mark.parametrize("number", TERM_AND_INT, ids=["TERM", "INT"])

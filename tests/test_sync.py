@@ -603,23 +603,7 @@ def test_random_plans_have_the_same_trace_on_all(
     same_on_all(ranks, run, every)
 
 
-# The argument, and processes without it
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "words"),
-    [
-        (lambda: Loop([1], max_epochs=1, sync=max), TypeError, "torch_distributed"),
-        (lambda: Loop([1], max_epochs=1, sync=True), TypeError, "sync=True"),
-        (lambda: sync.maximum(max, every=0), ValueError, "every=0"),
-        (lambda: sync.maximum(3, every=5), TypeError, "function=3"),  # type: ignore[arg-type]
-    ],
-)
-def test_wrong_arguments_are_refused(
-    make: Callable[[], object], error: type[Exception], words: str
-) -> None:
-    with pytest.raises(error, match=words):
-        make()
+# The libraries, and processes that do not agree
 
 
 def test_torch_distributed_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
