@@ -30,6 +30,11 @@ def train(loop, body=lambda batch: None):
 """
 
 
+def examples(request: pytest.FixtureRequest, few: int) -> int:
+    """How often a test that hunts tries: as `--examples` says, else a few times."""
+    return request.config.getoption("--examples", None) or few
+
+
 def program(core: str, code: str) -> subprocess.Popen[str]:
     if os.name != "posix":
         pytest.skip("Windows has no signals that other processes send")

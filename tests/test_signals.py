@@ -6,24 +6,21 @@ import gc
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dloop
-from cores import CORES, use_core
+from cores import use_core
 from dloop import Event, Loop, LoopError, LoopEvents
 from dloop.run import WhileIterated
 from interpreter import needs_few_points, needs_reference_counts
 from loops import ENTER, Enter, flat
-from programs import needs_posix, program, run_until
+from programs import examples, needs_posix, program, run_until
 from stateful_loaders import StatefulLoader
 from told import with_warnings
 
@@ -414,95 +411,12 @@ def test_forked_children_ignore_sigint_alone_if_the_loop_handles_it(
     assert exit_code == 0
 
 
-# Hunts: `--examples 200` makes as many kills, and as many interrupts of each kind
-
-
-def examples(request: pytest.FixtureRequest, few: int) -> int:
-    return request.config.getoption("--examples", None) or few
-
-
-class Summing:
-    """Its state has the sum of all batches, so that one that comes twice or never shows."""
-
-    def __init__(self) -> None:
-        self.at = self.total = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"at": self.at, "total": self.total}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.at, self.total = state["at"], state["total"]
-
-    def __len__(self) -> int:
-        return 50
-
-    def __iter__(self) -> Iterator[int]:
-        self.at %= 50
-        while self.at < 50:
-            self.at += 1
-            self.total += self.at
-            yield self.at
-
-
-def summing(path: str, epochs: int) -> Loop[int]:
-    return Loop(Summing(), {"E": Event(every_n_steps=3)}, max_epochs=epochs, state_file=path)
-
-
 @pytest.mark.no_core
 def test_what_an_interrupted_constructor_left_is_freed_silently() -> None:
     WhileIterated.__new__(WhileIterated).__del__()
 
 
-def train_and_save(path: str, marks: int) -> None:
-    """Tell the step after each save."""
-    loop = summing(path, 100_000)
-    for _ in loop:
-        loop.save_state()
-        os.write(marks, b"%d\n" % loop.global_step)
-
-
-def kill_many(path: str, kills: int) -> None:
-    """Kill processes that save to one file, at any time; each resumes the one before."""
-    draw = random.Random(4)
-    step = -1
-    for number in range(kills):
-        ours, theirs = os.pipe()
-        child = os.fork()
-        if not child:
-            with use_core(CORES[number % len(CORES)]):
-                train_and_save(path, theirs)
-        os.close(theirs)
-        told = os.read(ours, 100)  # it trains
-        time.sleep(draw.uniform(0, 0.01))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        while more := os.read(ours, 100_000):
-            told += more
-        os.close(ours)
-        steps = [int(line) for line in told.split()]
-        assert steps == [*range(step + 1, step + 1 + len(steps))]
-        now = summing(path, 100_000).global_step
-        assert steps[-1] <= now <= steps[-1] + 1
-        step = now
-    epochs = step // 50 + 2
-    loop = summing(path, epochs)
-    assert len(list(loop)) == 50 * epochs - (step + 1)
-    assert f"'total': {epochs * sum(range(51))}" in str(loop.state_dict()["loader"])
-
-
-@needs_posix
-@pytest.mark.no_core
-def test_a_killed_process_resumes_where_it_saved(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    code = (
-        "import sys; from test_signals import kill_many; kill_many(sys.argv[1], int(sys.argv[2]))"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "state.json"), str(examples(request, 15))],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=True,
-    )
+# A storm of interrupts; `--examples 200` makes as many of each kind
 
 
 class Plain:

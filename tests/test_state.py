@@ -9,8 +9,13 @@ import json
 import logging
 import os
 import queue
+import random
+import signal
 import stat
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator
 from itertools import count, islice, product, repeat
 from pathlib import Path
@@ -18,12 +23,13 @@ from typing import Any
 
 import pytest
 
+from cores import CORES, use_core
 from dloop import Event, Loop, LoopError, LoopEvents, StateError, batched
 from dloop import loader_state as tracking
 from dloop.state import read, write
 from loops import ENTER, after, flat, resumed
 from manual_clock import ManualClock
-from programs import needs_posix
+from programs import examples, needs_posix
 from stateful_loaders import ALL, KINDS, StatefulLoader, WithStatefulIterator
 from told import warnings_of, with_warnings
 
@@ -841,3 +847,83 @@ def test_a_time_limit_is_reached_by_a_run_that_read_no_clock() -> None:
     for _ in islice(loop, 3):
         clock.advance(20)
     assert flat(resumed(Loop(range(9), max_seconds=50), loop.state_dict())) == []
+
+
+# ------------------------------------------------- killed processes; `--examples 200` kills as many
+
+
+class Summing:
+    """Its state has the sum of all batches, so that one that comes twice or never shows."""
+
+    def __init__(self) -> None:
+        self.at = self.total = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at, "total": self.total}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at, self.total = state["at"], state["total"]
+
+    def __len__(self) -> int:
+        return 50
+
+    def __iter__(self) -> Iterator[int]:
+        self.at %= 50
+        while self.at < 50:
+            self.at += 1
+            self.total += self.at
+            yield self.at
+
+
+def summing(path: str, epochs: int) -> Loop[int]:
+    return Loop(Summing(), {"E": Event(every_n_steps=3)}, max_epochs=epochs, state_file=path)
+
+
+def train_and_save(path: str, marks: int) -> None:
+    """Tell the step after each save."""
+    loop = summing(path, 100_000)
+    for _ in loop:
+        loop.save_state()
+        os.write(marks, b"%d\n" % loop.global_step)
+
+
+def kill_many(path: str, kills: int) -> None:
+    """Kill processes that save to one file, at any time; each resumes the one before."""
+    draw = random.Random(4)
+    step = -1
+    for number in range(kills):
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if not child:
+            with use_core(CORES[number % len(CORES)]):
+                train_and_save(path, theirs)
+        os.close(theirs)
+        told = os.read(ours, 100)  # it trains
+        time.sleep(draw.uniform(0, 0.01))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while more := os.read(ours, 100_000):
+            told += more
+        os.close(ours)
+        steps = [int(line) for line in told.split()]
+        assert steps == [*range(step + 1, step + 1 + len(steps))]
+        now = summing(path, 100_000).global_step
+        assert steps[-1] <= now <= steps[-1] + 1
+        step = now
+    epochs = step // 50 + 2
+    loop = summing(path, epochs)
+    assert len(list(loop)) == 50 * epochs - (step + 1)
+    assert f"'total': {epochs * sum(range(51))}" in str(loop.state_dict()["loader"])
+
+
+@needs_posix
+@pytest.mark.no_core
+def test_a_killed_process_resumes_where_it_saved(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    code = "import sys; from test_state import kill_many; kill_many(sys.argv[1], int(sys.argv[2]))"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "state.json"), str(examples(request, 15))],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+    )

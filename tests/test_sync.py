@@ -551,7 +551,7 @@ def test_steps_between_agreements_exchange_and_read_nothing() -> None:
     assert clock.readings < 10
 
 
-# Random plans, and a large fleet
+# Random plans
 
 
 @settings(max_examples=80)
