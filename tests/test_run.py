@@ -437,6 +437,7 @@ def stop_iteration(*_: object) -> Any:
 
 STRAY: dict[str, Callable[[], Loop[Any]]] = {
     "the clock": lambda: Loop([0] * 9, max_seconds=3, clock=iter([0, 1]).__next__),
+    "the clock's first reading": lambda: Loop([0] * 9, max_seconds=3, clock=iter(()).__next__),
     "a condition": lambda: Loop([0] * 9, {"C": Event(stop_iteration)}, max_epochs=2),
     "a callable": lambda: Loop(stop_iteration, max_epochs=2),
     "iter()": lambda: Loop(type("L", (), {"__iter__": stop_iteration})(), max_epochs=2),

@@ -518,6 +518,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "a timer as text": {"timers": {"Often": "every"}},
     "a timer from the future": {"timers": {"Often": [["every", 10**12]]}},
     "a window from the future": {"windows": {"Often": 9}},
+    "a name that is no text": {"windows": {7: 3}},
     "a loader's state without its place": {"loader": {**LOADER_STATE, "at": None}},
 }
 
@@ -812,6 +813,12 @@ def test_the_state_in_an_epochs_first_condition_is_that_of_the_epochs_begin() ->
     loop = resumed(Loop(StatefulLoader(), events, max_epochs=2), state)
     next(iter(loop))
     assert taken[0]["loader"]["state"] == state["loader"]["state"]
+
+
+@pytest.mark.parametrize("kind", [StatefulLoader, WithStatefulIterator])
+def test_a_loader_that_has_no_state_any_more_is_fast_forwarded(kind: type[Any]) -> None:
+    state = after(8, Loop(kind(), max_epochs=3))
+    assert flat(resumed(Loop(Generator(), max_epochs=3), state)) == [*range(2, 6), *range(6)]
 
 
 def test_the_loaders_of_a_callable_begin_anew_after_a_resume_too() -> None:
