@@ -329,10 +329,8 @@ def _check_together(values: dict[str, Any]) -> None:
     is_given = {name for name, value in values.items() if value != _DEFAULTS[name]}
     for name, changed in _CHANGES.items():
         if name in is_given and not is_given.intersection(changed):
-            expected = ", ".join(changed)
-            raise ValueError(
-                f"{name}={values[name]}: it changes nothing here; add one of {expected}"
-            )
+            given, expected = checks.shown(values[name]), ", ".join(changed)
+            raise ValueError(f"{name}={given}: it changes nothing here; add one of {expected}")
     for name in COUNTER_CRITERIA:
         if name in is_given and "of" not in is_given:
             steps = {"every_n": "every_n_steps", "at": "at_step"}[name]

@@ -323,10 +323,9 @@ class Source:
         self._saved = SavedPlace(epoch, place, is_left=not fast_forward)
         if not fast_forward:
             return position
-        if self.single_pass and position.loader is None:
-            self._skips = position.steps
-        else:
-            self._resumed = position.loader
+        self._resumed = position.loader
+        if self.single_pass:
+            self._skips = position.steps  # if it has no state
         if place:
             self._saved.samples, self._saved.length = position.samples_per_step, position.epoch_len
         if self._loader is None or not self._saved.samples:

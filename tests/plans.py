@@ -339,7 +339,7 @@ def plans(draw: Draw, resumed: bool) -> Plan:
     )
 
 
-SEEDS = 150
+SEEDS = 160
 
 
 def from_many_seeds(test: Callable[[], None]) -> Callable[[], None]:

@@ -819,6 +819,8 @@ def test_the_state_in_an_epochs_first_condition_is_that_of_the_epochs_begin() ->
 def test_a_loader_that_has_no_state_any_more_is_fast_forwarded(kind: type[Any]) -> None:
     state = after(8, Loop(kind(), max_epochs=3))
     assert flat(resumed(Loop(Generator(), max_epochs=3), state)) == [*range(2, 6), *range(6)]
+    state = after(3, Loop(iter(WithStatefulIterator(9)), max_steps=5))
+    assert flat(resumed(Loop(iter(range(9)), max_steps=5), state)) == [3, 4]
 
 
 def test_the_loaders_of_a_callable_begin_anew_after_a_resume_too() -> None:
