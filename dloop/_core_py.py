@@ -194,14 +194,14 @@ class Trigger:
     def __init__(self, row: StepRow, launch: int) -> None:
         self.row = row
         self.bit = 1 << row.place
+        self.period, self.stop = row.period, row.stop
         self.origin = (0, launch, 0)[row.origin]  # the step that counts as 0
 
     def step_after(self, step: int) -> int:
         """Return the step at which this fires again, after it did at `step`."""
-        row = self.row
-        if not row.period:
-            return row.next_step(step + 1, self.origin)
-        return NEVER if row.period >= row.stop - (step - self.origin) else step + row.period
+        if not self.period:
+            return self.row.next_step(step + 1, self.origin)
+        return NEVER if self.period >= self.stop - (step - self.origin) else step + self.period
 
 
 class Agenda:
