@@ -67,8 +67,9 @@ def main(folder: Path) -> None:
     modules = (
         patch.object(_core_py, "perf_counter_ns", lambda: clock.nanoseconds),
         patch.object(profile, "perf_counter_ns", lambda: clock.nanoseconds),
+        patch("dloop.loop.perf_counter_ns", lambda: clock.nanoseconds),
     )
-    with modules[0], modules[1]:
+    with modules[0], modules[1], modules[2]:
         for _, events in loop:
             clock.advance(chance.gauss(38, 1.5))
             if "OptimizerStep" in events:
