@@ -9,6 +9,7 @@ The core knows ints, bits and callables. `schedule.py` says what the places and 
 """
 
 from bisect import bisect_right
+from math import inf
 from time import perf_counter_ns
 from weakref import ref
 
@@ -416,7 +417,7 @@ cdef class Agenda:
         cdef Trigger trigger
         cdef int64_t last = NEVER if length is None else epoch_start + <int64_t>length - 1
         if length is None and ends.is_single_pass:
-            last = self.epoch_last  # which a fetch ahead may have found already
+            last = self.epoch_last  # a stream's end outlasts finish_epoch()
         self.epoch_last = last if last >= step else NEVER
         if ends.needs_length:
             last = ends.last_step(epoch, epoch_start)
@@ -537,7 +538,7 @@ cdef class Conditions:
             return self.answer if step == self.answered else 0
         bits = self._true_ones(self._stops, state) if self._stops else 0
         if bits or stops:
-            state.training_end = True
+            state.training_end = True  # for those that follow
         bits |= self._true_ones(self._events, state)
         if self._agreement is not None:
             self._agreement.keep(step, bits)
@@ -566,7 +567,7 @@ cdef class Alarm:
 
     Attributes:
         timed: whether each step reads the clock; processes that agree do so at agreements alone.
-        last: the reading of the latest step.
+        last: the reading of the latest step, later by the pauses since then.
     """
 
     cdef readonly object clock
@@ -576,6 +577,7 @@ cdef class Alarm:
     cdef bint has_timers
     cdef int64_t max_time
     cdef public object timers
+    cdef int64_t next_start  # the next step at which a window of theirs opens
     cdef int64_t next_reading
     cdef int64_t coarse_until  # up to this reading the coarse clock is enough
 
@@ -589,16 +591,17 @@ cdef class Alarm:
 
     cpdef object set(self, timers):
         """Wait for these timers, or for the same ones after a pause."""
-        self.wait_for(timers, self.reading_of(timers))
+        self.wait_for(timers, timers.next_start, self.reading_of(timers))
 
     cdef int64_t reading_of(self, timers) except? -1:
         """Return the reading at which the next of these timers, or the limit, is reached."""
         elapsed = min(timers.next_time, self.max_time)
         return self.clock.reading_at(elapsed, timers.next_launch_time)
 
-    cdef void wait_for(self, timers, int64_t reading) noexcept:
-        """Wait for these timers; the next is reached at `reading`."""
+    cdef void wait_for(self, timers, int64_t start, int64_t reading) noexcept:
+        """Wait for these timers; the next is reached at `reading`, or may be from `start` on."""
         self.timers = timers
+        self.next_start = start
         self.next_reading = reading
         self.coarse_until = reading - BEHIND if reading > BEHIND else 0
         if self.tick is not None or self.coarse_until <= self.last:
@@ -633,7 +636,7 @@ cdef class Counter:
 
     Attributes:
         total: the sum; `before`: the sum before the step `at`, at which it was counted last.
-        due: the sum from which one of the criteria `rows` is met; NEVER if there is none.
+        due: the sum from which one of the criteria `rows` is met; infinity if there is none.
     """
 
     cdef readonly object total, before
@@ -644,7 +647,7 @@ cdef class Counter:
         self.rows = rows
         self.total = self.before = total
         self.at = -1
-        self.due = NEVER if rows is None else rows.due_after(total)
+        self.due = inf if rows is None else rows.due_after(total)
 
 
 @final
@@ -896,6 +899,7 @@ cdef class Engine:
         """Find out how far the next steps are quiet, and where their batches come from."""
         cdef int64_t step = self.step
         cdef int64_t until = min(self.agenda.next_due(step), self.agenda.bar_step)
+        until = min(until, self.alarm.next_start)
         if step + 1 < self.conditions.stop:
             until = min(until, max(step + 1, self.conditions.start))
         self.batches = NO_BATCHES if self.in_hand else self.opened
@@ -955,7 +959,7 @@ cdef class Engine:
             more, stop = self.ends.of_requests(agenda.requests[:requests])
             bits |= more
         if alarm.timed:
-            is_due = reading >= alarm.next_reading
+            is_due = reading >= alarm.next_reading or step >= alarm.next_start
         if is_due:
             times = self.times_at(reading)
             bits |= alarm.timers.due_at(step, times)
@@ -993,6 +997,7 @@ cdef class Engine:
         cdef Decided decided = self.decided
         cdef bint ends = False
         cdef bint restarts
+        cdef int64_t next_start = NEVER
         cdef int64_t next_reading = NEVER
         end = timers = None
         if reason is None and agenda.is_plain:
@@ -1006,7 +1011,7 @@ cdef class Engine:
             restarts = bits & self.sets._timer_bits
         if is_due or restarts:
             timers = alarm.timers.after(step, self.times_at(reading), bits, is_due)
-            next_reading = alarm.reading_of(timers)
+            next_start, next_reading = timers.next_start, alarm.reading_of(timers)
         if events is not QUIET:
             self.sets.mark(<EventSet>events, step)
         # From here on no Python is called: the steps are made as a whole
@@ -1024,7 +1029,7 @@ cdef class Engine:
         decided.epoch_end = epoch_end
         decided.training_end = ends
         if timers is not None:
-            alarm.wait_for(timers, next_reading)
+            alarm.wait_for(timers, next_start, next_reading)
         if end is not None:
             _, self.ends.stop_reason, self.ends.finished, self.ends.waits.waiting = end
         if epoch_end or ends:

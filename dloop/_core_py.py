@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import chain, islice
+from math import inf
 from threading import get_ident
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -239,7 +240,7 @@ class Agenda:
         """Plan from `step` on, in an epoch that begins at `epoch_start`."""
         last = NEVER if length is None else epoch_start + length - 1
         if length is None and ends.is_single_pass:
-            last = self.epoch_last  # which a fetch ahead may have found already
+            last = self.epoch_last  # a stream's end outlasts finish_epoch()
         self.epoch_last = last if last >= step else NEVER
         for trigger in self._triggers:
             if trigger.row.origin == EPOCH:
@@ -315,7 +316,7 @@ class Conditions:
             return self.answer if step == self.answered else 0
         bits = self._true_ones(self._stops, state) if self._stops else 0
         if bits or stops:
-            state.training_end = True
+            state.training_end = True  # for those that follow
         bits |= self._true_ones(self._events, state)
         if self._agreement is not None:
             self._agreement.keep(step, bits)
@@ -340,7 +341,7 @@ class Alarm:
 
     Attributes:
         timed: whether each step reads the clock; processes that agree do so at agreements alone.
-        last: the reading of the latest step.
+        last: the reading of the latest step, later by the pauses since then.
     """
 
     __slots__ = ("clock", "last", "max_time", "next_reading", "timed", "timer_bits", "timers")
@@ -372,14 +373,14 @@ class Counter:
 
     Attributes:
         total: the sum; `before`: the sum before the step `at`, at which it was counted last.
-        due: the sum from which one of the criteria `rows` is met; NEVER if there is none.
+        due: the sum from which one of the criteria `rows` is met; infinity if there is none.
     """
 
     def __init__(self, total: int, rows: CounterRows | None) -> None:
-        self.rows: Any = rows  # if there are none, nothing is due
+        self.rows: Any = rows
         self.total = self.before = total
         self.at = -1
-        self.due = NEVER if rows is None else rows.due_after(total)
+        self.due: float = inf if rows is None else rows.due_after(total)
 
 
 class Decided:
@@ -581,11 +582,13 @@ class Engine:
     def look_ahead(self) -> None:
         """Find out how far the next steps are quiet, and where their batches come from."""
         self.batches = NO_BATCHES if self.in_hand else self.opened
-        self.quiet_until = self._quiet_after(self.step, self.agenda.dues)
+        self.quiet_until = self._quiet_after(
+            self.step, self.agenda.dues, self.alarm.timers.next_start
+        )
         if self.agenda.requests:
             self.quiet_until = -1
 
-    def _quiet_after(self, step: int, dues: list[int]) -> int:
+    def _quiet_after(self, step: int, dues: list[int], next_start: int) -> int:
         """Return how far the steps after `step` are quiet, but for the clock."""
         agenda, conditions = self.agenda, self.conditions
         asks = step + 1 < conditions.stop
@@ -594,6 +597,8 @@ class Engine:
         until = agenda.next_due(step, dues)
         if until > agenda.bar_step:
             until = agenda.bar_step
+        if until > next_start:
+            until = next_start
         if asks and until > conditions.start:
             until = conditions.start
         return until - 1
@@ -643,7 +648,7 @@ class Engine:
             more, stop = ends.of_requests(agenda.requests[:requests])
             bits |= more
         if alarm.timed:
-            is_due = reading >= alarm.next_reading
+            is_due = reading >= alarm.next_reading or step >= alarm.timers.next_start
         if is_due:
             times = self.times_at(reading)
             bits |= alarm.timers.due_at(step, times)
@@ -693,7 +698,7 @@ class Engine:
         if in_hand:
             is_over = reason is not None or (epoch_end and not ends.is_single_pass)
             in_hand = [] if is_over else in_hand[step - self.step :]
-        until = self._quiet_after(step, dues)
+        until = self._quiet_after(step, dues, timers.next_start)
         # From here on nothing is called: the steps are made as a whole
         if alarm.timed:
             alarm.last = reading

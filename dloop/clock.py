@@ -24,8 +24,8 @@ class Clock:
         self.saved = saved
         self.ticking = False
         self.launched = 0
-        self._started = 0  # the same, later by all pauses
-        self._paused = NEVER  # the reading at which the pause began
+        self._started = 0  # `launched`, later by all pauses
+        self._paused = NEVER  # the reading at which the pause began, or 0 before the start
 
     def start(self) -> None:
         """Start counting."""
@@ -38,12 +38,13 @@ class Clock:
         """Stop counting until `resume`."""
         self._paused = self.tick() if self.ticking else 0
 
-    def resume(self) -> int:
-        """Count on after a pause; return how long it was."""
+    def resume(self, last: int) -> int:
+        """Count on after a pause; return the reading `last`, later by the pause."""
         pause = self.tick() - self._paused if self.ticking else 0
+        last = min(last, self._paused) + pause  # it may have been read in the pause
         self._paused = NEVER
         self._started += pause
-        return pause
+        return last
 
     def elapsed(self, reading: int) -> int:
         """Return the training time at a reading."""

@@ -124,11 +124,11 @@ class Run:
         if engine.ends.stop_reason is not None and self.pending is None:
             raise errors.LoopError("this run has ended; restart() begins a new one")
         keep_alive = WhileIterated(self, self._on_leave)
+        keep_alive.turn = engine.turn + 1
         if sizes is None:
             steps = engine.steps(self, keep_alive)
         else:
             steps = engine.lists(self, sizes, keep_alive)
-        keep_alive.turn = engine.turn
         self._was_left = self._is_open
         return steps
 
@@ -185,7 +185,7 @@ class Run:
         """Count training time again."""
         self.pauses -= 1
         if not self.pauses:
-            self.engine.alarm.last += self.clock.resume()
+            self.engine.alarm.last = self.clock.resume(self.engine.alarm.last)
         self.engine.alarm.set(self.engine.alarm.timers)
         self.engine.quiet_until = -1
 
@@ -445,7 +445,8 @@ class Run:
         ends.length, length, last = engine.ends.length, None, engine.agenda.epoch_last
         if self.is_between_epochs:
             ends.length = length = self.source.epoch_len()
-            last = last if self.source.single_pass else NEVER
+            if not self.source.single_pass or self.source.length is not None:
+                last = NEVER  # else a stream's end outlasts finish_epoch()
             if engine.ended_epoch:
                 epoch, start = epoch + 1, step + 1
         # An agenda of its own: a question changes nothing

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import reduce
+from math import inf
 from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,20 +113,20 @@ class CounterRow(NamedTuple):
     start: int
     stop: int
 
-    def next_after(self, total: int) -> int:
-        """Return the first sum above `total` at which this is met."""
+    def next_after(self, total: int) -> float:
+        """Return the first sum above `total` at which this is met; infinity if there is none."""
         if self.period:
             return total - total % self.period + self.period
         place = bisect_right(self.points, total)
-        return NEVER if place == len(self.points) else self.points[place]
+        return inf if place == len(self.points) else self.points[place]
 
 
 class CounterRows(list[CounterRow]):
     """The criteria of one counter."""
 
-    def due_after(self, total: int) -> int:
-        """Return the first sum above `total` at which one is met."""
-        return min([row.next_after(total) for row in self], default=NEVER)
+    def due_after(self, total: int) -> float:
+        """Return the first sum above `total` at which one is met; infinity if there is none."""
+        return min([row.next_after(total) for row in self], default=inf)
 
     def bits_at(self, before: int, total: int, step: int, origins: Sequence[int]) -> int:
         """Return the bits of those that are met at `step`, in which the sum grew."""
@@ -475,7 +476,7 @@ class Ends:
         """Return the reason that counts, of those that are not None."""
         found = [each for each in reasons if each is not None]
         ranks = [REASONS.index(each if each in REASONS else "a signal") for each in found]
-        return min(zip(ranks, found), default=(0, None))[1]
+        return min(zip(ranks, found), key=lambda each: each[0], default=(0, None))[1]
 
     def of_requests(self, requests: Sequence[tuple[int, str | None]]) -> tuple[int, str | None]:
         """Return the bits that were requested, and the reason to end, if there is one."""
@@ -518,6 +519,7 @@ class Timers:
     Attributes:
         next_time: the training time from which a criterion can fire.
         next_launch_time: the time of the launch from which one can.
+        next_start: the next step at which a window opens.
     """
 
     def __init__(
@@ -532,8 +534,12 @@ class Timers:
         self._origins = origins
         self.lasts = lasts
         next_times = [NEVER, NEVER]
+        self.next_start = NEVER
         for row, last in zip(rows, lasts):
-            if step - origins[row.origin] < row.stop:  # its window may open at any step
+            count = step - origins[row.origin]
+            if count < row.start:
+                self.next_start = min(self.next_start, origins[row.origin] + row.start)
+            elif count < row.stop:
                 next_times[row.per_launch] = min(next_times[row.per_launch], _next_time(row, last))
         self.next_time, self.next_launch_time = next_times
 

@@ -91,6 +91,8 @@ def _handle(number: int, _frame: FrameType | None) -> None:
         assert each.request is not None  # its handler is set
         each.request(signal.Signals(number).name)
     if not runs:
+        if signal.getsignal(number) is _handle:  # an interrupt struck while it was restored
+            signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
 

@@ -243,6 +243,15 @@ def test_a_counter_fires_at_the_step_that_passes_a_multiple() -> None:
         loop.counts["tokens"] = 3  # type: ignore[index]
 
 
+def test_a_sum_may_be_greater_than_any_int_of_64_bits() -> None:
+    loop = Loop(range(5), {"Five": Event(at=5, of="flops")}, max_epochs=1)
+    assert ["Five" in loop.count("flops", 2**62) for _ in loop] == [True, *[False] * 4]
+    assert loop.counts == {"flops": 5 * 2**62}
+    loop = Loop(range(5), max_epochs=1)
+    assert not any(loop.count("flops", 2**62) for _ in islice(loop, 4))
+    assert loop.counts == {"flops": 4 * 2**62}
+
+
 @each_way
 def test_a_sum_ends_the_run_at_the_step_that_reaches_it(enter: Enter) -> None:
     loop = Loop(range(9), stop_when=Event(at=[9, 6], of="words"))

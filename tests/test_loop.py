@@ -276,6 +276,11 @@ def test_steps_to_next_event(
     assert loop.steps_to_next_event() is None
 
 
+def test_steps_to_next_event_knows_the_epochs_of_an_iterator() -> None:
+    loop = Loop(iter(range(6)), max_epochs=2, dataloader_len=3)
+    assert [loop.steps_to_next_event() for _ in loop] == [2, 1, 3, 2, 1, None]
+
+
 def test_steps_to_next_event_changes_nothing() -> None:
     class Shuffled:
         """Draws another order each time that it was exhausted."""

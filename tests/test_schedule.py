@@ -518,6 +518,23 @@ def test_a_pause_does_not_change_the_time_of_the_step() -> None:
         clock.advance(1)
 
 
+def test_a_pause_that_spans_steps_is_not_counted() -> None:
+    clock = ManualClock()
+    loop = Loop(range(9), {"T": Event(every_n_seconds=99)}, max_epochs=1, clock=clock)
+    steps = iter(loop)
+    next(steps)
+    clock.advance(1)
+    with loop.pause_clock():
+        next(steps)
+        clock.advance(10)
+        next(steps)
+        clock.advance(1)
+    assert loop.state.elapsed == 1
+    clock.advance(1)
+    next(steps)
+    assert loop.state.elapsed == 2
+
+
 def test_a_pause_around_the_whole_run_counts_nothing() -> None:
     clock = ManualClock()
     loop = Loop(range(9), max_epochs=1, clock=clock)

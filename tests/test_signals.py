@@ -271,12 +271,33 @@ def test_an_exception_of_workers_after_a_signal_has_a_note(handled: list[int]) -
         assert not loop.stop_requested  # the run has ended
 
 
+@needs_posix
+def test_a_signal_after_an_interrupt_in_restoring_its_handler_acts_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    loop = Loop(range(9), max_epochs=1, signals=signal.SIGWINCH)
+    steps = iter(loop)
+    next(steps)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(dloop.signals, "_put_back", interrupted)
+        loop.close()
+    signal.raise_signal(signal.SIGWINCH)  # which does nothing by default
+    assert signal.getsignal(signal.SIGWINCH) == signal.SIG_DFL
+    del steps
+
+
 @needs_reference_counts
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_while_handlers_are_set_restores_those_before(handled: list[int]) -> None:
+@pytest.mark.parametrize("file", ["signals.py", "run.py"])
+def test_an_interrupt_while_handlers_are_set_restores_those_before(
+    file: str, handled: list[int]
+) -> None:
     def trace(frame: Any, event: str, _argument: object) -> Any:
         nonlocal left
-        if os.path.basename(frame.f_code.co_filename) != "signals.py" or left < 0:
+        if os.path.basename(frame.f_code.co_filename) != file or left < 0:
             return None
         if frame.f_code.co_name == "__del__":  # Python itself passes over what is raised there
             return None
@@ -290,6 +311,7 @@ def test_an_interrupt_while_handlers_are_set_restores_those_before(handled: list
     for lines in range(1000):
         left = lines
         loop = Loop(range(9), max_epochs=1, signals=TERM_AND_INT)
+        older = iter(loop) if file == "run.py" else None
         sys.settrace(trace)
         pairs = None
         try:
@@ -298,7 +320,7 @@ def test_an_interrupt_while_handlers_are_set_restores_those_before(handled: list
             pass
         finally:
             sys.settrace(tracing)
-        del pairs
+        del pairs, older
         gc.collect()  # tracing can keep a frame after its call
         assert [signal.getsignal(number) for number in TERM_AND_INT] == before
         with loop:
