@@ -225,6 +225,7 @@ def test_a_streams_end_that_was_found_with_a_list_is_still_known_after_finish_ep
     for batches, events in loop.chunks((4, 2, 1)):
         if batches == [0, 1]:
             events = loop.finish_epoch()
+            assert loop.steps_to_next_event() == 1
         seen.append((batches, EPOCH_END in events, TRAINING_END in events))
     assert seen == [([0, 1], True, False), ([2], True, True)]
     assert loop.stop_reason == "exhausted"
