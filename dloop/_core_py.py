@@ -377,7 +377,7 @@ class Counter:
     """
 
     def __init__(self, total: int, rows: CounterRows | None) -> None:
-        self.rows: Any = rows
+        self.rows: Any = rows  # without rows, nothing is ever due
         self.total = self.before = total
         self.at = -1
         self.due: float = inf if rows is None else rows.due_after(total)

@@ -12,9 +12,10 @@ LONGEST = 2**62 - 1
 
 
 class Clock:
-    """Training time in nanoseconds. It begins with what was `saved`.
+    """Training time in nanoseconds.
 
     Attributes:
+        saved: the training time at the start.
         tick: returns a reading of the clock, which never runs backwards.
         ticking: whether training has begun; `launched`: the reading at that moment.
     """

@@ -647,9 +647,13 @@ class Loop(Generic[Batch]):
             missing["EXCEPTION"] = "this Loop has no on_exception='event'"
         if not self._run.source.may_repeat_its_order():
             notes.append(f"{_SHUFFLES}; {_TO_REPEAT}")
-        run, source, is_finished = self._run, self._run.source, self._end_of_run is not None
-        start, length = run.start_state, source.epoch_len()
-        told = Forecast(self._schedule, start, length, source.has_epochs, is_finished)
+        told = Forecast(
+            self._schedule,
+            self._run.start_state,
+            self._run.source.epoch_len(),
+            self._run.source.has_epochs,
+            self._end_of_run is not None,
+        )
         return told.plan(missing, notes)
 
     @property

@@ -42,6 +42,7 @@ class Run:
         error: the exception that ended the run.
         pending: the same, until it has had its step and was raised.
         closed: whether the loop was closed.
+        pauses: how many contexts pause the clock.
     """
 
     def __init__(
@@ -123,8 +124,7 @@ class Run:
         self.check(engine.turn)
         if engine.ends.stop_reason is not None and self.pending is None:
             raise errors.LoopError("this run has ended; restart() begins a new one")
-        keep_alive = WhileIterated(self, self._on_leave)
-        keep_alive.turn = engine.turn + 1
+        keep_alive = WhileIterated(self, engine.turn + 1, self._on_leave)
         if sizes is None:
             steps = engine.steps(self, keep_alive)
         else:
@@ -528,14 +528,15 @@ class Run:
 
 
 class WhileIterated:
-    """Lets a run be left when its iterator is freed, unless a newer one was made."""
+    """Calls `on_leave(run)` when the iterator of a turn is freed, unless a newer one was made."""
 
-    turn = 0  # until there is an iterator
+    _turn = 0  # until __init__ has run: an interrupt may prevent it
 
-    def __init__(self, run: Run, on_leave: Callable[[Run], object]) -> None:
+    def __init__(self, run: Run, turn: int, on_leave: Callable[[Run], object]) -> None:
         self._run = run
         self._on_leave = on_leave
+        self._turn = turn
 
     def __del__(self) -> None:
-        if self.turn and self.turn == self._run.engine.turn:
+        if self._turn and self._turn == self._run.engine.turn:
             self._on_leave(self._run)
