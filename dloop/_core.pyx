@@ -1000,7 +1000,9 @@ cdef class Engine:
         cdef int64_t next_start = NEVER
         cdef int64_t next_reading = NEVER
         end = timers = None
-        if reason is None and agenda.is_plain:
+        if reason is None and (
+            agenda.is_plain or (bits <= agenda.event_bits and not self.ends.waits.waiting)
+        ):
             events = self.events_of(bits)
             restarts = events is not QUIET and (<EventSet>events)._restarts
         else:

@@ -682,7 +682,7 @@ class Engine:
         """Make the steps up to `step`, at which `bits` are met; return its events."""
         agenda, ends, alarm, decided = self.agenda, self.ends, self.alarm, self.decided
         end = None
-        if reason is not None or not agenda.is_plain:
+        if reason is not None or bits > agenda.event_bits or ends.waits.waiting:
             end = ends.after(step, bits, reason, self.conditions.origins)
             bits, reason, _, _ = end
         timers, next_reading = alarm.timers, alarm.next_reading
