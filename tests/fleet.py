@@ -94,10 +94,3 @@ class Ahead:
     def unfinished(self) -> int:
         """How many exchanges were started and not finished."""
         return len(self._fleet.sent[self._rank]) - len(self._finished)
-
-
-def at_once(fleet: Fleet, rank: int) -> Callable[[list[int]], list[int]]:
-    """The exchange of a rank as a plain callable."""
-    ahead = Ahead(fleet, rank)
-
-    return lambda values: ahead(values)()

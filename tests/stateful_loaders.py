@@ -5,7 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
+
+
+@lru_cache
+def drawn(seed: int, length: int) -> list[int]:
+    return random.Random(seed).sample(range(length), length)
 
 
 class Shuffled:
@@ -34,7 +40,7 @@ class Shuffled:
         return self.order()[self.at - 1]
 
     def order(self) -> list[int]:
-        return random.Random(self.seed).sample(range(self.length), self.length)
+        return drawn(self.seed, self.length)
 
     def get(self) -> Any:
         return {"seed": self.seed, "at": self.at}

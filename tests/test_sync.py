@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dloop import DataExhaustedError, Event, Loop, LoopError, LoopEvents, LoopWarning, sync
-from fleet import Ahead, Fleet, at_once
-from loops import after, fired, resumed
+from fleet import Ahead, Fleet
+from loops import after, fired, flat, resumed
 from manual_clock import ManualClock
-from recording_loaders import RecordingLoader
+from recording_loaders import RecordingBatches, RecordingLoader
+from stateful_loaders import StatefulLoader
 
 Trace = list[tuple[int, list[str]]]
 END = (29, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"])
@@ -60,28 +62,12 @@ ALONE = sync.maximum(list, every=4)
 # Timers and time
 
 
-@pytest.mark.parametrize("ahead", [True, False], ids=["ahead", "at once"])
-def test_a_timer_fires_on_all_at_the_step_at_which_the_greatest_time_is_read(ahead: bool) -> None:
-    fleet = Fleet(2)
-
-    def run(rank: int) -> Trace:
-        clock = ManualClock()
-        if ahead:
-            agreed = sync.Sync(Ahead(fleet, rank), 5)
-        else:
-            agreed = sync.maximum(at_once(fleet, rank), every=5)
-        events = {"Save": Event(every_n_seconds=7)}
-        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
-        return trace(loop, lambda _: clock.advance(1 - rank / 2))
-
-    # Rank 0 has 4 seconds at step 4, 9 at step 9, 14 at step 14, ...; each is read 5 steps later.
-    # At 14 the agreed time is 9, at 19 it is 14 (5 later), at 24 it is 19 (10 later).
-    assert fleet.run(run) == [[(14, ["Save"]), (24, ["Save"]), END]] * 2
-
-
 @pytest.mark.parametrize(
     ("events", "advances", "expected"),
     [
+        # rank 0 has 4 seconds at step 4, 9 at step 9, 14 at step 14, ...; each is read 5 steps
+        # later: at 14 the agreed time is 9, at 19 it is 14 (5 later), at 24 it is 19 (10 later)
+        ({"E": Event(every_n_seconds=7)}, (1, 0.5), [(14, ["E"]), (24, ["E"]), END]),
         # each point in time fires once; rank 1 has 8 seconds at step 4, 18 at step 9
         (
             {"At": Event(at_time=(3, 12, 13)), "Late": Event(at_time=2, from_step=9)},
@@ -109,7 +95,7 @@ def test_a_timer_fires_on_all_at_the_step_at_which_the_greatest_time_is_read(ahe
     ],
 )
 def test_timers_fire_at_the_same_agreements_on_clocks_that_differ(
-    events: dict[str, Event], advances: tuple[int, int], expected: Trace
+    events: dict[str, Event], advances: tuple[float, float], expected: Trace
 ) -> None:
     def run(rank: int, agreed: Any) -> Trace:
         clock = ManualClock(1000 * rank)
@@ -219,9 +205,10 @@ def test_stop_on_one_process_ends_all(sizes: Any) -> None:
     assert same_on_all(2, run) == (list(range(15)), "stop")
 
 
-def test_a_signal_ends_the_run_at_the_agreement_after_the_next() -> None:
+def test_a_signal_ends_the_run_at_the_agreement_after_the_next_and_counts_more_than_stop() -> None:
     loop = Loop(range(99), max_epochs=1, signals=signal.SIGTERM, sync=ALONE)
-    found = trace(loop, lambda step: signal.raise_signal(signal.SIGTERM) if step == 2 else None)
+    requests = {1: lambda: signal.raise_signal(signal.SIGTERM), 2: loop.stop}
+    found = trace(loop, lambda step: requests.get(step, int)())
     assert found == [(7, ["LoopEvents.INTERRUPT", "LoopEvents.TRAINING_END"])]
     assert loop.stop_reason == "SIGTERM"
 
@@ -251,28 +238,21 @@ def test_lists_end_at_agreements_and_not_at_conditions() -> None:
 # Epochs
 
 
-def test_each_epoch_is_as_long_as_the_shortest() -> None:
-    def run(rank: int, agreed: Any) -> tuple[list[int], int]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            loop = Loop([0] * (6 + rank), max_epochs=3, sync=agreed)
-            ends = [loop.global_step for _, e in loop if LoopEvents.EPOCH_END in e]
-        return ends, loop.epoch
-
-    assert same_on_all(3, run) == ([5, 11, 17], 2)
+def ends_of(loop: Loop[Any]) -> list[int]:
+    return [loop.global_step for _, events in loop if LoopEvents.EPOCH_END in events]
 
 
 @pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_steps": 15}], ids=str)
-def test_a_length_that_one_process_knows_counts_for_all(limit: dict[str, int]) -> None:
+@pytest.mark.parametrize("others_know", [True, False])
+def test_each_epoch_is_as_long_as_the_shortest_that_is_known(
+    others_know: bool, limit: dict[str, int]
+) -> None:
     def run(rank: int, agreed: Any) -> list[int]:
-        loader: Any = (lambda: iter(range(9))) if rank else range(5)
+        batches = range(5 + rank)
+        loader: Any = batches if others_know or rank == 0 else lambda: iter(batches)
         return ends_of(Loop(loader, sync=agreed, **limit))
 
-    assert same_on_all(2, run) == [4, 9, 14]
-
-
-def ends_of(loop: Loop[Any]) -> list[int]:
-    return [loop.global_step for _, events in loop if LoopEvents.EPOCH_END in events]
+    assert same_on_all(3, run) == [4, 9, 14]
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -317,13 +297,7 @@ def test_a_stream_is_looked_ahead_in_if_that_is_asked_for() -> None:
 
 def test_the_batches_that_are_looked_ahead_in_count_as_training_time() -> None:
     clock = ManualClock()
-
-    def batches() -> Iterator[int]:
-        for batch in range(20):
-            clock.now += 1
-            yield batch
-
-    loop = Loop(batches, max_epochs=1, sync=ALONE, clock=clock)
+    loop = Loop(lambda: clock.one_second_each(range(20)), max_epochs=1, sync=ALONE, clock=clock)
     next(iter(loop))
     assert loop.lap("First").seconds == 10  # it and the 9 that are fetched ahead
 
@@ -355,44 +329,26 @@ def test_an_end_of_an_epoch_that_finish_epoch_has_ended_is_ignored() -> None:
 
 
 def test_a_resumed_stream_ends_with_the_shortest_of_all() -> None:
+    state = after(17, Loop(lambda: iter(range(20)), max_epochs=2, sync=ALONE))
+
     def run(rank: int, agreed: Any) -> list[int]:
-        made = [Loop(lambda: iter(range(20 + rank)), max_epochs=2, sync=agreed) for _ in range(2)]
-        for _, _ in made[0]:
-            if made[0].global_step == 16:
-                saved = made[0].state_dict()
-                break
-        made[0].close()
-        made[1].load_state_dict(saved)
-        return ends_of(made[1])
+        loop = Loop(lambda: iter(range(20 + rank)), max_epochs=2, sync=agreed)
+        return ends_of(resumed(loop, state))
 
     assert same_on_all(2, run) == [19, 39]
 
 
 def test_an_end_that_an_error_has_hidden_is_an_error_and_not_another_end() -> None:
-    class Fails:
-        has_failed = False
-
-        def __iter__(self) -> Iterator[int]:
-            for number in range(8):
-                if number == 5 and not self.has_failed:
-                    self.has_failed = True
-                    raise OSError
-                yield number
-
-    loop = Loop(Fails(), max_epochs=2, sync=ALONE)
+    loader = RecordingLoader([0, 1, 2, 3, 4, OSError()], range(8))
+    loop = Loop(loader, max_epochs=2, sync=ALONE)
     next(iter(loop))
     with pytest.raises(LoopError, match="epoch 0 ends at step 7, which the other processes cannot"):
         list(loop)
 
 
 def test_an_interrupt_as_a_stream_is_looked_ahead_in_does_not_end_the_run_well() -> None:
-    def stream() -> Iterator[int]:
-        for number in range(9):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield number
-
-    loop = Loop(stream(), max_epochs=1, lookahead=True, sync=ALONE)
+    stream = RecordingBatches([0, 1, 2, KeyboardInterrupt()], [])
+    loop = Loop(stream, max_epochs=1, lookahead=True, sync=ALONE)
     with pytest.raises(KeyboardInterrupt):
         next(iter(loop))
     found = []
@@ -403,26 +359,10 @@ def test_an_interrupt_as_a_stream_is_looked_ahead_in_does_not_end_the_run_well()
 
 
 def test_a_resume_under_sync_fetches_a_few_batches_again() -> None:
-    class Stateful(RecordingLoader):
-        taken = begins_at = 0
-
-        def __iter__(self) -> Iterator[int]:  # type: ignore[override]
-            self.taken, self.begins_at = self.begins_at, 0
-            while self.taken < 5000:
-                self.taken += 1
-                yield self.taken
-
-        def state_dict(self) -> dict[str, int]:
-            return {"taken": self.taken}
-
-        def load_state_dict(self, state: dict[str, int]) -> None:
-            self.begins_at = state["taken"]
-
     every = sync.maximum(list, every=100)
-    state = after(3000, Loop(Stateful([]), max_epochs=1, sync=every))
-    loader = Stateful([])
-    again = resumed(Loop(loader, max_epochs=1, sync=every), state)
-    assert next(iter(again))[0] == 3001
+    loops = [Loop(StatefulLoader(5000), max_epochs=1, sync=every) for _ in range(2)]
+    state = after(3000, loops[0])
+    assert flat(islice(resumed(loops[1], state), 2)) == flat(islice(loops[0], 2))
     assert state["loader"]["at"] > 2600
 
 
@@ -458,28 +398,18 @@ def test_what_differs_is_an_error_on_all(differs: dict[str, Any], named: str) ->
 
 
 def test_a_state_of_one_process_serves_all() -> None:
-    def run(rank: int, agreed: Any) -> Trace:
-        clock = ManualClock()
-        events = {"Save": Event(every_n_seconds=7)}
-        loop = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
-        for _ in loop:
-            clock.advance(1)
-            if loop.global_step == 11:
-                break
-        states[rank] = loop.state_dict()
-        loop.close()
-        barrier[rank] = True
-        resumed = Loop(range(30), events, max_epochs=1, clock=clock, sync=agreed)
-        while len(barrier) < 2:
-            pass
-        resumed.load_state_dict(states[0])
-        return trace(resumed, lambda _: clock.advance(1))
+    events = {"Save": Event(every_n_seconds=7)}
+    clock = ManualClock()
+    batches = clock.one_second_each(range(30))
+    state = after(12, Loop(batches, events, max_steps=30, clock=clock, sync=ALONE))
 
-    states: dict[int, Any] = {}
-    barrier: dict[int, bool] = {}
-    found = same_on_all(2, run)
-    assert found[0][0] in (14, 19)
-    assert found[-1] == END or found[-1][0] == 29
+    def run(rank: int, agreed: Any) -> Trace:
+        own = ManualClock(1000 * rank)
+        loop = Loop(range(30), events, max_epochs=1, clock=own, sync=agreed)
+        return trace(resumed(loop, state), lambda _: own.advance(1))
+
+    # It has fired at 8 seconds. Step 14 has 14 seconds and step 19 has 19, which step 24 reads.
+    assert same_on_all(2, run) == [(24, ["Save"]), END]
 
 
 def test_an_iterator_that_is_left_finishes_the_exchange_when_the_loop_is_closed() -> None:
@@ -530,14 +460,7 @@ def test_a_function_that_returns_anything_else_is_an_error(answer: Any) -> None:
 
 
 def test_a_function_may_return_an_array() -> None:
-    class Array:
-        def __init__(self, values: list[int]) -> None:
-            self.values = values
-
-        def __iter__(self) -> Any:
-            return iter(self.values)
-
-    agreed = sync.maximum(lambda values: Array(values), every=3)  # type: ignore[arg-type, return-value]
+    agreed = sync.maximum(lambda values: array("q", values), every=3)
     assert len(trace(Loop(range(9), max_epochs=1, sync=agreed))) == 1
 
 
@@ -606,22 +529,26 @@ def test_random_plans_have_the_same_trace_on_all(
 # The libraries, and processes that do not agree
 
 
+def fake_torch(patch: pytest.MonkeyPatch, **distributed: Any) -> None:
+    """Let PyTorch be installed, with this in `torch.distributed`."""
+    module = SimpleNamespace(**distributed)
+    patch.setitem(sys.modules, "torch", SimpleNamespace(distributed=module))
+    patch.setitem(sys.modules, "torch.distributed", module)
+
+
 def test_torch_distributed_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.distributed", None)
     with pytest.raises(ImportError, match=r"needs PyTorch: pip install torch$"):
         sync.torch_distributed(every=5)
-    torch = SimpleNamespace(
-        is_initialized=lambda: False,
+    fake_torch(monkeypatch, is_initialized=lambda: False)
+    with pytest.raises(RuntimeError, match=r"distributed.init_process_group\(\) before$"):
+        sync.torch_distributed(every=5)
+    fake_torch(
+        monkeypatch,
+        is_initialized=lambda: True,
         get_backend=lambda group: "nccl",
         get_backend_config=lambda group: "cuda:nccl",
     )
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(distributed=torch))
-    monkeypatch.setitem(sys.modules, "torch.distributed", torch)
-    with pytest.raises(
-        RuntimeError, match=r"call torch.distributed.init_process_group\(\) before$"
-    ):
-        sync.torch_distributed(every=5)
-    torch.is_initialized = lambda: True
     with pytest.raises(ValueError, match=r"^group: its backend is nccl; pass one that has gloo$"):
         sync.torch_distributed(every=5, group="a group")
 
@@ -635,14 +562,13 @@ def test_torch_distributed_makes_a_gloo_group_beside_another_backend(
         made.append(backend)
         return backend
 
-    torch = SimpleNamespace(
+    fake_torch(
+        monkeypatch,
         is_initialized=lambda: True,
         group=SimpleNamespace(WORLD=object()),
         get_backend_config=lambda group: "gloo" if group == "gloo" else "nccl",
         new_group=new_group,
     )
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(distributed=torch))
-    monkeypatch.setitem(sys.modules, "torch.distributed", torch)
     sync.torch_distributed(every=5)
     sync.torch_distributed(every=5)
     assert made == ["gloo"]
@@ -714,16 +640,6 @@ def test_a_place_in_the_epoch_that_differs_is_named() -> None:
         return list(resumed(loop, states[rank]))
 
     assert all("step within the epoch" in str(each) for each in fleet.run(run))
-
-
-def test_a_signal_counts_more_than_a_stop() -> None:
-    loop = Loop(range(99), max_epochs=1, signals=signal.SIGTERM, sync=ALONE)
-    for batch, _ in loop:
-        if batch == 0:
-            signal.raise_signal(signal.SIGTERM)
-        if batch == 1:
-            loop.stop()
-    assert loop.stop_reason == "SIGTERM"
 
 
 def test_an_interrupt_while_processes_are_compared_sends_nothing_twice() -> None:
