@@ -29,6 +29,7 @@ from dloop import loader_state as tracking
 from dloop.state import read, write
 from loops import ENTER, after, flat, resumed
 from manual_clock import ManualClock
+from parts import Parts
 from programs import examples, needs_posix
 from stateful_loaders import ALL, KINDS, StatefulLoader, WithStatefulIterator
 from told import warnings_of, with_warnings
@@ -42,20 +43,25 @@ def json_of(loop: Loop[Any], step_done: bool = True) -> Any:
     return json.loads(json.dumps(state))
 
 
-def in_lives(
-    make: Make, counts: Iterator[int], enter: str = "steps", flatten: bool = True
-) -> list[Any]:
-    """The batches of a run, each of whose lives makes so many steps or lists."""
+def in_lives(make: Make, counts: Iterator[int], enter: str = "steps") -> list[int]:
+    """The numbers of a run, each of whose lives makes so many steps or lists."""
     seen: list[int] = []
     state = None
     for steps in counts:
         loop = make() if state is None else resumed(make(), state)
-        pairs = islice(ENTER[enter](loop), steps)
-        seen += flat(pairs) if flatten else [batch for batch, _ in pairs]
+        for batch, _ in islice(ENTER[enter](loop), steps):
+            seen += numbers_in(batch)
         state = json_of(loop)
         if loop.stop_reason is not None:
             break
     return seen
+
+
+def numbers_in(batch: Any) -> list[int]:
+    """The numbers in a batch, which may be a list of lists."""
+    if isinstance(batch, list):
+        return [number for each in batch for number in numbers_in(each)]
+    return [batch]
 
 
 def assert_each_once(seen: list[int], epochs: int = 3, length: int = 6) -> None:
@@ -102,36 +108,30 @@ def test_a_run_in_lives_is_the_uninterrupted_one(
         return Loop(PLAIN[kind](), max_epochs=3, lookahead=lookahead)
 
     for every in (1, 2, 3, 5, 6):
-        seen = in_lives(make, repeat(every, 40), enter)
-        if kind == "batched list":
-            seen = [
-                number for batch in seen for number in (batch if type(batch) is list else [batch])
-            ]
-        assert seen == [*range(6)] * 3, every
+        assert in_lives(make, repeat(every, 40), enter) == [*range(6)] * 3, every
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("enter", ENTER)
 @pytest.mark.parametrize("lookahead", [None, True])
+@pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("kind", ALL)
 def test_a_loader_with_a_state_gives_each_sample_once(
-    kind: type[Any], lookahead: bool | None, enter: str, monkeypatch: pytest.MonkeyPatch
+    kind: type[Any],
+    size: int,
+    lookahead: bool | None,
+    enter: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def make() -> Loop[Any]:
+        loader = kind(5)
+        return Loop(
+            loader if size == 1 else batched(loader, size), max_epochs=3, lookahead=lookahead
+        )
+
     for most_again in (100, 2):
         monkeypatch.setattr(tracking, "MOST_AGAIN", most_again)
         for every in (1, 2, 3, 5):
-            make = lambda: Loop(kind(), max_epochs=3, lookahead=lookahead)  # noqa: E731
-            assert_each_once(in_lives(make, repeat(every, 40), enter))
-
-
-@pytest.mark.parametrize("kind", ALL)
-def test_batched_lists_of_a_loader_with_a_state_have_each_sample_once(kind: type[Any]) -> None:
-    def make() -> Loop[Any]:
-        return Loop(batched(kind(5), 2), max_epochs=3)
-
-    for every in (1, 2, 3, 4):
-        lists = in_lives(make, repeat(every, 40), flatten=False)
-        assert_each_once([number for batch in lists for number in batch], length=5)
+            assert_each_once(in_lives(make, repeat(every, 40), enter), length=5)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -283,40 +283,20 @@ def test_the_state_of_an_exceptions_step_knows_if_the_latest_step_was_done(raise
         assert rests == [done, before]
 
 
-@pytest.mark.parametrize("where", ["loader", "condition", "clock"])
+@pytest.mark.parametrize("part", ["iter", "next", "end", "len", "set_epoch", "condition", "clock"])
 @pytest.mark.parametrize("enter", ENTER)
-def test_a_state_from_within_a_step_is_that_of_the_step_before(where: str, enter: str) -> None:
+def test_a_state_from_within_a_step_is_that_of_the_step_before(part: str, enter: str) -> None:
     """As a signal's handler takes it, which runs wherever the loop is."""
     saved: list[tuple[int, Any]] = []
-    taking: list[bool] = []
-
-    def reach(place: str) -> None:
-        if place == where and loop.global_step >= 0 and not taking:
-            taking.append(True)
-            saved.append((loop.global_step, json_of(loop)))
-            taking.clear()
-
-    def loader() -> Iterator[int]:
-        for number in range(6):
-            reach("loader")
-            yield number
-
-    def condition(state: Any) -> bool:
-        reach("condition")
-        return False
-
-    def clock() -> int:
-        reach("clock")
-        return next(seconds)
-
-    seconds = count()
-    events = {"Timer": Event(every_n_seconds=2), "Condition": Event(condition)}
-    loop: Loop[int] = Loop(loader, events, max_epochs=1, clock=clock, dataloader_len=6)
-    flat(ENTER[enter](loop))
+    for at in range(1, 13):
+        parts = Parts(part, at)
+        loop = parts.loop()
+        parts.action = lambda loop=loop: saved.append((loop.global_step, json_of(loop)))
+        flat(ENTER[enter](loop))
     assert len(saved) > 1
     for step, state in saved:
-        assert (state["steps"], state["epoch_steps"]) == (step + 1, step + 1)
-        assert flat(resumed(Loop(range(6), events, max_epochs=1), state)) == [*range(step + 1, 6)]
+        assert state["steps"] == step + 1
+        assert flat(resumed(Parts("none").loop(), state)) == ([*range(6)] * 2)[step + 1 :]
 
 
 def test_loading_comes_before_the_first_step() -> None:
@@ -861,37 +841,15 @@ def test_a_time_limit_is_reached_by_a_run_that_read_no_clock() -> None:
 # ------------------------------------------------- killed processes; `--examples 200` kills as many
 
 
-class Summing:
-    """Its state has the sum of all batches, so that one that comes twice or never shows."""
-
-    def __init__(self) -> None:
-        self.at = self.total = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"at": self.at, "total": self.total}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.at, self.total = state["at"], state["total"]
-
-    def __len__(self) -> int:
-        return 50
-
-    def __iter__(self) -> Iterator[int]:
-        self.at %= 50
-        while self.at < 50:
-            self.at += 1
-            self.total += self.at
-            yield self.at
-
-
-def summing(path: str, epochs: int) -> Loop[int]:
-    return Loop(Summing(), {"E": Event(every_n_steps=3)}, max_epochs=epochs, state_file=path)
+def counting(path: str, epochs: int) -> Loop[int]:
+    return Loop(range(1, 51), max_epochs=epochs, state_file=path)
 
 
 def train_and_save(path: str, marks: int) -> None:
-    """Tell the step after each save."""
-    loop = summing(path, 100_000)
-    for _ in loop:
+    """Count the sum of all batches, and tell the step after each save."""
+    loop = counting(path, 100_000)
+    for batch, _ in loop:
+        loop.count("total", batch)
         loop.save_state()
         os.write(marks, b"%d\n" % loop.global_step)
 
@@ -916,13 +874,13 @@ def kill_many(path: str, kills: int) -> None:
         os.close(ours)
         steps = [int(line) for line in told.split()]
         assert steps == [*range(step + 1, step + 1 + len(steps))]
-        now = summing(path, 100_000).global_step
+        now = counting(path, 100_000).global_step
         assert steps[-1] <= now <= steps[-1] + 1
         step = now
     epochs = step // 50 + 2
-    loop = summing(path, epochs)
-    assert len(list(loop)) == 50 * epochs - (step + 1)
-    assert f"'total': {epochs * sum(range(51))}" in str(loop.state_dict()["loader"])
+    loop = counting(path, epochs)
+    assert len([loop.count("total", batch) for batch, _ in loop]) == 50 * epochs - (step + 1)
+    assert loop.counts["total"] == epochs * sum(range(51))  # each batch once
 
 
 @needs_posix
