@@ -6,10 +6,11 @@ import importlib
 import io
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dloop import batched
 from frameworks import needed
 
 SAMPLES = 10  # in an epoch
@@ -243,6 +244,20 @@ def web_workers(folder: Path) -> Any:
     return module("webdataset").WebLoader(web_pipeline(folder), batch_size=None, num_workers=2)
 
 
+def in_lists(loader: Loader) -> Loader:
+    return replace(loader, build=lambda folder: batched(loader(folder), 2))
+
+
+def of_fabric(loader: Loader) -> Loader:
+    """The loader as Fabric prepares it."""
+
+    def build(folder: Path) -> Any:
+        fabric = module("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+        return fabric.setup_dataloaders(loader(folder))
+
+    return replace(loader, build=build, needs=(*loader.needs, "lightning"))
+
+
 LOADERS: dict[str, Loader] = {
     "list": Loader(lambda _: list(pairs())),
     "callable, generator": Loader(lambda _: pairs),
@@ -281,6 +296,17 @@ LOADERS: dict[str, Loader] = {
     "webdataset": Loader(web_pipeline, ("webdataset",)),
     "webdataset, 2 workers": Loader(web_workers, ("webdataset", "torch"), workers=True),
 }
+IN_LISTS = ("DataLoader", "Stateful, shuffled", "Grain IterDataset")
+LOADERS |= {f"{name}, in lists": in_lists(LOADERS[name]) for name in IN_LISTS}
+OF_FABRIC = {
+    "not shuffled": TORCH["DataLoader"],
+    "iterable-style": TORCH["DataLoader, iterable-style"],
+    "sampler with set_epoch": TORCH["DataLoader, seeded sampler"],
+    "Stateful": TORCH["Stateful, seeded sampler"],
+    "data set with set_epoch": hf_in_torch(stateful=False, shuffle=True, num_workers=0),
+    "2 workers that stay": of_torch(sampler="Shuffled", num_workers=2, persistent_workers=True),
+}
+LOADERS |= {f"Fabric, {name}": of_fabric(loader) for name, loader in OF_FABRIC.items()}
 
 
 # Accelerate

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = {
@@ -17,7 +17,7 @@ ENVIRONMENT = {
 }
 
 
-class Outcome:
+class Outcome(NamedTuple):
     """How a process ended.
 
     Attributes:
@@ -26,10 +26,9 @@ class Outcome:
         found: what it gave to `report`; None if it did not come to that.
     """
 
-    def __init__(self, code: int, output: str, found: Any) -> None:
-        self.code = code
-        self.output = output
-        self.found = found
+    code: int
+    output: str
+    found: Any
 
 
 def run_on_processes(

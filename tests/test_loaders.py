@@ -21,7 +21,6 @@ from loaders import (
     Accelerated,
     Loader,
     accelerated,
-    hf_in_torch,
     of_torch,
     plain,
     samples,
@@ -145,20 +144,6 @@ def test_lists_lookahead_and_state_files_change_nothing(name: str, tmp_path: Pat
     assert found == [step[0] for step in whole]
     if "dataloader_len" not in loader.arguments:
         assert list(steps_of(made(loader, tmp_path, lookahead=True))) == whole
-
-
-@pytest.mark.parametrize("name", ["DataLoader", "Stateful, shuffled", "Grain IterDataset"])
-def test_batched_lists_are_those_of_the_loader(name: str, tmp_path: Path) -> None:
-    loader = LOADERS[name]
-    batches = [step[0] for step in run(loader, tmp_path)]
-    ends = [(begin, min(begin + 2, 5)) for begin in (0, 2, 4)]
-    lists = [
-        batches[5 * epoch + begin : 5 * epoch + end] for epoch in (0, 1, 2) for begin, end in ends
-    ]
-    kind = Loader(lambda folder: batched(loader(folder), 2), json=loader.json)
-    assert [step[0] for step in run(kind, tmp_path)] == lists
-    for stop in range(1, 10):
-        assert [step[0] for step in run(kind, tmp_path, [stop])] == lists
 
 
 # Arrays, tables, Lightning's CombinedLoader
@@ -381,7 +366,7 @@ def test_an_order_that_cannot_repeat_is_warned_of(sampler: str, seeded: bool) ->
         assert all("set_epoch" in text for text in early + late)
 
 
-# Accelerate and Fabric
+# Accelerate
 
 ACCELERATED = accelerated(
     {
@@ -470,40 +455,6 @@ def test_accelerates_checkpoints_keep_a_registered_run(name: str, tmp_path: Path
         for batch, _ in loop:
             second.step(batch)
         assert second.steps == first.steps[stop:]
-
-
-FABRIC = {
-    "not shuffled": of_torch(),
-    "iterable-style": of_torch("Stream"),
-    "sampler with set_epoch": of_torch(sampler="Shuffled"),
-    "Stateful": of_torch(sampler="Shuffled", stateful=True),
-    "data set with set_epoch": hf_in_torch(stateful=False, shuffle=True, num_workers=0),
-    "2 workers that stay": of_torch(sampler="Shuffled", num_workers=2, persistent_workers=True),
-}
-
-
-def set_up(loader: Loader) -> Loader:
-    """The loader as Fabric prepares it."""
-
-    def build(folder: Path) -> Any:
-        needed("lightning")
-        from lightning.fabric import Fabric
-
-        return Fabric(accelerator="cpu", devices=1).setup_dataloaders(loader(folder))
-
-    return Loader(build)
-
-
-@pytest.mark.parametrize("name", FABRIC)
-def test_fabrics_loaders_have_their_orders_and_resume_in_them(name: str, tmp_path: Path) -> None:
-    kind = set_up(FABRIC[name])
-    whole = run(kind, tmp_path)
-    loader = kind(tmp_path)
-    first = [plain(batch) for batch in loader]
-    assert first == [step[0] for step in whole[:5]]
-    assert [sorted(set(epoch)) for epoch in epochs_of(whole)] == [sorted(samples(first))] * 3
-    for stops in ([2, 5, 7, 12], [3], [8]):
-        assert run(kind, tmp_path, stops) == whole, stops
 
 
 # Interrupts and signals, which a terminal or a batch system sends to the workers too
