@@ -17,11 +17,14 @@ from typing import Any
 from dloop import Event, Loop, LoopError, LoopEvents, batched, sync
 from manual_clock import ManualClock
 from processes import report
+from told import warnings_of
 
 RANK = int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
 RANKS = int(os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", "1")))
 LAST = RANKS - 1
 RANDOM_PLANS = 100
+LIBRARY: list[Callable[[Any], Any]] = []
+"""What sets up a loader, if a library has joined the processes."""
 
 Trace = list[Any]
 Body = Callable[[int], object]
@@ -97,6 +100,26 @@ def other_step() -> Trace:
     return []
 
 
+def loader_of_a_library() -> Trace:
+    """Twelve batches for each process; where a library has set them up, those of its loader."""
+    loader: Any = range(12)
+    if LIBRARY:
+        from torch.utils.data import DataLoader
+
+        data: Any = range(45)
+        loader = LIBRARY[0](DataLoader(data, batch_size=2, shuffle=True))
+    events = {"Save": Event(lambda state: (RANK, state.global_step) in ((0, 2), (LAST, 21)))}
+    loop = agreeing(loader, events, every=4, max_epochs=5)
+    return trace(loop, on(LAST, 38, loop.stop))[:-1]
+
+
+def without_sync() -> Trace:
+    """Whether the first rank alone warns."""
+    events = {"C": Event(lambda state: False)}
+    warned = warnings_of(lambda: list(Loop(range(3), events, max_epochs=1)))
+    return [len(warned) == (RANK == 0)]
+
+
 def random_plans() -> Trace:
     found: Trace = []
     for seed in range(RANDOM_PLANS):
@@ -148,6 +171,8 @@ SCENARIOS: dict[str, Callable[[], Trace]] = {
         max_seconds,
         resumed,
         other_step,
+        loader_of_a_library,
+        without_sync,
         random_plans,
     )
 }
@@ -202,12 +227,28 @@ def leave_jax() -> None:
     jax.distributed.shutdown()
 
 
+def join_accelerate(_: Path) -> None:
+    from accelerate import Accelerator
+
+    LIBRARY.append(Accelerator(cpu=True).prepare)
+
+
+def join_fabric(_: Path) -> None:
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=RANKS, strategy="ddp")
+    fabric.launch()
+    LIBRARY.append(fabric.setup_dataloaders)
+
+
 def nothing(*_: object) -> None:
     """MPI begins when it is imported, and ends with the process."""
 
 
 PRIMITIVES: dict[str, tuple[Callable[..., Any], Callable[[Path], None], Callable[[], None]]] = {
     "gloo": (sync.torch_distributed, join_gloo, leave_gloo),
+    "accelerate": (sync.torch_distributed, join_accelerate, leave_gloo),
+    "fabric": (sync.torch_distributed, join_fabric, leave_gloo),
     "mpi": (sync.mpi, nothing, nothing),
     "jax": (sync.jax_processes, join_jax, leave_jax),
 }

@@ -51,11 +51,22 @@ def by_mpi(folder: Path, count: int) -> list[Any]:
     return run_by(launcher, "agreement_on_processes.py", folder, count, "mpi")
 
 
+def by_accelerate(folder: Path, count: int) -> list[Any]:
+    needed("accelerate")
+    return run_by(TORCHRUN, "agreement_on_processes.py", folder, count, "accelerate")
+
+
+def by_fabric(folder: Path, count: int) -> list[Any]:
+    needed("lightning")
+    return run_by(TORCHRUN, "agreement_on_processes.py", folder, count, "fabric")
+
+
 GROUPS: dict[str, tuple[Callable[[Path, int], list[Any]], int]] = {
-    "2 by gloo": (by_gloo, 2),
     "4 by gloo": (by_gloo, 4),
     "2 by MPI": (by_mpi, 2),
     "2 by JAX": (by_jax, 2),
+    "2 that Accelerate has set up": (by_accelerate, 2),
+    "2 that Fabric has set up": (by_fabric, 2),
 }
 
 
@@ -66,17 +77,24 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return run(tmp_path_factory.mktemp("ranks"), count)
 
 
+END = "LoopEvents.EPOCH_END"
 EXPECTED: dict[str, list[Any]] = {
     "sigterm_to_one": [
         [0, 19, ["LoopEvents.INTERRUPT", "LoopEvents.TRAINING_END"]],
         *("SIGTERM", 19, 19),
     ],
     "shards_of_unequal_length": [
-        [0, 9, ["LoopEvents.EPOCH_END"]],
-        [1, 19, ["E", "LoopEvents.EPOCH_END"]],
-        [2, 29, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"]],
+        [0, 9, [END]],
+        [1, 19, ["E", END]],
+        [2, 29, [END, "LoopEvents.TRAINING_END"]],
         *("max_epochs", 29, 9),
     ],
+    "loader_of_a_library": [
+        *([0, 7, ["Save"]], [0, 11, [END]], [1, 23, [END]]),
+        *([2, 27, ["Save"]], [2, 35, [END]], [3, 43, ["LoopEvents.TRAINING_END"]]),
+        *("stop", 43),
+    ],
+    "without_sync": [True],
 }
 
 
@@ -103,20 +121,6 @@ def test_random_plans_are_many(ranks: list[Any]) -> None:
     plans = ranks[0]["random_plans"]
     assert len(plans) == program.RANDOM_PLANS
     assert {plan[-3] for plan in plans} == {"max_epochs", "max_steps", "max_seconds", "stop"}
-
-
-@pytest.mark.parametrize("library", ["accelerate", "lightning"])
-def test_processes_that_a_library_has_set_up(library: str, tmp_path: Path) -> None:
-    needed(library)
-    program = "fabric" if library == "lightning" else library
-    found = run_by(TORCHRUN, "agreement_in_libraries.py", tmp_path, 2, program)
-    end = "LoopEvents.EPOCH_END"
-    assert found[0]["trace"] == [
-        *([0, 7, ["Save"]], [0, 11, [end]], [1, 23, [end]]),
-        *([2, 27, ["Save"]], [2, 35, [end]], [3, 43, ["LoopEvents.TRAINING_END"]], "stop"),
-    ]
-    assert found[1]["trace"] == found[0]["trace"]
-    assert [len(each["warnings"]) for each in found] == [1, 0]
 
 
 class Demo:
