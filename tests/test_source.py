@@ -812,7 +812,7 @@ class Loader:
 
 
 class Accelerated(Loader):
-    """As most of Accelerate's: it looks ahead itself, and its `state_dict` cannot be called."""
+    """As most of Accelerate's: it knows its last batch, and its `state_dict` cannot be called."""
 
     end_of_dataloader = False
 
@@ -826,13 +826,9 @@ class Accelerated(Loader):
     def __iter__(self) -> Iterator[int]:
         self.end_of_dataloader = False
         self.batch_sampler.sampler.set_epoch(self.iteration)
-        batches = super().__iter__()
-        batch = next(batches)
-        for following in batches:
+        for number, batch in enumerate(super().__iter__(), start=1):
+            self.end_of_dataloader = number == LENGTH
             yield batch
-            batch = following
-        self.end_of_dataloader = True
-        yield batch
         self.iteration += 1
 
     def state_dict(self) -> Any:
@@ -842,24 +838,33 @@ class Accelerated(Loader):
         raise AttributeError("load_state_dict")
 
 
-class AcceleratedWithState(Accelerated):
-    """As Accelerate's with `use_stateful_dataloader=True`."""
+class KeepsState:
+    """A loader whose state is how many batches it has given."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.begin_at = self.given = 0
+    given = begin_at = 0
 
     def __iter__(self) -> Iterator[int]:
         begin, self.begin_at = self.begin_at, 0
-        for self.given, batch in enumerate(super().__iter__(), 1):
+        for self.given, batch in enumerate(super().__iter__(), start=1):  # type: ignore[misc]
             if self.given > begin:
                 yield batch
 
     def state_dict(self) -> Any:
-        return {"given": 0 if self.end_of_dataloader else self.given}
+        return {"given": self.given}
 
     def load_state_dict(self, state: Any) -> None:
         self.begin_at = state["given"]
+
+
+class LoaderWithState(KeepsState, Loader):
+    """As torchdata's StatefulDataLoader."""
+
+
+class AcceleratedWithState(KeepsState, Accelerated):
+    """As Accelerate's with `use_stateful_dataloader=True`."""
+
+    def state_dict(self) -> Any:
+        return {"given": 0 if self.end_of_dataloader else self.given}
 
 
 class Fabricated(Loader):
@@ -997,25 +1002,9 @@ def test_an_error_of_state_dict_comes_out() -> None:
 def test_a_random_sampler_of_pytorch_is_no_part_of_a_loaders_state() -> None:
     """Accelerate wraps one into a StatefulDataLoader; torchdata's own samplers are part of it."""
 
-    class WithState(Loader):
-        def __init__(self, module: str) -> None:
-            kind = type("RandomSampler", (SeededSampler,), {"__module__": module})
-            super().__init__(kind())
-            self.given = self.begin_at = 0
-
-        def __iter__(self) -> Iterator[int]:
-            for self.given, batch in enumerate(super().__iter__(), start=1):
-                if self.given > self.begin_at:
-                    yield batch
-
-        def state_dict(self) -> int:
-            return self.given
-
-        def load_state_dict(self, given: int) -> None:
-            self.begin_at = given
-
     for module, warns in (("torch.utils.data.sampler", True), ("torchdata.sampler", False)):
-        state, _ = with_warnings(lambda: after(2, Loop(WithState(module), max_epochs=1)))  # noqa: B023
-        loop = resumed(Loop(WithState(module), max_epochs=1), state)
-        rest, warned = with_warnings(lambda: flat(loop))  # noqa: B023
+        sampler = type("RandomSampler", (SeededSampler,), {"__module__": module})
+        loops = [Loop(LoaderWithState(sampler()), max_epochs=1) for _ in range(2)]
+        state, _ = with_warnings(lambda: after(2, loops[0]))  # noqa: B023
+        rest, warned = with_warnings(lambda: flat(resumed(loops[1], state)))  # noqa: B023
         assert (len(rest), len(warned)) == (LENGTH - 2, warns)
