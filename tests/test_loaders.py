@@ -195,12 +195,6 @@ def combined(mode: str) -> Callable[[], Any]:
     return build
 
 
-def zipped() -> Any:
-    import torch_data
-
-    return torch_data.Zipped(torch_data.shuffling(range(6)), torch_data.shuffling(range(10, 18)))
-
-
 def of_datasets(load: str) -> Callable[[], Any]:
     def build() -> Any:
         from torch.utils.data import ConcatDataset, DataLoader, StackDataset
@@ -210,16 +204,14 @@ def of_datasets(load: str) -> Callable[[], Any]:
         halves = torch_data.Rotating(range(5)), torch_data.Rotating(range(10, 15))
         if load == "StackDataset":
             return DataLoader(StackDataset(**dict(zip("ab", halves))), batch_size=2)  # type: ignore[arg-type]
-        data = ConcatDataset(halves)
-        return torch_data.round_robin(data) if load == "round robin" else DataLoader(data, 2)  # type: ignore[arg-type]
+        return DataLoader(ConcatDataset(halves), batch_size=2)
 
     return build
 
 
 NESTED = {
     **{mode: combined(mode) for mode in ("min_size", "max_size_cycle", "max_size", "sequential")},
-    "zipped": zipped,
-    **{load: of_datasets(load) for load in ("ConcatDataset", "StackDataset", "round robin")},
+    **{load: of_datasets(load) for load in ("ConcatDataset", "StackDataset")},
 }
 
 

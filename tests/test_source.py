@@ -422,15 +422,17 @@ def test_set_epoch_reaches_what_is_kept_in_lists_tuples_and_dicts_of_a_callables
     data = DataSet("concat", calls, datasets=[Part("first", calls), Part("second", calls)])
     samplers = {"a": Part("a", calls), "b": [Part("never", calls)]}
     inner = RecordingLoader([0])
-    inner.dataset, inner.sampler = data, Part("sampler", calls, samplers=samplers)  # type: ignore[attr-defined]
+    of_batches = [Part("of batches", calls)]
+    sampler = Part("sampler", calls, samplers=samplers, batch_samplers=of_batches)
+    inner.dataset, inner.sampler = data, sampler  # type: ignore[attr-defined]
     loader = RecordingLoader([0])
     loader.loaders = (inner, [1, 2], inner)  # type: ignore[attr-defined]
     loader.iterables = {"same": inner}  # type: ignore[attr-defined]
     flat(Loop(lambda: batched(loader, 2), max_epochs=2))
     for epoch in range(2):
-        names = ["a", "concat", "first", "sampler", "second"]
-        assert sorted(calls[5 * epoch : 5 * epoch + 5]) == [(name, epoch) for name in names]
-    assert len(calls) == 10
+        names = ["a", "concat", "first", "of batches", "sampler", "second"]
+        assert sorted(calls[6 * epoch : 6 * epoch + 6]) == [(name, epoch) for name in names]
+    assert len(calls) == 12
 
 
 # Callables know their epoch

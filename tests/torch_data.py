@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import (
-    BatchSampler,
-    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -104,45 +102,6 @@ def seeded() -> torch.Generator:
 def shuffling(numbers: range) -> DataLoader[int]:
     sampler: DistributedSampler[int] = DistributedSampler(numbers, num_replicas=1, rank=0)  # type: ignore[arg-type]
     return DataLoader(numbers, batch_size=2, sampler=sampler)  # type: ignore[arg-type]
-
-
-class Zipped:
-    """Goes over two loaders at once."""
-
-    def __init__(self, first: Any, second: Any) -> None:
-        self.loaders = [first, second]
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return zip(*self.loaders)
-
-    def __len__(self) -> int:
-        return min(map(len, self.loaders))
-
-
-class RoundRobin(BatchSampler):
-    """Takes batches of samplers in turn, as the one of sentence-transformers does."""
-
-    def __init__(self, data: ConcatDataset[int], batch_samplers: list[BatchSampler]) -> None:
-        self.dataset = data
-        self.batch_samplers = batch_samplers
-
-    def __iter__(self) -> Iterator[list[int]]:
-        offsets = [0, *self.dataset.cumulative_sizes]
-        turns = zip(*[map(list, sampler) for sampler in self.batch_samplers])
-        for turn in turns:
-            for offset, batch in zip(offsets, turn):
-                yield [offset + place for place in batch]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.batch_samplers))
-
-
-def round_robin(data: ConcatDataset[int]) -> DataLoader[int]:
-    samplers: list[Any] = [
-        DistributedSampler(each, num_replicas=1, rank=0) for each in data.datasets
-    ]
-    batch_samplers = [BatchSampler(sampler, 2, False) for sampler in samplers]
-    return DataLoader(data, batch_sampler=RoundRobin(data, batch_samplers))
 
 
 class Rotating(Dataset[int]):
