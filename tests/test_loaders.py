@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dloop import Event, Loop, LoopEvents, StateError, batched
+from dloop import Event, Loop, LoopEvents, StateError
 from frameworks import needed
 from loaders import (
     LOADERS,
@@ -300,15 +300,6 @@ def test_another_batch_size_continues_at_the_same_sample(shuffle: bool) -> None:
         reached = done * before // now * now
         whole = [number for batch in build[1](folder) for number in plain(batch)]
         assert seen == whole[: done * before] + whole[reached:]
-
-
-def test_twice_the_accumulation_on_half_the_processes_changes_nothing() -> None:
-    needed("torch")
-    four = Loop(batched(of_rank(0, 4, 96, 3, False), 2), max_epochs=1)
-    next(iter(four))
-    two = Loop(batched(of_rank(0, 2, 96, 3, False), 4), max_epochs=1)
-    assert warnings_of(lambda: two.load_state_dict(four.state_dict())) == []
-    assert (two.epoch_step, len(two)) == (0, 3)
 
 
 @pytest.mark.parametrize("stateful", [True, False])

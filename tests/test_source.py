@@ -427,12 +427,12 @@ def test_set_epoch_reaches_what_is_kept_in_lists_tuples_and_dicts_of_a_callables
     inner.dataset, inner.sampler = data, sampler  # type: ignore[attr-defined]
     loader = RecordingLoader([0])
     loader.loaders = (inner, [1, 2], inner)  # type: ignore[attr-defined]
-    loader.iterables = {"same": inner}  # type: ignore[attr-defined]
+    loader.iterables = {"same": data, "other": Part("iterable", calls)}  # type: ignore[attr-defined]
     flat(Loop(lambda: batched(loader, 2), max_epochs=2))
     for epoch in range(2):
-        names = ["a", "concat", "first", "of batches", "sampler", "second"]
-        assert sorted(calls[6 * epoch : 6 * epoch + 6]) == [(name, epoch) for name in names]
-    assert len(calls) == 12
+        names = ["a", "concat", "first", "iterable", "of batches", "sampler", "second"]
+        assert sorted(calls[7 * epoch : 7 * epoch + 7]) == [(name, epoch) for name in names]
+    assert len(calls) == 14
 
 
 # Callables know their epoch
@@ -611,15 +611,6 @@ def test_odd_attributes_are_not_parts() -> None:
             odd.dataset, odd.state_dict, odd.get_state = None, None, None  # type: ignore[attr-defined]
         assert flat(Loop(odd, max_epochs=2, lookahead=None)) == [1, 2, 1, 2]
         assert odd.calls == [0, 1]
-
-
-def test_the_new_place_is_known_before_the_first_step() -> None:
-    state = after(2, Loop(of_batches(6), max_epochs=2))
-    again = resumed(Loop(of_batches(2), max_epochs=2), state)
-    assert (again.global_step, again.epoch_step, len(again)) == (1, 5, 18)
-    assert again.plan().steps == 18
-    third = resumed(Loop(of_batches(4), max_epochs=2), after(2, again))
-    assert (third.global_step, third.epoch_step) == (3, 3)
 
 
 @pytest.mark.filterwarnings("ignore::dloop.LoopWarning")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dloop import DataExhaustedError, Event, Loop, LoopError, LoopEvents, LoopWarning, sync
 from fleet import Ahead, Fleet
-from loops import after, fired, flat, resumed
+from loops import after, flat, resumed
 from manual_clock import ManualClock
 from recording_loaders import RecordingBatches, RecordingLoader
 from stateful_loaders import StatefulLoader
@@ -614,14 +614,6 @@ def test_a_framework_tells_the_rank_if_it_is_imported(monkeypatch: pytest.Monkey
     )
     monkeypatch.setitem(sys.modules, "jax", jax)
     assert sync.rank_among_several() == 2
-
-
-def test_windows_of_timers_count_per_epoch() -> None:
-    clock = ManualClock()
-    event = Event(every_n_seconds=1, from_step=6, per_epoch=True)
-    alone = sync.maximum(list, every=1)
-    loop = Loop(range(8), {"T": event}, max_epochs=2, clock=clock, sync=alone)
-    assert fired(loop, "T", lambda _: clock.advance(1)) == [6, 7, 14, 15]
 
 
 def test_the_exchange_under_way_is_finished_as_the_data_end() -> None:
