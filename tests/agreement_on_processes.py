@@ -7,7 +7,6 @@ import random
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cache
@@ -57,12 +56,6 @@ def one_slow_rank() -> Trace:
 def sigterm_to_one() -> Trace:
     loop = agreeing(range(99), max_epochs=1, signals=signal.SIGTERM)
     return trace(loop, on(LAST, 12, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-
-
-def shards_of_unequal_length() -> Trace:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return trace(agreeing(range(10 + RANK), {"E": Event(every_n_epochs=2)}, max_epochs=3))
 
 
 def max_seconds() -> Trace:
@@ -167,7 +160,6 @@ SCENARIOS: dict[str, Callable[[], Trace]] = {
     for scenario in (
         one_slow_rank,
         sigterm_to_one,
-        shards_of_unequal_length,
         max_seconds,
         resumed,
         other_step,

@@ -83,12 +83,6 @@ EXPECTED: dict[str, list[Any]] = {
         [0, 19, ["LoopEvents.INTERRUPT", "LoopEvents.TRAINING_END"]],
         *("SIGTERM", 19, 19),
     ],
-    "shards_of_unequal_length": [
-        [0, 9, [END]],
-        [1, 19, ["E", END]],
-        [2, 29, [END, "LoopEvents.TRAINING_END"]],
-        *("max_epochs", 29, 9),
-    ],
     "loader_of_a_library": [
         *([0, 7, ["Save"]], [0, 11, [END]], [1, 23, [END]]),
         *([2, 27, ["Save"]], [2, 35, [END]], [3, 43, ["LoopEvents.TRAINING_END"]]),
