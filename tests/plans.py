@@ -157,6 +157,8 @@ NAMED: dict[Any, Event] = {name: member for member, name in MEMBERS.items()}
 # --------------------------------------------------------------------------------------- strategies
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
+Criteria = st.SearchStrategy[set[str]]
+"""Chooses the criteria of an Event."""
 
 
 def several(values: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[int, ...]]:
@@ -180,7 +182,7 @@ CRITERIA = {
 FRACTION = st.sampled_from((0.5, 0.25, 1 / 3, 0.4, 0.75, 1.5, 2.5))
 AWAITED = st.sampled_from(("A", "A", "B", "EPOCH_END", "TRAINING_END"))
 STOP_AWAITS = st.sampled_from(("A", "A", "B", "EPOCH_END"))
-CHOSEN_CRITERIA = st.sets(st.sampled_from(sorted(CRITERIA)), min_size=1, max_size=2)
+ONE_OR_TWO = st.sets(st.sampled_from(sorted(CRITERIA)), min_size=1, max_size=2)
 MEMBER = st.sampled_from((*[()] * 6, ("EPOCH_END",), ("TRAINING_END",), ("EXCEPTION",)))
 LENGTHS, WRONG_BY = few(st.integers(1, 5), 1, 3), st.sampled_from((-1, 0, 1, -2, 2))
 LIMIT = st.sampled_from(
@@ -205,9 +207,9 @@ LOOKAHEAD = st.sampled_from((None, None, True, False))
 BATCHED, ON_EXCEPTION = st.sampled_from((None,) * 6 + (2, 3)), st.sampled_from(("raise", "event"))
 
 
-def draw_part(draw: Draw, late: int, fractions: bool) -> Part:
-    """An Event of one or two criteria; `late` puts off what would end a run at once."""
-    values: dict[str, Any] = {name: draw(CRITERIA[name]) for name in sorted(draw(CHOSEN_CRITERIA))}
+def draw_part(draw: Draw, late: int, fractions: bool, criteria: Criteria) -> Part:
+    """An Event of some criteria; `late` puts off what would end a run at once."""
+    values: dict[str, Any] = {name: draw(CRITERIA[name]) for name in sorted(draw(criteria))}
     for name in values.keys() - EPOCH_CRITERIA.keys() - {"every_n"} if late else ():
         value = values[name]
         values[name] = value + late if isinstance(value, int) else tuple([n + late for n in value])
@@ -229,9 +231,17 @@ def draw_part(draw: Draw, late: int, fractions: bool) -> Part:
     return Part(**values)
 
 
-def draw_parts(draw: Draw, late: int = 0, may_wait: bool = False, fractions: bool = False) -> Parts:
+def draw_parts(
+    draw: Draw,
+    late: int = 0,
+    may_wait: bool = False,
+    fractions: bool = False,
+    criteria: Criteria = ONE_OR_TWO,
+) -> Parts:
     """Parts of an event; with `may_wait` they can wait for the first two, which do not wait."""
-    chosen = [draw_part(draw, late, fractions) for _ in range(2 if draw(ONE_IN[3]) else 1)]
+    chosen = [
+        draw_part(draw, late, fractions, criteria) for _ in range(2 if draw(ONE_IN[3]) else 1)
+    ]
     if may_wait:
         awaited = STOP_AWAITS if late else AWAITED
         waiting = [replace(each, wait_for=draw(awaited)) for each in chosen]

@@ -6,8 +6,6 @@ import signal
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from datetime import datetime, timedelta, timezone
-from functools import reduce
-from operator import or_
 from typing import Any
 
 import pytest
@@ -16,8 +14,10 @@ from hypothesis import strategies as st
 
 import dloop.plan
 from dloop import Event, Loop, LoopError, LoopEvents, LoopState, LoopWarning
-from dloop.plan import Plan, PlanRow
+from dloop.plan import PlanRow
 from loops import after
+from oracle import World
+from plans import EPOCH_CRITERIA, STEP_CRITERIA, Draw, Plan, draw_parts, event_of
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
 
@@ -44,7 +44,7 @@ def holds(state: LoopState) -> bool:
     return False
 
 
-def plan_of(event: Any, loader: Any = None, **arguments: Any) -> Plan:
+def plan_of(event: Any, loader: Any = None, **arguments: Any) -> dloop.plan.Plan:
     """The plan of a run over ten batches, three times, or as the arguments say."""
     loader = range(10) if loader is None else loader
     return Loop(loader, {"E": event}, **(arguments or {"max_epochs": 3})).plan()
@@ -68,45 +68,19 @@ def fired(loop: Loop[Any]) -> tuple[list[int], dict[Hashable, list[int]]]:
 # A plan against the run
 
 
-CRITERIA = {
-    "every_n_steps": st.integers(1, 9),
-    "at_step": st.sets(st.integers(0, 30), min_size=1, max_size=4),
-    "every_n_epochs": st.integers(1, 4),
-    "at_epoch": st.sets(st.integers(0, 5), min_size=1, max_size=2),
-}
+SCHEDULED = st.sets(st.sampled_from(sorted({**STEP_CRITERIA, **EPOCH_CRITERIA})), min_size=1)
 
 
-@st.composite
-def simple_events(draw: Any, awaited: Any = ()) -> Event:
-    """Events that count steps or epochs, and may wait for another."""
-    names = draw(st.sets(st.sampled_from(sorted(CRITERIA)), min_size=1, max_size=3))
-    values = {name: draw(CRITERIA[name]) for name in sorted(names)}
-    if draw(st.booleans()):
-        values["from_step"] = draw(st.integers(1, 15))
-    if draw(st.booleans()):
-        values["until_step"] = values.get("from_step", 0) + draw(st.integers(1, 25))
-    if names & {"every_n_steps", "at_step"} or values.keys() & {"from_step", "until_step"}:
-        count_by = draw(st.sampled_from((None, "per_epoch", "per_launch")))
-        if count_by is not None:
-            values[count_by] = True
-    if "every_n_steps" in names and draw(st.booleans()):
-        values["first_at_step"] = draw(st.integers(0, 12))
-    if awaited and draw(st.booleans()):
-        values["wait_for"] = draw(st.sampled_from(awaited))
-    return Event(**values)
-
-
-@st.composite
-def joined_events(draw: Any, awaited: Any = ()) -> Any:
-    parts = draw(st.lists(simple_events(awaited), min_size=1, max_size=3))
-    parts += draw(st.lists(st.sampled_from((EPOCH_END, TRAINING_END)), max_size=2))
-    return reduce(or_, parts)
+def event(draw: Draw, name: str, may_wait: bool = False) -> Event | None:
+    """An Event that counts steps or epochs, and may wait for another."""
+    parts = draw_parts(draw, may_wait=may_wait, criteria=SCHEDULED)
+    return event_of(name, parts, World(Plan(), ()))
 
 
 @st.composite
 def loops(draw: Any) -> tuple[Loop[Any], bool]:
     """Loops whose end is known, and whether the lengths of their epochs are."""
-    length = draw(st.integers(1, 11))
+    length = draw(st.integers(1, 7))
     arguments: dict[str, Any] = {}
     loader: Any = range(length)
     kind = draw(st.sampled_from(("sized", "cut", "unsized", "stream", "stream in epochs")))
@@ -123,10 +97,9 @@ def loops(draw: Any) -> tuple[Loop[Any], bool]:
     if kind != "unsized" and draw(st.booleans()):
         arguments["start_step"] = draw(st.integers(0, 20))
     if draw(st.integers(0, 3)) == 0:
-        arguments["stop_when"] = draw(joined_events())
-    events = {0: draw(joined_events())}
-    for name in range(1, draw(st.integers(1, 3))):
-        events[name] = draw(joined_events((0, 0, EPOCH_END, TRAINING_END)))
+        arguments["stop_when"] = event(draw, "stop_when")
+    names = ("A", "B", "C", "D")[: draw(st.integers(2, 4))]
+    events = {name: event(draw, name, may_wait=name in "CD") for name in names}
     return Loop(loader, events, **arguments), kind != "unsized"
 
 
@@ -152,7 +125,7 @@ def test_a_plan_tells_what_the_run_then_does(drawn: tuple[Loop[Any], bool]) -> N
             assert row.first == tuple(expected[:3])
             assert row.last == (expected[-1] if expected else None)
         if row.times == 0 and plan.first_step == 0 and row.name in loop.events:
-            assert any(warning.startswith(f"{row.name}: ") for warning in never)
+            assert any(warning.startswith(f"{row.name!r}: ") for warning in never)
 
 
 def test_everything_is_known_if_lengths_are() -> None:
@@ -172,17 +145,6 @@ def test_a_plan_changes_nothing() -> None:
     for _ in loop:
         assert loop.plan().rows == plan.rows
     assert stream.taken == 5
-
-
-def test_a_resumed_run_is_planned_from_where_it_is() -> None:
-    events = {"Log": Event(every_n_steps=4), "Start": Event(at_step=0, per_launch=True)}
-    first = Loop(range(10), events, max_epochs=3)
-    next(step for step, _ in enumerate(first) if step == 13)
-    resumed = Loop(range(10), events, max_epochs=3)
-    resumed.load_state_dict(first.state_dict())
-    plan = resumed.plan()
-    assert plan.summary == "16 steps, 14 to 29; 2 epochs of 10 steps"
-    assert [row.first for row in plan.rows[:2]] == [(15, 19, 23), (14,)]
 
 
 def test_what_is_left_over_after_the_last_period() -> None:
@@ -288,18 +250,6 @@ def test_after_a_million_firings_all_events_leave(monkeypatch: pytest.MonkeyPatc
     assert [row.times for row in plan.rows] == [None] * 21 + [1]
     assert [len(row.first) for row in plan.rows] == [3] * 21 + [1]
     assert not any("never" in warning for warning in plan.warnings)
-
-
-@pytest.mark.parametrize("limit", [{"max_steps": 2**62}, {"max_epochs": 2**62}, {"max_seconds": 1}])
-def test_a_plan_of_an_endless_run_ends(
-    limit: dict[str, Any], core: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if core == "python":
-        monkeypatch.setattr(dloop.plan, "MOST_IN_ALL", 100_000)
-    events = {number: Event(every_n_steps=1 + number % 7) for number in range(300)}
-    events[-1] = Event(every_n_steps=99, per_epoch=True)
-    rows = Loop(range(9), events, **limit).plan().rows
-    assert all(row.times is None for row in rows[:300])
 
 
 # Words
