@@ -160,19 +160,6 @@ def test_a_condition_fires_if_its_result_is_true_in_a_boolean_context() -> None:
     assert fired(Loop(range(9), events, max_epochs=1), "E") == [0, 2, 5, 7]
 
 
-def test_conditions_are_called_in_the_order_of_the_mapping_stop_when_first() -> None:
-    calls: list[str] = []
-
-    def record(name: str) -> Event:
-        return Event(lambda state: calls.append(name), every_n_steps=1)
-
-    never = Event(lambda state: calls.append("stop"))
-    events = {"b": record("b"), "a": record("a1") | record("a2"), "c": record("c")}
-    for _ in Loop([0, 0], events, max_epochs=1, stop_when=never):
-        calls.append("body")
-    assert calls == ["stop", "b", "a1", "a2", "c", "body"] * 2
-
-
 def test_stop_when_is_called_before_training_end_is_known_and_the_others_after() -> None:
     seen: dict[str, list[bool]] = {"stop": [], "other": []}
 
@@ -236,31 +223,6 @@ def test_a_state_is_a_value() -> None:
 
 
 # Within a step
-
-
-@by_entry
-@pytest.mark.parametrize("part", ["condition", "clock"])
-@pytest.mark.parametrize("at", [1, 2, 4, 7])
-def test_an_interrupt_leaves_the_step_unmade_with_its_batch_in_hand(
-    at: int, part: str, enter: str
-) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    parts = Parts(part, at)
-    parts.action = interrupt
-    loop = parts.loop()
-    batches: list[int] = []
-    with pytest.raises(KeyboardInterrupt):
-        for batch, _ in ENTER[enter](loop):
-            batches += batch if isinstance(batch, list) else [batch]
-    assert loop.global_step == len(batches) - 1
-    assert loop.stop_reason is None
-    resumed = Parts("none").loop()
-    resumed.load_state_dict(loop.state_dict())
-    rest = [*range(6), *range(6)][len(batches) :]
-    assert flat(resumed) == rest
-    assert flat(ENTER[enter](loop)) == rest
 
 
 @by_entry
