@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from dloop import Event, Loop, LoopError, LoopEvents, batched
-from loops import ENTER, Enter, after, flat, resumed
-from manual_clock import ManualClock
+from dloop import Event, Loop, LoopError, LoopEvents
+from loops import ENTER, Enter, flat, resumed
 from recording_loaders import RecordingLoader, SizedLoader
-from stateful_loaders import WithStatefulIterator
 from told import warnings_of, with_warnings
 
 EPOCH_END, TRAINING_END = LoopEvents.EPOCH_END, LoopEvents.TRAINING_END
@@ -124,65 +122,6 @@ def test_finish_epoch_makes_the_step_its_epochs_last(enter: Enter) -> None:
     assert loader.requests == [f"next {number}" for number in (0, 1, *range(6), *range(6))]
 
 
-def test_finish_epoch_ends_the_run_with_its_last_epoch() -> None:
-    loop = Loop(range(6), max_epochs=1)
-    assert run(loop, at(1, Loop.finish_epoch)) == [
-        (1, ["LoopEvents.EPOCH_END", "LoopEvents.TRAINING_END"])
-    ]
-    assert loop.stop_reason == "max_epochs"
-
-
-LOADERS: dict[str, Callable[[], Loop[Any]]] = {
-    "list": lambda: Loop(range(6), max_steps=12),
-    "iterator": lambda: Loop(iter(range(12)), max_steps=12),
-    "iterator, looked ahead": lambda: Loop(iter(range(12)), max_steps=12, lookahead=True),
-    "iterator with a state": lambda: Loop(
-        iter(WithStatefulIterator(12)), max_steps=12, lookahead=True
-    ),
-    "lists": lambda: Loop(batched(range(6), 1), max_steps=12),
-}
-
-
-@pytest.mark.parametrize("make", LOADERS.values(), ids=list(LOADERS))
-def test_a_run_resumed_after_finish_epoch_begins_the_next_epoch(
-    make: Callable[[], Loop[Any]],
-) -> None:
-    def train(loop: Loop[Any]) -> list[Any]:
-        return [(loop.epoch, loop.epoch_step, batch) for batch, _ in loop]
-
-    loop = make()
-    after(4, loop)
-    assert EPOCH_END in loop.finish_epoch()
-    saved = loop.state_dict()
-    rest = train(loop)
-    assert rest[0][:2] == (1, 0) and len(rest) == 8
-    assert train(resumed(make(), saved)) == rest
-
-
-def test_batches_in_hand_begin_the_next_epoch_and_their_conditions_are_called_anew() -> None:
-    calls = []
-
-    def condition(state: Any) -> bool:
-        calls.append((state.epoch, state.epoch_step))
-        return bool(state.epoch_step == 2)
-
-    for source in (iter(range(30)), range(30)):
-        calls.clear()
-        loop: Loop[int] = Loop(source, {"C": Event(condition)}, max_steps=8)
-        seen = []
-        for batches, events in loop.chunks((4, 1)):
-            seen.append((loop.epoch, batches, "C" in events))
-            if len(seen) == 1:  # the list ends here, though more batches were gathered
-                loop.finish_epoch()
-        first = 0 if isinstance(source, range) else 1  # a single-pass source drops nothing
-        assert [len(batches) for _, batches, _ in seen] == [1, 1, 1, 1, 4]
-        assert [batch for _, batches, _ in seen[1:] for batch in batches] == [
-            *range(first, first + 7)
-        ]
-        assert [number for number, (_, _, fires) in enumerate(seen) if fires] == [3]
-        assert calls == [(0, 0), (0, 1), (0, 2), *[(1, step) for step in range(7)]]
-
-
 @pytest.mark.parametrize("way", ["looked ahead", "in lists"])
 def test_an_interrupt_as_the_next_epoch_opens_loses_no_batch(way: str) -> None:
     class Source:
@@ -253,15 +192,6 @@ def test_a_sum_may_be_greater_than_any_int_of_64_bits() -> None:
     assert loop.counts == {"flops": 4 * 2**62}
 
 
-@each_way
-def test_a_sum_ends_the_run_at_the_step_that_reaches_it(enter: Enter) -> None:
-    loop = Loop(range(9), stop_when=Event(at=[9, 6], of="words"))
-    seen = run(loop, lambda loop, batch: loop.count("words", 2), enter)
-    assert (seen[-1][1], loop.stop_reason) == (["LoopEvents.TRAINING_END"], "stop_when")
-    assert loop.counts["words"] == 6
-    assert loop.state_dict()["finished"] == "stop_when"
-
-
 def test_a_sum_that_lasts_finishes_a_run_that_has_ended_for_this_launch_already() -> None:
     stop = Event(at_time=0, per_launch=True) | Event(at=1, of="n")
     loop = Loop(range(5), max_epochs=2, stop_when=stop)
@@ -281,23 +211,12 @@ def test_any_number_of_calls_and_counters_without_events() -> None:
     assert loop.counts == {"a": 8, "others": 1}
 
 
-def test_counters_are_saved_and_a_step_that_is_not_done_is_not_counted() -> None:
-    def train(loop: Loop[Any]) -> list[Any]:
-        return run(loop, lambda loop, _: loop.count("n", 3))
-
-    def make() -> Loop[Any]:
-        return Loop(range(8), {"A": Event(every_n=7, of="n")}, max_epochs=1)
-
-    whole = train(make())
-    for done in (True, False):
-        loop = make()
-        for _ in islice(loop, 4):
-            loop.count("n", 2)
-            loop.count("n", 1)
-        saved = loop.state_dict(done)
-        assert saved["counts"] == {"n": 12 if done else 9}
-        rest = train(resumed(make(), saved))
-        assert rest == [each for each in whole if each[0] > (3 if done else 2)]
+def test_all_that_was_counted_in_a_step_is_undone_with_it() -> None:
+    loop = Loop(range(8), max_epochs=1)
+    for _ in islice(loop, 4):
+        loop.count("n", 2)
+        loop.count("n", 1)
+    assert loop.state_dict(step_done=False)["counts"] == {"n": 9}
 
 
 def test_a_subclass_can_count_in_its_own_way() -> None:
@@ -308,21 +227,6 @@ def test_a_subclass_can_count_in_its_own_way() -> None:
     loop = Doubles(range(3), max_epochs=1)
     run(loop, lambda loop, _: loop.count("n", 4))
     assert loop.counts == {"n": 24}
-
-
-def test_crossings_outside_of_a_window_are_lost() -> None:
-    event = Event(every_n=2, of="n", from_step=2, until_step=4, per_epoch=True)
-    loop = Loop(range(5), {"A": event}, max_epochs=2)
-    seen = run(loop, lambda loop, _: loop.count("n", 2))
-    assert [step for step, names in seen if "A" in names] == [2, 3, 7, 8]
-
-
-def test_a_counter_restarts_the_timers_of_its_event() -> None:
-    clock = ManualClock()
-    event = Event(every_n_seconds=3) | Event(at=2, of="n")
-    loop = Loop(clock.one_second_each(range(8)), {"A": event}, max_steps=8, clock=clock)
-    seen = run(loop, at(1, lambda loop: loop.count("n", 2)))
-    assert [step for step, _ in seen] == [1, 4, 7]
 
 
 def test_a_lap_has_what_was_counted() -> None:
@@ -369,20 +273,6 @@ def test_wrong_arguments_are_refused(call: Any, error: type[Exception]) -> None:
 UPDATE = Event(every_n_steps=4)
 
 
-def test_an_event_that_waits_fires_together_with_the_other() -> None:
-    clock = ManualClock()
-    save = Event(every_n_seconds=6, wait_for="Update") | TRAINING_END
-    loop = Loop(
-        clock.one_second_each(range(22)),
-        {"Update": UPDATE, "Save": save},
-        max_steps=22,
-        clock=clock,
-    )
-    seen = run(loop, lambda loop, _: None)
-    # met after 6, 14 and 22 seconds: the timer starts anew when it fires
-    assert [step for step, names in seen if "Save" in names] == [7, 15, 21]
-
-
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
@@ -407,22 +297,7 @@ def test_where_it_fires(event: Event, expected: list[int], enter: Enter) -> None
     assert [step for step, names in seen if "A" in names] == expected
 
 
-def test_what_waits_is_saved_and_triggers_wait_too() -> None:
-    def make() -> Loop[Any]:
-        events = {"A": Event(at_step=2, wait_for="Update") | Event(at_step=9), "Update": UPDATE}
-        return Loop(range(12), events, max_epochs=1)
-
-    loop = make()
-    for _ in islice(loop, 3):
-        pass
-    assert [
-        s for s, names in run(resumed(make(), loop.state_dict()), at(0, id)) if "A" in names
-    ] == [3, 9]
-    seen = run(make(), at(4, lambda loop: loop.trigger("A")))
-    assert [step for step, names in seen if "A" in names] == [3, 7, 9]
-
-
-def test_a_trigger_that_waits_is_saved_in_the_body_that_calls_it() -> None:
+def test_a_trigger_waits_and_is_saved_in_the_body_that_calls_it() -> None:
     def make() -> Loop[Any]:
         events = {"A": Event(at_step=99, wait_for="Update"), "Update": UPDATE}
         return Loop(range(12), events, max_epochs=1)
@@ -430,8 +305,9 @@ def test_a_trigger_that_waits_is_saved_in_the_body_that_calls_it() -> None:
     for _ in islice(loop := make(), 2):
         pass
     loop.trigger("A")
-    seen = run(resumed(make(), loop.state_dict()), at(0, id))
-    assert [step for step, names in seen if "A" in names] == [3]
+    for each in (resumed(make(), loop.state_dict()), loop):
+        seen = run(each, at(0, id))
+        assert [step for step, names in seen if "A" in names] == [3]
 
 
 @pytest.mark.parametrize(
@@ -456,12 +332,6 @@ def test_only_events_that_do_not_wait_can_be_waited_for(
 ) -> None:
     with pytest.raises(ValueError, match=expected):
         Loop(range(3), events, max_epochs=1, stop_when=stop_when)
-
-
-def test_a_run_stops_at_an_update() -> None:
-    loop = Loop(range(99), {"Update": UPDATE}, stop_when=Event(at_step=5, wait_for="Update"))
-    assert flat(loop) == [*range(8)]
-    assert loop.state_dict()["finished"] == "stop_when"
 
 
 # ----------------------------------------------------------------------------- outside of a body

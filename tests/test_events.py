@@ -147,19 +147,6 @@ def test_joining_ignores_order_grouping_and_repeats() -> None:
     assert EPOCH_END | TRAINING_END != EPOCH_END
 
 
-def test_joined_events_and_members_stand_wherever_an_event_can() -> None:
-    events = {
-        "Both": Event(every_n_steps=4) | EPOCH_END,
-        "Ends": EPOCH_END | TRAINING_END,
-        "Member": EPOCH_END,
-    }
-    loop = Loop(range(3), events, max_steps=7)
-    steps = [(loop.global_step, due & set(events)) for _, due in loop if due]
-    ends = {"Both", "Ends", "Member"}
-    assert steps == [(2, ends), (3, {"Both"}), (5, ends), (6, {"Ends"})]
-    assert [batch for batch, _ in Loop(range(3), max_steps=7, stop_when=EPOCH_END)] == [0, 1, 2]
-
-
 @pytest.mark.parametrize("other", [3, "Log", None, {"Log"}, is_first, LoopEvents], ids=repr)
 def test_only_events_can_be_joined(other: Any) -> None:
     for event in (Event(every_n_steps=3), Event(every_n_steps=3) | EPOCH_END, EPOCH_END):
