@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import itertools
@@ -167,9 +168,16 @@ def test_lines_are_printed_beside_the_bar(capsys: pytest.CaptureFixture[str]) ->
 # How it ends
 
 
-def test_it_is_closed_as_the_loop_is_left() -> None:
-    for _ in Loop(range(10), max_epochs=1, progress=Bar):
-        break
+@pytest.mark.parametrize("way", ["break", "error"])
+def test_it_is_closed_as_the_loop_is_left(way: str) -> None:
+    def source() -> Iterator[int]:
+        yield from range(5)
+        raise OSError
+
+    with contextlib.suppress(OSError):
+        for _ in Loop(source, max_epochs=1, progress=Bar):
+            if way == "break":
+                break
     for _ in range(0 if CPYTHON else 4):  # PyPy frees one after the other
         gc.collect()
     assert [bar.is_closed for bar in Bar.made] == [True]
