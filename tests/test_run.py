@@ -96,6 +96,7 @@ STORMS: dict[str, Callable[[], CountingLoop]] = {
     "a list": lambda: storm([*range(4)], EVENTS, max_epochs=2),
     "sized": lambda: storm(Sized(), EVENTS, max_epochs=2),
     "looked ahead": lambda: storm(Loader(), EVENTS, max_epochs=2),
+    "a callable": lambda: storm(lambda: Sized(), EVENTS, max_epochs=2),
     "a stream": lambda: storm(iter(range(8)), EVENTS, max_epochs=2, dataloader_len=4),
     "a state": lambda: storm(StatefulLoader(4), EVENTS, max_epochs=2),
     "conditions": lambda: storm(Sized(), CONDITION, stop_when=Event(at_step=6)),
