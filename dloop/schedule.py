@@ -279,7 +279,7 @@ class Schedule:
             self._add_steps(counted, part)
             self._add_epochs(place, part)
             self._add_times(counted, of_launch, owner, part)
-            self._add_counter(counted, part)
+            self._add_counter(place, part)
             if part.condition_function is not None:
                 of_stop = owner == self.stop_place
                 whose = "stop_when" if of_stop else f"event {self.names.names[owner]!r}"

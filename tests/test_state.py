@@ -366,6 +366,10 @@ STOPS: dict[str, tuple[Event, str | None]] = {
     "training time": (Event(at_time=2), "stop_when"),
     "a step of the launch": (Event(at_step=2, per_launch=True), None),
     "time of the launch": (Event(at_time=2, per_launch=True), None),
+    "a sum within steps of the launch": (
+        Event(at=3, of="batches", from_step=1, per_launch=True),
+        "stop_when",
+    ),
     "a deadline": (Event(at_timestamp=12), None),
     "a deadline and a step": (Event(at_timestamp=12) | Event(at_step=2), "stop_when"),
     "a deadline or a later step": (Event(at_timestamp=12) | Event(at_step=5), None),
@@ -386,6 +390,7 @@ def test_stop_when_finishes_a_run_unless_it_is_of_the_launch(
     loop = make()
     for _ in loop:
         clock.advance(1)
+        loop.count("batches")
     assert (loop.stop_reason, loop.global_step) == ("stop_when", 2)
     clock.now -= 1
     state = json_of(loop)
