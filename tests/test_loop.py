@@ -10,6 +10,7 @@ import itertools
 import json
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from dloop import Event, Loop, LoopError, LoopEvents, sync
-from loops import ENTER
+from loops import ENTER, fired
 from manual_clock import ManualClock
 from recording_loaders import RecordingLoader, SizedLoader
 
@@ -303,6 +304,26 @@ def test_only_a_name_of_the_mapping_can_be_triggered(name: Any) -> None:
         Loop(range(2), {"E": Event()}, max_epochs=1).trigger(name)
 
 
+def test_a_trigger_and_a_stop_from_a_signal_handler_in_the_middle_of_a_step() -> None:
+    def condition(state: Any) -> bool:
+        if state.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return False
+
+    def handler(*_: object) -> None:
+        loop.trigger("Save")
+        loop.stop()
+        assert loop.stop_requested
+
+    loop = Loop(range(9), {"Save": Event(), "C": Event(condition)}, max_epochs=1)
+    former = signal.signal(signal.SIGINT, handler)
+    try:
+        assert fired(loop, "Save") == [4]  # step 3 is decided already
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert (loop.global_step, loop.stop_reason, loop.stop_requested) == (4, "stop", False)
+
+
 def test_guard_needs_with() -> None:
     loop = Loop(range(3), max_epochs=1, on_exception="event")
     with pytest.raises(LoopError, match="with loop:"):
@@ -403,6 +424,23 @@ def test_a_run_that_has_ended_cannot_be_entered(way: str, enter: str) -> None:
         with pytest.raises(LoopError, match=r"(ended|closed).*restart\(\) begins a new"):
             ENTER[enter](loop)
     assert len(loop) == 0
+
+
+def test_restart_begins_a_new_run_with_the_same_arguments() -> None:
+    events = {
+        "Steps": Event(every_n_steps=4),
+        "Period": Event(every_n_seconds=3, at_time=2),
+        "Condition": Event(lambda state: state.epoch == 1),
+    }
+    clock = itertools.count().__next__
+    loop = Loop([0] * 3, events, max_steps=8, stop_when=Event(at_time=7), clock=clock)
+    runs = []
+    for _ in range(2):
+        runs.append([(batch, set(names), loop.state) for batch, names in loop])
+        assert (len(runs[-1]), loop.stop_reason) == (7, "stop_when")
+        loop.restart()
+        assert (loop.stop_reason, loop.epoch, loop.global_step, len(loop)) == (None, 0, -1, 8)
+    assert runs[0] == runs[1]
 
 
 def test_close_closes_the_iterator_but_not_one_that_was_passed() -> None:

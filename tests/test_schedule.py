@@ -122,6 +122,22 @@ def test_all_reciprocals_end_on_the_epochs_last_batch(length: int) -> None:
         assert len(steps) == 2 * min(n, length)
 
 
+@pytest.mark.parametrize(
+    ("limit", "length", "steps"),
+    [(1.5, 4, 6), (1.5, 5, 8), (0.1, 4, 1), (1 / 3, 9, 3), (2.0, 4, 8), (0.5, 1, 1)],
+)
+def test_a_run_can_end_within_an_epoch(limit: float, length: int, steps: int) -> None:
+    loop = Loop(range(length), max_epochs=limit)
+    assert len(loop) == steps
+    lasts = [TRAINING_END in events for _, events in loop]
+    assert lasts == [False] * (steps - 1) + [True]
+    assert loop.stop_reason == "max_epochs"
+    again = resumed(Loop(range(length), max_epochs=limit), loop.state_dict())
+    assert list(again) == []
+    longer = resumed(Loop(range(length), max_epochs=limit + 1), loop.state_dict())
+    assert len(list(longer)) == length
+
+
 def test_a_fraction_needs_the_length_of_the_epoch() -> None:
     for arguments in (
         {"max_epochs": 0.5},
@@ -131,6 +147,27 @@ def test_a_fraction_needs_the_length_of_the_epoch() -> None:
             next(iter(Loop(lambda: iter(range(9)), **arguments)))  # type: ignore[arg-type]
     loop = Loop(lambda: iter(range(9)), {"E": Event(every_n_epochs=0.5)}, max_epochs=1)
     assert loop.steps_to_next_event() is None
+
+
+def test_step_numbers_and_windows_of_a_launch_count_from_its_first_step() -> None:
+    events = {
+        "First": Event(at_step=0, per_launch=True),
+        "WarmUp": Event(every_n_steps=3, first_at_step=1, until_step=6, per_launch=True),
+        "Late": Event(lambda state: True, from_step=8, per_launch=True, at_step=9),
+        "Ends": Event(every_n_epochs=1, from_step=4, per_launch=True),
+    }
+    loop, before = [Loop(range(10), events, max_epochs=2) for _ in range(2)]
+    for _ in itertools.islice(before, 7):
+        pass
+    loop.load_state_dict(before.state_dict())
+    steps = [(loop.global_step, due & set(events)) for _, due in loop if due & set(events)]
+    late = [(step, {"Late"}) for step in range(15, 19)]
+    assert steps == [
+        *[(7, {"First"}), (8, {"WarmUp"}), (11, {"WarmUp"})],
+        *[*late, (19, {"Late", "Ends"})],
+    ]
+    loop.restart()
+    assert fired(loop, "WarmUp") == [1, 4]
 
 
 # Far steps
@@ -364,6 +401,13 @@ def test_a_limit_ends_the_run(
     loop = Loop(epochs_of(lengths, sized=sized), clock=ticks(), **limit)
     assert ends(loop) == expected
     assert [loop.stop_reason] == list(limit)
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_epochs": 1}, {"max_seconds": 3}])
+def test_the_limit_comes_before_stop_when_at_the_same_step(limit: dict[str, Any]) -> None:
+    for event in (Event(at_step=2), Event(lambda state: state.training_end), TRAINING_END):
+        loop = Loop([0] * 3, stop_when=event, clock=ticks(), **limit)
+        assert [loop.stop_reason for _ in loop] == [None, None, *limit]
 
 
 def test_a_timer_that_was_another_criterion_counts_from_the_resume() -> None:
