@@ -133,15 +133,19 @@ class Struck:
                 self.struck_at += f", {event} in {frame.f_code.co_name}, line {frame.f_lineno}"
                 raise KeyboardInterrupt
 
+    def watch(self) -> None:
+        if not self.at or self.points < self.at[-1]:
+            sys.setprofile(self.profile)
+
     def run(self, loop: CountingLoop, enter: Enter, enter_again: bool) -> None:
         pairs = enter(loop)
         for _ in range(3):
             try:
-                sys.setprofile(self.profile)
+                self.watch()
                 for batch, events in pairs:
                     sys.setprofile(None)
                     self.record(loop, batch, events)
-                    sys.setprofile(self.profile)
+                    self.watch()
                 return
             except KeyboardInterrupt:
                 pass
