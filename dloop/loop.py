@@ -825,7 +825,6 @@ class Loop(Generic[Batch]):
             0
         """
         self._run.close()
-        self._progress.close()
 
     def __enter__(self: Self) -> Self:
         self._is_managed = True

@@ -116,18 +116,14 @@ class Progress:
 
     def leave(self, run: Run) -> None:
         """Show the latest step of a run whose bar is shown, and close the bar."""
-        if run is self._run:
-            is_done = run.stop_reason is not None  # else the body was left
-            if run.engine.step >= 0:
-                self._update(run, run.engine.step + is_done, run.state.epoch)
-            self.close()
-
-    def close(self) -> None:
-        """Close the bar."""
-        bar, run, self.bar, self._run = self.bar, self._run, None, None
-        if run is not None:
-            run.engine.agenda.bar, run.engine.agenda.bar_step = None, NEVER
-            bar.close()
+        if run is not self._run:
+            return
+        is_done = run.stop_reason is not None  # else the body was left
+        if run.engine.step >= 0:
+            self._update(run, run.engine.step + is_done, run.state.epoch)
+        bar, self.bar, self._run = self.bar, None, None
+        run.engine.agenda.bar, run.engine.agenda.bar_step = None, NEVER
+        bar.close()
 
     def _update(self, run: Run, done: int, epoch: int) -> None:
         bar, postfix = self.bar, self._postfix
